@@ -1,0 +1,8 @@
+"""HSWQ for ComfyUI: quantizes SDXL to FP8 while it loads, by statistics of your own samplings."""
+
+
+async def comfy_entrypoint():
+    """Return the extension to ComfyUI."""
+    from .loader.extension import HSWQExtension
+
+    return HSWQExtension()

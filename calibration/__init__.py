@@ -1,0 +1,18 @@
+"""The Dual Monitor: statistics of a model's layers, and the file that keeps them.
+
+Pure torch; knows nothing of ComfyUI.
+"""
+
+from .files import StatisticsError, load_statistics, save_statistics
+from .monitor import DualMonitor, monitored_layers
+from .statistics import LayerStatistics, Statistics
+
+__all__ = [
+    "DualMonitor",
+    "LayerStatistics",
+    "Statistics",
+    "StatisticsError",
+    "load_statistics",
+    "monitored_layers",
+    "save_statistics",
+]

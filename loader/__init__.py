@@ -1,0 +1,1 @@
+"""The ComfyUI side: nodes, operations, loading, recording and routes."""

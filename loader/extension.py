@@ -1,0 +1,22 @@
+"""What ComfyUI loads: the list of nodes, and the start of recording."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .nodes import NODES
+from .recording import recorder
+from .store import register_folder
+
+
+class HSWQExtension(ComfyExtension):
+    """The extension's entry into ComfyUI."""
+
+    async def on_load(self) -> None:
+        """Make the statistics folder known and start recording."""
+        register_folder()
+        recorder.install()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Return the nodes."""
+        return NODES

@@ -1,0 +1,96 @@
+"""How a quantized weight is held: ComfyUI's QuantizedTensor with HSWQ's own layout.
+
+ComfyUI's memory modes, LoRA functions and savers know QuantizedTensor; the layout tells them how
+to get a float weight out of it, how to put one back, and what to write to a file.
+"""
+
+from __future__ import annotations
+
+import comfy.float
+import comfy.quant_ops
+import torch
+from comfy.quant_ops import TensorCoreFP8E4M3Layout, register_layout_class
+
+from ..quant import FP8_MAX, dequantize, quantize
+
+LAYOUT = "HSWQFP8Layout"
+
+
+class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
+    """FP8 e4m3fn with one FP32 weight_scale, for weights of any rank, that keeps its clipping."""
+
+    @classmethod
+    def quantize(
+        cls, tensor, scale=None, clipping_scale=None, stochastic_rounding=0, inplace_ops=False
+    ):
+        """Quantize a float weight; the name and arguments are ComfyUI's.
+
+        Args:
+            tensor: float weight.
+            scale: FP32 weight_scale to use; None or "recalculate" chooses one.
+            clipping_scale: the weight_scale before a patch, kept as long as the search could have
+                chosen it for the patched weight, which starts at half the maximum.
+            stochastic_rounding: seed, 0 rounds to the nearest.
+            inplace_ops: allows to overwrite `tensor`, which is never needed here.
+        """
+        if scale is None or isinstance(scale, str):
+            scale = tensor.abs().amax().to(torch.float32) / FP8_MAX
+            scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+            if clipping_scale is not None:
+                clipping_scale = clipping_scale.to(scale.device)
+                scale = torch.where(scale <= 2 * clipping_scale, clipping_scale, scale)
+        if stochastic_rounding:
+            values = (tensor.to(torch.float32) / scale).clamp_(-FP8_MAX, FP8_MAX)
+            data = comfy.float.stochastic_rounding(
+                values, torch.float8_e4m3fn, seed=stochastic_rounding
+            )
+        else:
+            data, _ = quantize(tensor, scale * FP8_MAX, scaled=True)
+        return data, cls.Params(scale, tensor.dtype, tuple(tensor.shape))
+
+    @classmethod
+    def dequantize(cls, qdata, params):
+        """Return the float weight in the dtype that the tensor stands for."""
+        return dequantize(qdata, params.scale, params.orig_dtype)
+
+    @classmethod
+    def requantize_kwargs(cls, qtensor):
+        """Carry the clipping over a patch (ComfyUI calls this for LoRA under Dynamic VRAM)."""
+        return {"clipping_scale": qtensor._params.scale}
+
+    @classmethod
+    def state_dict_tensors(cls, qdata, params):
+        """Save real values: stock ComfyUI cannot read a scaled Conv2d (the export writes FP8)."""
+        return {"": cls.dequantize(qdata, params)}
+
+
+register_layout_class(LAYOUT, HSWQFP8Layout)
+
+
+class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
+    """ComfyUI's QuantizedTensor, made safe to detach in and out of inference mode.
+
+    Nodes run in inference mode; unloading on `/free` does not. Where a tensor is detached in the
+    other mode than it was made in, torch refuses to share its version counter. Parameters, state
+    dicts and `.data` all detach. (The name is ComfyUI's: it pins memory by the class's name.)
+    """
+
+    def detach(self) -> QuantizedTensor:
+        """Return a tensor that shares this one's bytes and scale."""
+        with torch.inference_mode(self.is_inference()):
+            return type(self)(self._qdata.detach(), self._layout_cls, self._params)
+
+    @property
+    def data(self) -> QuantizedTensor:
+        """Shares bytes and scale, so that copying into it (ComfyUI's hooks) sets both."""
+        return self.detach()
+
+    def _copy_with(self, qdata=None, params=None, clone_params=True) -> QuantizedTensor:
+        copied = super()._copy_with(qdata, params, clone_params)
+        return type(self)(copied._qdata, copied._layout_cls, copied._params)
+
+
+def hold(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
+    """Wrap FP8 bytes and their FP32 scale as a weight of `dtype`, for ComfyUI to move about."""
+    params = HSWQFP8Layout.Params(scale, dtype, tuple(data.shape))
+    return QuantizedTensor(data, LAYOUT, params)

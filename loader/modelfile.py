@@ -1,0 +1,160 @@
+"""Model files: safe reading, and the fingerprint that tells which weights a file holds."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import struct
+from typing import NamedTuple
+
+import comfy.utils
+import torch
+from comfy.model_detection import unet_prefix_from_state_dict
+
+MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library
+SAMPLE_BYTES = 256
+_ITEM_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+    "F8_E8M0": 8, "F4": 4, "C64": 64,
+}  # fmt: skip
+
+
+class ModelFileError(ValueError):
+    """A model file cannot be used; the message names it and what is wrong."""
+
+
+class TensorEntry(NamedTuple):
+    """Where a tensor lies in a safetensors file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: str) -> dict[str, TensorEntry]:
+    """Read and check a safetensors header; offsets are absolute in the file.
+
+    Raises:
+        ModelFileError: the header or the file's size is not what safetensors prescribes.
+    """
+    name = os.path.basename(path)
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        lead = file.read(8)
+        length = struct.unpack("<Q", lead)[0] if len(lead) == 8 else MAX_HEADER_BYTES + 1
+        if length > min(MAX_HEADER_BYTES, size):
+            raise ModelFileError(f"{name} is no safetensors file: it has no valid header")
+        try:
+            header = json.loads(file.read(length))
+            entries = _entries(header, 8 + length)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelFileError(f"{name} has a damaged safetensors header: {error}") from None
+    promised = max((entry.end for entry in entries.values()), default=8 + length)
+    if promised > size:
+        raise ModelFileError(
+            f"{name} is truncated: its header promises {promised} bytes, it has {size}"
+        )
+    return entries
+
+
+def _entries(header: dict, base: int) -> dict[str, TensorEntry]:
+    entries = {}
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = info["data_offsets"]
+        shape = tuple(info["shape"])
+        whole = all(type(number) is int and number >= 0 for number in (start, end, *shape))
+        bits = _ITEM_BITS.get(info["dtype"])
+        if not whole or bits is None or math.prod(shape) * bits != (end - start) * 8:
+            raise ValueError(f"tensor {name!r} has inconsistent dtype, shape or offsets")
+        entries[name] = TensorEntry(info["dtype"], shape, base + start, base + end)
+    return entries
+
+
+def fingerprint(path: str) -> str:
+    """Return what identifies the diffusion model's weights in a file, whatever its name.
+
+    A SHA-256 (hex) over names, shapes, dtypes and a sample of every tensor's bytes. Equal for a
+    renamed or moved file, and for a checkpoint and its diffusion model alone.
+
+    Raises:
+        ModelFileError: the file is damaged, or holds no tensors.
+    """
+    stat = os.stat(path)
+    return _fingerprint(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _fingerprint(path: str, size: int, modified: int) -> str:
+    if not path.lower().endswith((".safetensors", ".sft")):
+        return _fingerprint_of_tensors(path)
+    entries = read_header(path)
+    with open(path, "rb") as file:
+
+        def sample(entry: TensorEntry) -> bytes:
+            length = min(SAMPLE_BYTES, entry.end - entry.start)
+            file.seek(entry.start + (entry.end - entry.start - length) // 2)
+            return file.read(length)
+
+        return _digest(path, {name: (e.dtype, e.shape, sample(e)) for name, e in
+                              _diffusion_model(entries).items()})
+
+
+def _fingerprint_of_tensors(path: str) -> str:
+    """Fingerprint a `.ckpt`, read by ComfyUI's safe loader, as if it were safetensors."""
+    names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+
+    def facts(tensor: torch.Tensor) -> tuple:
+        data = tensor.contiguous().view(-1).view(torch.uint8)
+        length = min(SAMPLE_BYTES, data.numel())
+        start = (data.numel() - length) // 2
+        sample = data[start : start + length].numpy().tobytes()
+        return names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), sample
+
+    tensors = _diffusion_model(load_tensors(path)[0])
+    return _digest(path, {name: facts(tensor) for name, tensor in tensors.items()})
+
+
+def _diffusion_model(entries: dict) -> dict:
+    """Keep the diffusion model's entries, named relative to it, in the file's order."""
+    prefix = unet_prefix_from_state_dict(entries)
+    own = {name.removeprefix(prefix): e for name, e in entries.items() if name.startswith(prefix)}
+    return own or entries
+
+
+def _digest(path: str, tensors: dict[str, tuple]) -> str:
+    if not tensors:
+        raise ModelFileError(f"{os.path.basename(path)} holds no tensors")
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        dtype, shape, sample = tensors[name]
+        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        digest.update(sample)
+    return digest.hexdigest()
+
+
+def load_tensors(path: str) -> tuple[dict[str, torch.Tensor], dict | None]:
+    """Read a model file through ComfyUI's safe loader; safetensors stay mapped, not copied.
+
+    Returns:
+        The state dict on the CPU and the file's metadata.
+
+    Raises:
+        ModelFileError: the file is damaged or is no model file.
+    """
+    if path.lower().endswith((".safetensors", ".sft")):
+        read_header(path)
+    try:
+        tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+        return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, metadata
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler raises of every kind on damaged files
+        reason = str(error).split("\n", 1)[0]
+        raise ModelFileError(f"{os.path.basename(path)} cannot be read: {reason}") from error

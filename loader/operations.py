@@ -1,0 +1,163 @@
+"""Linear and Conv2d that become FP8 while ComfyUI loads them (`custom_operations`)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import comfy.float
+import comfy.ops
+import torch
+from comfy.quant_ops import QuantizedTensor
+
+from ..quant import dequantize
+from .layout import hold
+
+Decide = Callable[[str, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
+"""Layer name and its 16-bit weight -> the weight to keep, or its FP8 bytes and weight_scale."""
+
+
+def _normal_tensors(method: Callable) -> Callable:
+    """Run a method outside of inference mode, so that ComfyUI may use what it makes anywhere.
+
+    Nodes run inside of it, unloading (`/free`) and routes do not; a parameter that was made inside
+    cannot be patched or moved outside.
+    """
+
+    @functools.wraps(method)
+    def outside(*args, **kwargs):
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return outside
+
+
+def hswq_operations(decide: Decide, *, manual_cast: bool) -> SimpleNamespace:
+    """Return ComfyUI operations for one load, whose Linear and Conv2d ask `decide`.
+
+    Args:
+        decide: is asked once a layer, in the model's order.
+        manual_cast: whether weights are cast to the input's dtype in each forward, as ComfyUI
+            does where the device cannot compute in the weights' dtype.
+    """
+    base = comfy.ops.manual_cast if manual_cast else comfy.ops.disable_weight_init
+
+    class Linear(_Quantizable, base.Linear):
+        _decide = staticmethod(decide)
+
+        def _product(self, inputs, weight, bias):
+            return torch.nn.functional.linear(inputs, weight, bias)
+
+    class Conv2d(_Quantizable, base.Conv2d):
+        _decide = staticmethod(decide)
+
+        def _product(self, inputs, weight, bias):
+            return self._conv_forward(inputs, weight, bias)
+
+    class Operations(base):
+        pass
+
+    Operations.Linear, Operations.Conv2d = Linear, Conv2d
+    return Operations
+
+
+class _Quantizable:
+    """What Linear and Conv2d share: a weight that is 16 bit or a QuantizedTensor."""
+
+    def __init__(self, *args, device=None, dtype=None, **kwargs) -> None:
+        # The weights come one by one from the file; none is allocated before.
+        super().__init__(*args, device="meta", dtype=dtype, **kwargs)
+        self._shapes = {
+            key: tuple(value.shape) for key, value in self._parameters.items() if value is not None
+        }
+        self._target = (device or torch.device("cpu"), dtype or torch.get_default_dtype())
+        self.weight = self.bias = None
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+    ) -> None:
+        for key, shape in self._shapes.items():
+            value = state_dict.get(prefix + key)
+            if value is None:
+                missing.append(prefix + key)
+                value = torch.zeros(shape)
+            elif tuple(value.shape) != shape:
+                errors.append(f"{prefix}{key} has the shape {tuple(value.shape)}, not {shape}")
+                continue
+            elif key == "weight":
+                value = self._quantized(prefix[:-1], value)
+            self._set(key, self._placed(value, local_metadata.get("assign_to_params_buffers")))
+        known = {prefix + key for key in self._shapes}
+        unexpected.extend(key for key in state_dict if key.startswith(prefix) and key not in known)
+
+    @_normal_tensors
+    def _quantized(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        device, dtype = self._target
+        decided = self._decide(name, value)
+        if isinstance(decided, torch.Tensor):
+            return decided
+        return hold(*(part.to(device) for part in decided), dtype)
+
+    @_normal_tensors
+    def _placed(self, value: torch.Tensor, assign: bool) -> torch.Tensor:
+        if isinstance(value, QuantizedTensor):
+            return value
+        device, dtype = self._target
+        # Dynamic VRAM assigns: a tensor of the right dtype stays backed by the file.
+        return value.to(device, dtype, copy=not assign)
+
+    @_normal_tensors
+    def _set(self, key: str, value: torch.Tensor) -> None:
+        value = value.clone() if value.is_inference() else value
+        setattr(self, key, torch.nn.Parameter(value, requires_grad=False))
+
+    def forward(self, inputs):
+        comfy.ops.run_every_op()
+        if self.comfy_cast_weights or self.weight_function or self.bias_function:
+            return self.forward_comfy_cast_weights(inputs)
+        return self._product(inputs, _float_weight(self.weight, inputs.dtype), self.bias)
+
+    def forward_comfy_cast_weights(self, inputs):
+        """Forward through ComfyUI's general path: offloaded weights and weight functions."""
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            self, inputs, offloadable=True, compute_dtype=inputs.dtype
+        )
+        outputs = self._product(inputs, _float_weight(weight, inputs.dtype), bias)
+        comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+        return outputs
+
+    def convert_weight(self, weight, inplace=False, **_):
+        """Return the float weight that ComfyUI's patches apply to."""
+        return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+
+    def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **_):
+        """Take a patched float weight back, in the format of the one it replaces."""
+        old = self.weight
+        if isinstance(old, QuantizedTensor):
+            new = old.requantize_from_float(
+                weight, scale="recalculate", stochastic_rounding=seed or 0
+            ).to(old.dtype)
+        else:
+            new = comfy.float.stochastic_rounding(weight, old.dtype, seed=seed or 0)
+        if return_weight:
+            return new
+        if inplace_update:
+            old.data.copy_(new)
+        else:
+            self._set("weight", new)
+        return None
+
+    @_normal_tensors
+    def _apply(self, fn, recurse=True):
+        # torch moves parameters by swapping their data, which a wrapper subclass cannot do.
+        for key, value in self._parameters.items():
+            if value is not None:
+                self._set(key, fn(value))
+        return self
+
+
+def _float_weight(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if isinstance(weight, QuantizedTensor):
+        return dequantize(weight._qdata, weight._params.scale, dtype)
+    return weight

@@ -1,0 +1,25 @@
+"""The HSWQ algorithm in plain torch: clipping search, FP8 rounding, and the Plan.
+
+Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain mappings.
+"""
+
+from .fp8 import FP8_MAX, dequantize, quantize
+from .histogram import WeightedHistogram, weighted_histogram
+from .plan import LayerPlan, Plan, Planner, make_plan
+from .search import SearchSettings, optimal_amax, search_amax, weighted_mse
+
+__all__ = [
+    "FP8_MAX",
+    "LayerPlan",
+    "Plan",
+    "Planner",
+    "SearchSettings",
+    "WeightedHistogram",
+    "dequantize",
+    "make_plan",
+    "optimal_amax",
+    "quantize",
+    "search_amax",
+    "weighted_histogram",
+    "weighted_mse",
+]

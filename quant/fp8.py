@@ -1,0 +1,91 @@
+"""The e4m3fn number format: rounding in the search, and the stored tensors."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+FP8_MAX = 448.0
+"""Largest finite value of float8_e4m3fn."""
+
+_SMALLEST_NORMAL = 2.0**-6
+_SUBNORMAL_STEP = 2.0**-9
+_DROPPED_BITS = 20  # FP32 keeps 23 mantissa bits, e4m3fn keeps 3
+
+
+def positive_grid(device: torch.device) -> torch.Tensor:
+    """Return the (127,) FP32 values of e4m3fn that are not negative, from 0 to 448."""
+    values = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
+    return values.to(device)
+
+
+def round_to_grid(magnitude: torch.Tensor) -> torch.Tensor:
+    """Round FP32 magnitudes in [0, 448] to the nearest e4m3fn value, ties downwards.
+
+    HSWQ.md, "FP8 grid": a value exactly between two goes to the smaller magnitude, unlike a
+    torch cast, which goes to the even one. Any shape; returns FP32 of the same shape.
+    """
+    just_under_half = (1 << (_DROPPED_BITS - 1)) - 1
+    bits = (magnitude.view(torch.int32) + just_under_half) >> _DROPPED_BITS << _DROPPED_BITS
+    subnormal = torch.ceil(magnitude / _SUBNORMAL_STEP - 0.5) * _SUBNORMAL_STEP
+    return torch.where(magnitude < _SMALLEST_NORMAL, subnormal, bits.view(torch.float32))
+
+
+def quantize(
+    weight: torch.Tensor, amax: float | torch.Tensor, *, scaled: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clip a weight at amax and store it as FP8 (HSWQ.md, "What is stored").
+
+    Args:
+        weight: any floating dtype and shape.
+        amax: clipping magnitude in the weight's units, above 0.
+        scaled: True stores `weight * 448 / amax` (V2), False stores the clipped weight (V1).
+
+    Returns:
+        The float8_e4m3fn tensor in the weight's shape and on its device, and its weight_scale:
+        an FP32 scalar tensor on the same device, 1 for V1, `amax / 448` for V2.
+    """
+    # The original computes FP16 weights in FP16, so ours give its bytes; wider is never worse.
+    dtype = torch.float16 if weight.dtype is torch.float16 else torch.float32
+    amax = torch.as_tensor(amax, dtype=torch.float32, device=weight.device)
+    if scaled:
+        values = (weight.to(torch.float32) * (FP8_MAX / amax)).to(dtype).clamp_(-FP8_MAX, FP8_MAX)
+        scale = amax / FP8_MAX
+    else:
+        bound = amax.clamp(max=FP8_MAX).to(dtype)
+        values = weight.to(dtype).clamp(-bound, bound)
+        scale = torch.ones_like(amax)
+    return _cast_to_fp8(values), scale
+
+
+def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return `quantized * scale` in `dtype`, multiplied in FP32 so that FP16 cannot overflow.
+
+    Args:
+        quantized: float8_e4m3fn tensor of any shape.
+        scale: FP32 scalar tensor (weight_scale).
+        dtype: of the result.
+    """
+    if not device_casts_fp8(quantized.device.type):
+        return dequantize(quantized.cpu(), scale.cpu(), dtype).to(quantized.device)
+    return (quantized.to(torch.float32) * scale).to(dtype)
+
+
+@functools.cache
+def device_casts_fp8(device_type: str) -> bool:
+    """Whether this kind of torch device can cast to and from float8_e4m3fn."""
+    try:
+        one = torch.ones(1, device=device_type)
+        return one.to(torch.float8_e4m3fn).to(torch.float32).item() == 1.0
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+
+
+def _cast_to_fp8(values: torch.Tensor) -> torch.Tensor:
+    if device_casts_fp8(values.device.type):
+        return values.to(torch.float8_e4m3fn)
+    # The bytes can be stored there, only the cast is missing (MPS).
+    return values.cpu().to(torch.float8_e4m3fn).view(torch.uint8).to(values.device).view(
+        torch.float8_e4m3fn
+    )

@@ -1,0 +1,68 @@
+"""The importance-weighted histogram of a weight's magnitudes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+ALL_ZERO_AMAX = 1e-7
+"""Stands in for max|W| of a weight that is zero everywhere."""
+
+
+class WeightedHistogram(NamedTuple):
+    """Where a weight's magnitudes lie, each counted with its input channel's importance.
+
+    Attributes:
+        maximum: max|W|, FP32 scalar tensor.
+        density: (bins,) float64, sums to 1. Bin i covers `[i, i + 1) * maximum / bins`.
+    """
+
+    maximum: torch.Tensor
+    density: torch.Tensor
+
+    def centres(self) -> torch.Tensor:
+        """Return the (bins,) float64 bin centres, from width / 2 to maximum - width / 2."""
+        bins = self.density.numel()
+        position = torch.arange(bins, dtype=torch.float64, device=self.density.device) + 0.5
+        return position * (self.maximum.to(torch.float64) / bins)
+
+
+def fit_importance(importance: torch.Tensor | None, channels: int) -> torch.Tensor | None:
+    """Fit an importance vector to a weight's input channels, as HSWQ.md says.
+
+    A shorter vector is padded with 1, a longer one is cut, None (all 1) stays None. One that is
+    zero everywhere would leave nothing to weigh by, and counts as None.
+    Returns a (channels,) float64 tensor where `importance` lies.
+    """
+    if importance is None or not importance.any():
+        return None
+    fitted = torch.ones(channels, dtype=torch.float64, device=importance.device)
+    known = min(channels, importance.numel())
+    fitted[:known] = importance.flatten()[:known]
+    return fitted
+
+
+def weighted_histogram(
+    weight: torch.Tensor, importance: torch.Tensor | None, bins: int
+) -> WeightedHistogram:
+    """Build the weighted histogram of |W| (HSWQ.md, "Weighted histogram").
+
+    Args:
+        weight: (out, in, ...) of any floating dtype, on any device; nothing is read back.
+        importance: (in,) importance of the input channels, None for all 1.
+        bins: number of equal bins from 0 to max|W|.
+    """
+    magnitude = weight.detach().to(torch.float32).abs()
+    maximum = magnitude.amax()
+    maximum = torch.where(maximum > 0, maximum, torch.full_like(maximum, ALL_ZERO_AMAX))
+    index = (magnitude / (maximum / bins)).to(torch.int64).clamp_(max=bins - 1)
+    channels = weight.shape[1] if weight.ndim > 1 else 1
+    fitted = fit_importance(importance, channels)
+    if fitted is None:
+        density = torch.bincount(index.flatten(), minlength=bins).to(torch.float64)
+    else:
+        per_channel = fitted.to(weight.device).view(1, -1, *[1] * (weight.ndim - 2))
+        density = torch.zeros(bins, dtype=torch.float64, device=weight.device)
+        density.index_add_(0, index.flatten(), per_channel.expand_as(index).reshape(-1))
+    return WeightedHistogram(maximum, density / density.sum())

@@ -1,0 +1,186 @@
+"""The search for the clipping magnitude (amax) with the least weighted error."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from .fp8 import FP8_MAX, positive_grid, round_to_grid
+from .histogram import WeightedHistogram, weighted_histogram
+
+SEARCH_LIMITS = {"bins": (2, 65536), "candidates": (2, 10000), "refinements": (0, 50)}
+"""Least and most of every search setting."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """How finely amax is searched; the defaults are the original's.
+
+    Attributes:
+        bins: bins of the weighted histogram.
+        candidates: amax values tried in each round.
+        refinements: rounds after the first, each over a quarter of the range before.
+    """
+
+    bins: int = 4096
+    candidates: int = 200
+    refinements: int = 3
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in SEARCH_LIMITS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(
+                    f"{name} must be a whole number from {least} to {most}, got {value!r}"
+                )
+
+
+DEFAULT_SETTINGS = SearchSettings()
+_FINALISTS = 8
+
+
+def candidate_errors(
+    histogram: WeightedHistogram, candidates: torch.Tensor, *, scaled: bool
+) -> torch.Tensor:
+    """Return mse(a) of every candidate, bin by bin: `sum H * (q(centre, a) - centre)^2`.
+
+    Args:
+        histogram: of one weight.
+        candidates: (candidates,) FP32 amax values.
+        scaled: the rounding of V2, else of V1.
+
+    Returns:
+        (candidates,) float64.
+    """
+    centres = histogram.centres()
+    values = centres.to(torch.float32)
+    amax = candidates[:, None]
+    if scaled:
+        factor = FP8_MAX / amax
+        rounded = round_to_grid((values * factor).clamp_(max=FP8_MAX)) / factor
+    else:
+        rounded = round_to_grid(torch.minimum(values, amax.clamp(max=FP8_MAX)))
+    return (rounded.to(torch.float64) - centres).square_() @ histogram.density
+
+
+class _GridErrors:
+    """The same errors, grid value by grid value: 127 terms a candidate instead of one a bin.
+
+    All bins between two rounding boundaries go to one grid value q, so their error is
+    `q^2 sum H - 2 q sum H c + sum H c^2`, and prefix sums over the bins give the three sums.
+    Right to about 1e-16 of the weight's mean square, which is why finalists are measured again.
+    """
+
+    def __init__(self, histogram: WeightedHistogram, *, scaled: bool) -> None:
+        self._scaled = scaled
+        centres, density = histogram.centres(), histogram.density
+        self._values = centres.to(torch.float32)
+        moments = torch.stack((density, density * centres))
+        self._sums = torch.nn.functional.pad(moments.cumsum(1), (1, 0))
+        self._total = density @ centres.square()
+        self._grid = positive_grid(centres.device)
+        self._midpoints = (self._grid[1:] + self._grid[:-1]) / 2
+        self._unscaled_edges = None if scaled else self._edges(self._values[None])
+
+    def __call__(self, candidates: torch.Tensor) -> torch.Tensor:
+        """Return the (candidates,) float64 errors."""
+        amax = candidates[:, None]
+        if self._scaled:
+            factor = FP8_MAX / amax
+            edges = self._edges(self._values * factor)
+            levels = self._grid / factor
+        else:
+            edges = self._unscaled_edges
+            levels = torch.minimum(self._grid, round_to_grid(amax.clamp(max=FP8_MAX)))
+        levels = levels.to(torch.float64)
+        mass, first_moment = self._sums[:, edges].diff()
+        return self._total + (levels * (levels * mass - 2 * first_moment)).sum(1)
+
+    def _edges(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the (rows, 128) bin indices where each grid value's bins begin and end."""
+        rows, bins = values.shape
+        midpoints = self._midpoints.expand(rows, -1).contiguous()
+        inner = torch.searchsorted(values, midpoints, right=True)  # a tie goes down
+        return torch.nn.functional.pad(torch.nn.functional.pad(inner, (1, 0)), (0, 1), value=bins)
+
+
+def search_amax(
+    histogram: WeightedHistogram, settings: SearchSettings = DEFAULT_SETTINGS, *, scaled: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Search the best amax of one histogram (HSWQ.md, "Search of amax").
+
+    Everything stays on the histogram's device; nothing is read back.
+
+    Returns:
+        The amax (FP32 scalar tensor) and its weighted mean squared error (float64 scalar tensor).
+    """
+    maximum = histogram.maximum.to(torch.float64)
+    low, high = maximum * 0.5, maximum
+    best = histogram.maximum
+    lowest = torch.full_like(maximum, torch.inf)
+    grid_errors = _GridErrors(histogram, scaled=scaled)
+    for _ in range(settings.refinements + 1):
+        candidates = _evenly(low, high, settings.candidates)
+        # Stable, so that the first of equals is among the finalists, which stay in order.
+        finalists = grid_errors(candidates).sort(stable=True).indices[:_FINALISTS].sort().values
+        errors = candidate_errors(histogram, candidates[finalists], scaled=scaled)
+        error, index = errors.min(0).values, finalists[errors.argmin()]
+        better = error < lowest
+        best = torch.where(better, candidates[index], best)
+        lowest = torch.where(better, error, lowest)
+        reach = (high - low) / 4
+        low = torch.maximum(maximum * 0.1, best - reach)
+        high = torch.minimum(maximum * 1.2, best + reach)
+    return best, lowest
+
+
+def optimal_amax(
+    weight: torch.Tensor,
+    importance: torch.Tensor | None = None,
+    *,
+    scaled: bool,
+    bins: int = 4096,
+    candidates: int = 200,
+    refinements: int = 3,
+) -> float:
+    """Return the clipping magnitude with the least importance-weighted FP8 error.
+
+    Args:
+        weight: (out, in, ...) floating tensor on any device.
+        importance: (in,) importance of the input channels (Dual Monitor), None for all 1.
+        scaled: True for V2 (a scale per tensor), False for V1 (the fixed FP8 grid).
+        bins, candidates, refinements: see SearchSettings.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    settings = SearchSettings(bins, candidates, refinements)
+    histogram = weighted_histogram(weight, importance, settings.bins)
+    return search_amax(histogram, settings, scaled=scaled)[0].item()
+
+
+def weighted_mse(
+    weight: torch.Tensor,
+    importance: torch.Tensor | None,
+    amax: float,
+    *,
+    scaled: bool,
+    bins: int = 4096,
+) -> float:
+    """Return the weighted mean squared error of clipping `weight` at `amax` (see optimal_amax)."""
+    histogram = weighted_histogram(weight, importance, bins)
+    candidate = torch.tensor([amax], dtype=torch.float32, device=weight.device)
+    return candidate_errors(histogram, candidate, scaled=scaled).item()
+
+
+def _evenly(low: torch.Tensor, high: torch.Tensor, count: int) -> torch.Tensor:
+    """Return `count` FP32 values evenly from low to high, both included, as torch.linspace does.
+
+    linspace steps up from low in its first half and down from high in its second; it takes host
+    numbers only, so this repeats it for tensors.
+    """
+    low, high = low.to(torch.float32), high.to(torch.float32)
+    step = (high - low) / (count - 1)
+    index = torch.arange(count, device=low.device)
+    return torch.where(index < count // 2, low + step * index, high - step * (count - 1 - index))
