@@ -42,13 +42,13 @@ class Host(NamedTuple):
     def environment(self) -> dict[str, str]:
         """The environment of all that dev.py runs: as in an activated venv, without telemetry."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-        path = (str(self.python.parent), os.environ.get("PATH", os.defpath))
+        programs = [python.parent for python in (self.python, self.lender) if python]
         return kept | {
             "COMFYUI_PATH": str(self.comfyui),
             "DO_NOT_TRACK": "1",
             "HSWQ_BASE": str(self.base),
             "HSWQ_DEV": str(DEV),
-            "PATH": os.pathsep.join(path),
+            "PATH": os.pathsep.join((*map(str, programs), os.environ.get("PATH", os.defpath))),
             "VIRTUAL_ENV": str(self.venv),
         }
 

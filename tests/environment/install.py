@@ -46,9 +46,9 @@ def stamp_of(folder: Path, step: str) -> Path:
 
 
 def ensure_venv(host: Host) -> None:
-    if not python_runs(host):
-        discard(host.venv)
     inputs, stamp = digest(host.venv, host.lender), stamp_of(host.venv, "made")
+    if not python_runs(host):
+        stamp.unlink(missing_ok=True)
     ensure("Virtual environment", stamp, inputs, lambda: make_venv(host))
 
 
@@ -165,7 +165,10 @@ def is_whole(record: Path) -> bool:
 
 
 def pip(host: Host, *arguments: object) -> None:
-    execute((host.python, "-m", "pip", "--disable-pip-version-check", *arguments), host.environment)
+    """Its temporary files, gigabytes, stay under .dev/, where those of a killed one get deleted."""
+    with tempfile.TemporaryDirectory(prefix=SCRAP, dir=DEV) as scrap:
+        command = (host.python, "-m", "pip", "--disable-pip-version-check", *arguments)
+        execute(command, host.environment | {"TMPDIR": scrap, "TEMP": scrap, "TMP": scrap})
 
 
 def ensure_base(host: Host) -> None:

@@ -107,6 +107,7 @@ def only_one() -> Iterator[None]:
                 time.sleep(0.5)
         os.set_inheritable(lock.fileno(), True)
         for scrap in DEV.glob(f"{SCRAP}*"):
+            print("Deleting what an earlier setup left.", file=sys.stderr)
             shutil.rmtree(scrap, ignore_errors=True)
         yield
 
