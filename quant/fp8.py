@@ -6,6 +6,8 @@ import functools
 
 import torch
 
+from . import kernels
+
 FP8_MAX = 448.0
 """Largest finite value of float8_e4m3fn."""
 
@@ -67,8 +69,11 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
         scale: FP32 scalar tensor (weight_scale).
         dtype: of the result.
     """
-    if not device_casts_fp8(quantized.device.type):
-        return dequantize(quantized.cpu(), scale.cpu(), dtype).to(quantized.device)
+    device = quantized.device
+    if not torch.compiler.is_compiling() and kernels.usable(device):
+        return kernels.dequantize(quantized, scale, dtype)
+    if not device_casts_fp8(device.type):
+        return dequantize(quantized.cpu(), scale.cpu(), dtype).to(device)
     return (quantized.to(torch.float32) * scale).to(dtype)
 
 

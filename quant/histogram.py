@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import kernels
+
 ALL_ZERO_AMAX = 1e-7
 """Stands in for max|W| of a weight that is zero everywhere."""
 
@@ -53,16 +55,32 @@ def weighted_histogram(
         importance: (in,) importance of the input channels, None for all 1.
         bins: number of equal bins from 0 to max|W|.
     """
-    magnitude = weight.detach().to(torch.float32).abs()
-    maximum = magnitude.amax()
+    weight = weight.detach()
+    lowest, highest = weight.aminmax()
+    maximum = torch.maximum(-lowest, highest).to(torch.float32)
     maximum = torch.where(maximum > 0, maximum, torch.full_like(maximum, ALL_ZERO_AMAX))
-    index = (magnitude / (maximum / bins)).to(torch.int64).clamp_(max=bins - 1)
-    channels = weight.shape[1] if weight.ndim > 1 else 1
-    fitted = fit_importance(importance, channels)
-    if fitted is None:
-        density = torch.bincount(index.flatten(), minlength=bins).to(torch.float64)
-    else:
-        per_channel = fitted.to(weight.device).view(1, -1, *[1] * (weight.ndim - 2))
-        density = torch.zeros(bins, dtype=torch.float64, device=weight.device)
-        density.index_add_(0, index.flatten(), per_channel.expand_as(index).reshape(-1))
+    fitted = fit_importance(importance, weight.shape[1] if weight.ndim > 1 else 1)
+    sum_up = _sum_with_kernel if kernels.usable(weight.device) else _sum
+    density = sum_up(weight, maximum / bins, fitted, bins)
     return WeightedHistogram(maximum, density / density.sum())
+
+
+def _sum(
+    weight: torch.Tensor, width: torch.Tensor, importance: torch.Tensor | None, bins: int
+) -> torch.Tensor:
+    """Return (bins,) float64: each bin's importance; None counts 1."""
+    index = (weight.to(torch.float32).abs() / width).to(torch.int64).clamp_(max=bins - 1)
+    if importance is None:
+        return torch.bincount(index.flatten(), minlength=bins).to(torch.float64)
+    per_channel = importance.to(weight.device).view(1, -1, *[1] * (weight.ndim - 2))
+    sums = torch.zeros(bins, dtype=torch.float64, device=weight.device)
+    return sums.index_add_(0, index.flatten(), per_channel.expand_as(index).reshape(-1))
+
+
+def _sum_with_kernel(
+    weight: torch.Tensor, width: torch.Tensor, importance: torch.Tensor | None, bins: int
+) -> torch.Tensor:
+    if importance is None:
+        importance = torch.ones(1, dtype=torch.float64)
+    importance = importance.to(weight.device, non_blocking=True)
+    return kernels.add_to_histogram(weight.contiguous(), width, importance, bins)

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from . import kernels
 from .fp8 import FP8_MAX, positive_grid, round_to_grid
 from .histogram import WeightedHistogram, weighted_histogram
 
@@ -115,6 +116,14 @@ def search_amax(
     Returns:
         The amax (FP32 scalar tensor) and its weighted mean squared error (float64 scalar tensor).
     """
+    if kernels.usable(histogram.density.device):
+        return kernels.search_amax(
+            histogram.maximum,
+            histogram.density,
+            settings.candidates,
+            settings.refinements,
+            scaled=scaled,
+        )
     maximum = histogram.maximum.to(torch.float64)
     low, high = maximum * 0.5, maximum
     best = histogram.maximum

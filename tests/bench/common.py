@@ -1,0 +1,207 @@
+"""What the benchmarks share: ComfyUI without its server, models to compare, and measuring.
+
+Import this before anything of comfy. Runs where dev.py runs it, and on any machine with
+ComfyUI's packages when COMFYUI_PATH names its tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def arguments(description: str, **extra: dict) -> argparse.Namespace:
+    """Parse the options of every benchmark, then bring ComfyUI up with the right ones of its own.
+
+    Args:
+        description: of the benchmark.
+        extra: further options by name, each the keyword arguments of `add_argument`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--checkpoint", help="16-bit checkpoint; default: the toy's")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda if there is one")
+    parser.add_argument("--dynamic", action="store_true", help="turn Dynamic VRAM on")
+    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    for name, options in extra.items():
+        parser.add_argument(f"--{name}", **options)
+    chosen = parser.parse_args()
+    _start_comfyui(chosen)
+    return chosen
+
+
+def _start_comfyui(chosen: argparse.Namespace) -> None:
+    import torch
+
+    chosen.device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sys.argv = sys.argv[:1] + (["--cpu"] if chosen.device == "cpu" else [])
+    sys.path[:0] = [os.environ.get("COMFYUI_PATH", str(ROOT / ".dev/ComfyUI")), str(ROOT / "tests")]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    if chosen.dynamic:
+        _turn_on_dynamic_vram()
+    package = types.ModuleType("hswq")
+    package.__path__ = [str(ROOT)]
+    sys.modules["hswq"] = package
+    if chosen.checkpoint is None:
+        from toy.checkpoint import make_checkpoint
+
+        chosen.checkpoint = str(make_checkpoint(ROOT / ".dev/bench/toy_sdxl.safetensors"))
+    import comfy.sd  # noqa: F401
+    import toy.nodes  # noqa: F401
+
+
+def _turn_on_dynamic_vram() -> None:
+    """Do what ComfyUI's main.py does, which has no function for it."""
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init(simple_vram_headroom=None, nvml_pressure=True)
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+
+    devices = comfy.model_management.get_all_torch_devices()
+    if not comfy_aimdo.control.init_devices((device.index, 0) for device in devices):
+        sys.exit("Dynamic VRAM does not start here")
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+
+
+def made_up_statistics(patcher, seed: int = 0):
+    """Return plausible statistics for a model's layers: speed does not depend on their values."""
+    import torch
+    from hswq.calibration import LayerStatistics, Statistics, monitored_layers
+
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for name, layer in monitored_layers(patcher.model.diffusion_model).items():
+        importance = torch.rand(layer.weight.shape[1], generator=generator, dtype=torch.float64)
+        sensitivity = torch.rand((), generator=generator).item()
+        layers[name] = LayerStatistics(0.0, 256 * sensitivity, 256, 256 * importance, 256)
+    return Statistics(layers, {"samples": 256})
+
+
+def planner(measured, keep_ratio: float = 0.25, scaled: bool = True):
+    """Return a Planner with the default settings."""
+    from hswq.quant import Planner
+
+    return Planner(measured, keep_ratio, scaled=scaled)
+
+
+class Sampling:
+    """Steps of a stock sampler at cfg 7, so a batch of two goes through the diffusion model."""
+
+    def __init__(self, patcher, size: int) -> None:
+        """Take the model and the picture's width and height in pixels."""
+        import torch
+
+        unet = patcher.model.diffusion_model
+        context = patcher.model.model_config.unet_config["context_dim"]
+        generator = torch.Generator().manual_seed(1)
+        hidden = torch.randn(1, 77, context, generator=generator)
+        pooled = {"pooled_output": torch.randn(1, 1280, generator=generator)}
+        self.patcher, self._unet = patcher, unet
+        self._positive, self._negative = [[hidden, pooled]], [[-hidden, pooled]]
+        self._latent = {"samples": torch.zeros(1, 4, size // 8, size // 8)}
+
+    def __call__(self, steps: int):
+        """Sample and return the latent."""
+        import nodes
+        import torch
+
+        with torch.inference_mode():
+            result = nodes.common_ksampler(
+                self.patcher, 1, steps, 7.0, "euler", "normal",
+                self._positive, self._negative, self._latent,
+            )  # fmt: skip
+        return result[0]["samples"]
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def wall(function: Callable[[], object]) -> float:
+    """Return the seconds that a call takes, the GPU's work included."""
+    synchronize()
+    start = time.perf_counter()
+    function()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def gpu_kernels(function: Callable[[], object]) -> tuple[float, int]:
+    """Return the milliseconds of GPU kernels in a call and their number; copies do not count."""
+    from torch.profiler import ProfilerActivity, profile
+
+    synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        function()
+        synchronize()
+    kernels = [
+        event for event in profiler.events()
+        if str(event.device_type).endswith("CUDA") and not event.name.startswith("Mem")
+    ]  # fmt: skip
+    return sum(event.device_time_total for event in kernels) / 1000, len(kernels)
+
+
+def alternately(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every function in every round, measured in turn."""
+    found = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            found[name].append(wall(function))
+    return found
+
+
+def median(values: list[float]) -> float:
+    """Return the median."""
+    return statistics.median(values)
+
+
+def unload() -> None:
+    """Take every model off the GPU and give the memory back."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    comfy.model_management.soft_empty_cache(True)
+
+
+def report(name: str, chosen: argparse.Namespace, results: dict[str, dict]) -> None:
+    """Print a table of results, a row each, and write them as JSON where asked."""
+    import torch
+    from comfyui_version import __version__ as comfyui
+
+    columns = list(dict.fromkeys(key for row in results.values() for key in row))
+    first = max(map(len, results))
+    print(f"\n{name}")
+    print("  ".join([" " * first, *columns]))
+    for label, row in results.items():
+        cells = (f"{row.get(key, ''):>{len(key)}}" for key in columns)
+        print("  ".join([label.ljust(first), *cells]))
+    about = {
+        "benchmark": name,
+        "device": torch.cuda.get_device_name() if chosen.device == "cuda" else platform.processor(),
+        "torch": torch.__version__, "comfyui": comfyui, "python": platform.python_version(),
+        "dynamic_vram": chosen.dynamic, "checkpoint": os.path.basename(chosen.checkpoint),
+        "results": results,
+    }  # fmt: skip
+    print(json.dumps({key: value for key, value in about.items() if key != "results"}))
+    if chosen.json:
+        Path(chosen.json).write_text(json.dumps(about, indent=2) + "\n")

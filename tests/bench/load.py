@@ -1,0 +1,87 @@
+"""Loading to the end of the first step, and the memory it takes, against stock ComfyUI's FP16."""
+
+import common
+
+chosen = common.arguments(
+    __doc__, size={"type": int, "default": 1024}, rounds={"type": int, "default": 3}
+)
+
+import threading  # noqa: E402
+import time  # noqa: E402
+
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+from hswq.loader.loading import ATTACHMENT, load_checkpoint  # noqa: E402
+
+
+class PeakMemory:
+    """Peak of the process's anonymous host memory and of torch's GPU memory in a block, in GiB."""
+
+    def __enter__(self):
+        self.host = self._start = self._anonymous()
+        if chosen.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self._running = True
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._running = False
+        self._thread.join()
+        self.host = (self.host - self._start) / 2**20
+        self.gpu = torch.cuda.max_memory_allocated() / 2**30 if chosen.device == "cuda" else 0.0
+
+    def _watch(self):
+        while self._running:
+            self.host = max(self.host, self._anonymous())
+            time.sleep(0.005)
+
+    @staticmethod
+    def _anonymous() -> int:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+def main() -> None:
+    with torch.inference_mode():
+        reference = comfy.sd.load_checkpoint_guess_config(chosen.checkpoint)[0]
+        measured = common.made_up_statistics(reference)
+        path = chosen.checkpoint
+        warm = load_checkpoint(path, common.planner(measured), only_model=True)[0]
+        common.Sampling(reference, chosen.size)(1)
+        common.Sampling(warm, chosen.size)(1)
+        plan = warm.get_attachment(ATTACHMENT)
+        del reference, warm
+        loaders = {
+            "FP16": lambda: comfy.sd.load_checkpoint_guess_config(path)[0],
+            "HSWQ, searching": lambda: load_checkpoint(path, common.planner(measured))[0],
+            "HSWQ, plan cached": lambda: load_checkpoint(path, plan)[0],
+        }
+        found = {name: [] for name in loaders}
+        for _ in range(chosen.rounds):
+            for name, load in loaders.items():
+                common.unload()
+                found[name].append(once(load))
+    results = {}
+    for name, rounds in found.items():
+        rows = {key: [one[key] for one in rounds] for key in rounds[0]}
+        results[name] = {key: round(common.median(values), 2) for key, values in rows.items()}
+    common.report("loading to the end of the first step", chosen, results)
+
+
+def once(load) -> dict[str, float]:
+    """Load and take one step."""
+    made = []
+    with PeakMemory() as loading:
+        seconds = common.wall(lambda: made.append(load()))
+    with PeakMemory() as stepping:
+        first = common.wall(lambda: common.Sampling(made[0], chosen.size)(1))
+    return {
+        "load s": seconds, "first step s": first, "total s": seconds + first,
+        "GPU peak GiB": loading.gpu, "host peak GiB": loading.host,
+        "GPU peak with step GiB": stepping.gpu, "weights GiB": made[0].model_size() / 2**30,
+    }  # fmt: skip
+
+
+main()

@@ -1,0 +1,62 @@
+"""One sampling step: GPU kernel time, launches and wall time, against stock ComfyUI's own ways."""
+
+import common
+
+chosen = common.arguments(
+    __doc__,
+    size={"type": int, "default": 1024},
+    steps={"type": int, "default": 8},
+    rounds={"type": int, "default": 3},
+    only={"nargs": "*", "help": "which variants"},
+)
+
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+from hswq.loader.loading import load_checkpoint  # noqa: E402
+
+
+def stock(**model_options):
+    return comfy.sd.load_checkpoint_guess_config(
+        chosen.checkpoint, output_clip=False, output_vae=False, model_options=model_options
+    )[0]
+
+
+def main() -> None:
+    with torch.inference_mode():
+        reference = stock()
+        measured = common.made_up_statistics(reference)
+        makers = {
+            "FP16": lambda: reference,
+            "stock FP8 cast": lambda: stock(dtype=torch.float8_e4m3fn),
+            "HSWQ scaled": lambda: load_checkpoint(
+                chosen.checkpoint, common.planner(measured), only_model=True
+            )[0],
+            "HSWQ compatible": lambda: load_checkpoint(
+                chosen.checkpoint, common.planner(measured, scaled=False), only_model=True
+            )[0],
+        }
+        makers = {n: m for n, m in makers.items() if not chosen.only or n in chosen.only}
+        runs, results = {}, {}
+        for name, make in makers.items():
+            patcher = make()
+            runs[name] = common.Sampling(patcher, chosen.size)
+            runs[name](2)  # warm up
+            results[name] = {"GiB": round(patcher.model_size() / 2**30, 3)}
+            if chosen.device == "cuda":
+                steps = {n: common.gpu_kernels(lambda n=n, r=runs[name]: r(n)) for n in (2, 6)}
+                time_ms, launches = ((steps[6][i] - steps[2][i]) / 4 for i in (0, 1))
+                results[name] |= {"kernel ms": round(time_ms, 2), "launches": round(launches)}
+        walls = {name: [] for name in runs}
+        for _ in range(chosen.rounds):
+            for name, sample in runs.items():
+                sample(1)  # it may have been unloaded for another
+                walls[name].append(common.wall(lambda s=sample: s(chosen.steps)) / chosen.steps)
+        first = next(iter(walls))
+        for name, seconds in walls.items():
+            ratios = [ours / stock for ours, stock in zip(seconds, walls[first], strict=True)]
+            results[name]["wall ms"] = round(1000 * common.median(seconds), 1)
+            results[name][f"wall vs {first}"] = round(common.median(ratios), 3)
+    common.report("one step of the sampler", chosen, results)
+
+
+main()
