@@ -47,7 +47,7 @@ def choose_statistics(choice: str, fingerprint: str | None, name: str) -> Statis
 def planner_for(
     choice: str, fingerprint: str | None, name: str, settings: QuantizeSettings, without: str
 ) -> tuple[Planner | None, str]:
-    """Return a Planner for a model, or None where it shall stay 16 bit, and a sentence about it.
+    """Return a Planner for a model, or None where it shall stay 16 bit, and a line about it.
 
     Args:
         choice, fingerprint, name: see choose_statistics.
@@ -69,16 +69,14 @@ def planner_for(
     samples = 0 if statistics is None else statistics.samples
     if statistics and (choice != AUTO or samples >= store.USABLE_SAMPLES):
         return planner(statistics), f"measured on {samples} of {store.TARGET_SAMPLES} samples"
-    found = f"{name} has {samples} of the {store.USABLE_SAMPLES} samples that HSWQ needs"
+    recorded = f"{samples} of {store.USABLE_SAMPLES} samples"
     if without == FAIL:
-        raise StatisticsError(
-            f"{found}: sample with it first, or choose what to do without statistics"
-        )
+        raise StatisticsError(f"{name} has {recorded} that HSWQ needs: sample with it first")
     if without == QUANTIZE_UNIFORMLY:
-        return planner(None), f"{found}: quantized without statistics, nothing kept in 16 bit"
+        return planner(None), f"without statistics ({recorded} recorded)"
     # Validate the settings now, not on the day when there are enough samples.
     planner(None)
-    return None, f"{found}: loaded in 16 bit, recording goes on while you sample"
+    return None, f"16 bit for now: {recorded} recorded"
 
 
 def milestone(samples: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import comfy.sd
@@ -117,6 +118,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
             statistics, fingerprint(path), ckpt_name, settings, without_statistics
         )
         if planner is None:
+            logging.info("HSWQ: %s: %s", ckpt_name, about)
             _say(cls.hidden.unique_id, about)
             embeddings = folder_paths.get_folder_paths("embeddings")
             loaded = comfy.sd.load_checkpoint_guess_config(path, embedding_directory=embeddings)
