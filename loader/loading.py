@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from typing import NamedTuple
 
 import comfy.hooks
+import comfy.memory_management
 import comfy.model_detection
 import comfy.model_management as memory
 import comfy.sd
@@ -21,6 +23,7 @@ from ..quant import Plan, Planner, SearchSettings, quantize
 from ..quant.search import DEFAULT_SETTINGS
 from .modelfile import ModelFileError, fingerprint, load_tensors
 from .operations import hswq_operations
+from .transfer import Transfer
 
 ATTACHMENT = "hswq"
 """Key of the Plan among a ModelPatcher's attachments."""
@@ -47,29 +50,38 @@ class QuantizeSettings:
 class Quantizer:
     """Quantizes layer after layer on the GPU, by a Plan or while making one."""
 
-    def __init__(self, source: Plan | Planner, layers: int) -> None:
-        """Take a Plan to apply or a Planner to make one, and how many layers will come."""
+    def __init__(self, source: Plan | Planner, layers: int, *, resident: bool = False) -> None:
+        """Take a Plan to apply or a Planner to make one, and how many layers will come.
+
+        `resident` leaves the layers on the GPU; else they go back to the CPU for ComfyUI to load.
+        """
         self._source: Plan | Planner | None = source
-        self._device = memory.get_torch_device()
+        self._resident = resident
+        self._transfer = Transfer(memory.get_torch_device())
         self._progress = comfy.utils.ProgressBar(layers)
-        memory.free_memory(_WORK_BYTES, self._device)
+        memory.free_memory(_WORK_BYTES, self._transfer.device)
 
     def decide(
         self, name: str, weight: torch.Tensor
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return a layer's weight as it came, or its FP8 bytes and weight_scale (operations)."""
+        """Return a layer's weight to keep, or its FP8 bytes and weight_scale (operations)."""
         memory.throw_exception_if_processing_interrupted()
         self._progress.update(1)
-        source, on_device = self._source, weight.to(self._device)
-        amax = source.add(name, on_device)
-        return weight if amax is None else quantize(on_device, amax, scaled=source.scaled)
+        source, transfer = self._source, self._transfer
+        if not source.quantizes(name):
+            source.add(name, weight)
+            return transfer.up(weight) if self._resident else weight
+        on_device = transfer.up(weight)
+        parts = quantize(on_device, source.add(name, on_device), scaled=source.scaled)
+        return parts if self._resident else tuple(transfer.down(part) for part in parts)
 
     def finish(self) -> Plan:
-        """Return the Plan, and let go of the statistics.
+        """Return the Plan, complete what is still on its way, and let go of the statistics.
 
         Raises:
             ValueError: the statistics or the Plan belong to another model.
         """
+        self._transfer.finish()
         source, self._source = self._source, None
         return source.finish()
 
@@ -98,8 +110,9 @@ def load_checkpoint(
         ValueError: the statistics or the Plan belong to another model.
     """
     tensors, metadata = load_tensors(path)
-    dtype, manual_cast, layers = _inspect(tensors, metadata, os.path.basename(path))
-    quantizer = Quantizer(source, layers)
+    found = _inspect(tensors, metadata, os.path.basename(path))
+    resident = _fits(source, found.layers)
+    quantizer = Quantizer(source, len(found.layers), resident=resident)
     embeddings = folder_paths.get_folder_paths("embeddings")
     patcher, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
         tensors,
@@ -107,13 +120,15 @@ def load_checkpoint(
         output_clip=not only_model,
         embedding_directory=embeddings,
         model_options={
-            "dtype": dtype,
-            "custom_operations": hswq_operations(quantizer.decide, manual_cast=manual_cast),
+            "dtype": found.dtype,
+            "custom_operations": hswq_operations(quantizer.decide, manual_cast=found.manual_cast),
         },
         metadata=metadata,
         disable_dynamic=disable_dynamic,
     )
     adopt(patcher, quantizer.finish(), os.path.basename(path))
+    if resident:
+        memory.load_models_gpu([patcher], force_full_load=True)
     patcher.cached_patcher_init = (reload_model, (path, patcher.get_attachment(ATTACHMENT)))
     stock = (path, embeddings, {}, {})
     if clip is not None:
@@ -173,29 +188,57 @@ def _is_merge(patcher: ModelPatcher) -> bool:
     )
 
 
-def _inspect(
-    tensors: dict[str, torch.Tensor], metadata: dict | None, name: str
-) -> tuple[torch.dtype, bool, int]:
-    """Return the dtype of the 16-bit weights, whether ComfyUI must cast them, and the layers."""
+class _Found(NamedTuple):
+    """What a checkpoint's diffusion model is made of.
+
+    Attributes:
+        dtype: of its 16-bit weights in memory.
+        manual_cast: whether ComfyUI must cast them in each forward.
+        layers: numbers of weights of its tensors with more than one axis, by layer name.
+    """
+
+    dtype: torch.dtype
+    manual_cast: bool
+    layers: dict[str, int]
+
+
+def _inspect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str) -> _Found:
     prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
     config = comfy.model_detection.model_config_from_unet(tensors, prefix, metadata=metadata)
     if config is None:
         raise ModelFileError(f"{name} holds no diffusion model that ComfyUI knows")
-    found = comfy.utils.weight_dtype(tensors, prefix)
-    if config.quant_config is not None or found.itemsize < 2:
+    stored = comfy.utils.weight_dtype(tensors, prefix)
+    if config.quant_config is not None or stored.itemsize < 2:
         raise ModelFileError(f"{name} is quantized already: HSWQ needs the 16-bit checkpoint")
     dtype = memory.unet_dtype(
         model_params=comfy.utils.calculate_parameters(tensors, prefix),
         supported_dtypes=config.supported_inference_dtypes,
-        weight_dtype=found,
+        weight_dtype=stored,
     )
     if dtype not in _SIXTEEN_BIT:
-        dtype = found if found in _SIXTEEN_BIT else torch.float16
+        dtype = stored if stored in _SIXTEEN_BIT else torch.float16
     compute = memory.unet_manual_cast(
         dtype, memory.get_torch_device(), config.supported_inference_dtypes
     )
-    layers = sum(
-        key.startswith(prefix) and key.endswith(".weight") and tensor.ndim > 1
+    layers = {
+        key.removeprefix(prefix).removesuffix(".weight"): tensor.numel()
         for key, tensor in tensors.items()
+        if key.startswith(prefix) and key.endswith(".weight") and tensor.ndim > 1
+    }
+    return _Found(dtype, compute not in (None, dtype), layers)
+
+
+def _fits(source: Plan | Planner, layers: dict[str, int]) -> bool:
+    """Whether the quantized model may stay on the GPU right away.
+
+    As ComfyUI does with a model that it loads directly to the GPU. Not under Dynamic VRAM, which
+    wants weights on the host and would hold them twice.
+    """
+    device = memory.get_torch_device()
+    if device.type != "cuda" or comfy.memory_management.aimdo_enabled:
+        return False
+    size = sum(
+        count * (1 if source.quantizes(name) else 2) for name, count in layers.items()
     )
-    return dtype, compute not in (None, dtype), layers
+    free = memory.get_free_memory(device)
+    return free > 1.1 * size + _WORK_BYTES + memory.minimum_inference_memory()

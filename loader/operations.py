@@ -15,7 +15,10 @@ from ..quant import dequantize
 from .layout import hold
 
 Decide = Callable[[str, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
-"""Layer name and its 16-bit weight -> the weight to keep, or its FP8 bytes and weight_scale."""
+"""Layer name and its 16-bit weight -> the weight to keep, or its FP8 bytes and weight_scale.
+
+They stay where they come back: on the GPU, or on the CPU for ComfyUI to load.
+"""
 
 
 def _normal_tensors(method: Callable) -> Callable:
@@ -93,17 +96,16 @@ class _Quantizable:
 
     @_normal_tensors
     def _quantized(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        device, dtype = self._target
         decided = self._decide(name, value)
-        if isinstance(decided, torch.Tensor):
-            return decided
-        return hold(*(part.to(device) for part in decided), dtype)
+        return decided if isinstance(decided, torch.Tensor) else hold(*decided, self._target[1])
 
     @_normal_tensors
     def _placed(self, value: torch.Tensor, assign: bool) -> torch.Tensor:
         if isinstance(value, QuantizedTensor):
             return value
         device, dtype = self._target
+        if value.device.type != "cpu":
+            return value.to(dtype)
         # Dynamic VRAM assigns: a tensor of the right dtype stays backed by the file.
         return value.to(device, dtype, copy=not assign)
 

@@ -90,15 +90,19 @@ class Plan:
         """Names of the layers that keep their 16-bit weights."""
         return [name for name, layer in self.layers.items() if not layer.quantized]
 
-    def add(self, name: str, weight: torch.Tensor) -> float | None:
-        """Return the amax of a layer, None to keep it: a finished Plan used as a Planner.
+    def quantizes(self, name: str) -> bool:
+        """Whether a layer becomes FP8: a finished Plan used as a Planner.
 
         Raises:
             ValueError: the Plan is of another model, which has no such layer.
         """
         if name not in self.layers:
             raise ValueError(f"the plan belongs to another model: it has no layer {name!r}")
-        return self.layers[name].amax
+        return self.layers[name].quantized
+
+    def add(self, name: str, weight: torch.Tensor) -> float | None:
+        """Return the amax of a layer, None to keep it; nothing is searched."""
+        return self.layers[name].amax if self.quantizes(name) else None
 
     def finish(self) -> Plan:
         """Return itself, as Planner.finish does."""
@@ -149,10 +153,18 @@ def select_kept(statistics: Mapping[str, MeasuredLayer], keep_ratio: float) -> f
     The first `int(N * keep_ratio)` of the N measured layers by sensitivity, highest first; equal
     ones in the mapping's order, which is the model's.
     """
-    ranked = {name: layer.sensitivity for name, layer in statistics.items()}
-    finite = [name for name, sensitivity in ranked.items() if math.isfinite(sensitivity)]
-    finite.sort(key=lambda name: -ranked[name])  # stable, so equal ones stay in order
-    return frozenset(finite[: int(len(finite) * check_keep_ratio(keep_ratio))])
+    ranked = {name: layer.sensitivity for name, layer in statistics.items() if is_finite(layer)}
+    # The sort is stable, so equal ones stay in order.
+    names = sorted(ranked, key=lambda name: -ranked[name])
+    return frozenset(names[: int(len(names) * check_keep_ratio(keep_ratio))])
+
+
+def is_finite(measured: MeasuredLayer) -> bool:
+    """Whether a layer's sensitivity and every channel's importance are finite numbers."""
+    importance = measured.importance
+    return math.isfinite(measured.sensitivity) and (
+        importance is None or bool(importance.isfinite().all())
+    )
 
 
 class Planner:
@@ -190,6 +202,10 @@ class Planner:
         self._searched: dict[str, torch.Tensor] = {}
         self._warnings: list[str] = []
 
+    def quantizes(self, name: str) -> bool:
+        """Whether a layer becomes FP8; only then `add` looks at its weight."""
+        return self._reason(name, self._measured(name)) in (QUANTIZED, QUANTIZED_UNIFORM)
+
     def add(self, name: str, weight: torch.Tensor) -> torch.Tensor | None:
         """Plan one layer; return its amax (FP32 scalar tensor on the weight's device), or None.
 
@@ -197,11 +213,12 @@ class Planner:
             name: of the layer, relative to the diffusion model.
             weight: (out, in, ...), on the device that shall search.
         """
-        measured = None if self._statistics is None else self._statistics.get(name)
+        measured = self._measured(name)
+        reason = self._reason(name, measured)
         sensitivity = None if measured is None else measured.sensitivity
-        reason = self._reason(name, sensitivity)
-        finite = sensitivity if sensitivity is None or math.isfinite(sensitivity) else None
-        self._layers[name] = LayerPlan(name, None, reason, finite)
+        if reason == KEPT_NOT_FINITE:
+            sensitivity = None  # JSON has no nan
+        self._layers[name] = LayerPlan(name, None, reason, sensitivity)
         if reason not in (QUANTIZED, QUANTIZED_UNIFORM):
             return None
         importance = None if measured is None else measured.importance
@@ -210,7 +227,8 @@ class Planner:
         amax, error = search_amax(histogram, self.settings, scaled=self.scaled)
         power = histogram.density @ histogram.centres().square()
         relative = (error / power).sqrt().to(torch.float32)
-        self._searched[name] = torch.stack((amax, relative))
+        finite = torch.stack(weight.detach().aminmax()).isfinite().all()  # nan is both
+        self._searched[name] = torch.stack((amax, relative, finite.to(torch.float32)))
         return amax
 
     def finish(self) -> Plan:
@@ -225,27 +243,23 @@ class Planner:
                 f"the statistics belong to another model: {len(missing)} of their "
                 f"{len(self._statistics)} layers are not in this one, the first is {missing[0]!r}"
             )
-        found = _to_host(self._searched)
-        layers = {
-            name: dataclasses.replace(layer, amax=found[name][0], relative_error=found[name][1])
-            if name in found
-            else layer
-            for name, layer in self._layers.items()
-        }
-        return Plan(
-            self.scaled,
-            self.keep_ratio,
-            MappingProxyType(layers),
-            self.settings,
-            tuple(self._warnings),
-        )
+        layers, warnings = dict(self._layers), list(self._warnings)
+        for name, (amax, error, finite) in _to_host(self._searched).items():
+            layers[name] = dataclasses.replace(layers[name], amax=amax, relative_error=error)
+            if not finite:
+                warnings.append(f"{name} has weights that are not finite; inf was clipped")
+        frozen = MappingProxyType(layers)
+        return Plan(self.scaled, self.keep_ratio, frozen, self.settings, tuple(warnings))
 
-    def _reason(self, name: str, sensitivity: float | None) -> str:
+    def _measured(self, name: str) -> MeasuredLayer | None:
+        return None if self._statistics is None else self._statistics.get(name)
+
+    def _reason(self, name: str, measured: MeasuredLayer | None) -> str:
         if self._statistics is None:
             return QUANTIZED_UNIFORM
-        if sensitivity is None:
+        if measured is None:
             return KEPT_UNMEASURED
-        if not math.isfinite(sensitivity):
+        if not is_finite(measured):
             return KEPT_NOT_FINITE
         return KEPT_SENSITIVE if name in self._kept else QUANTIZED
 
@@ -287,7 +301,7 @@ def make_plan(
 
 
 def _to_host(results: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    """Read pairs of numbers back from the device in one transfer."""
+    """Read rows of numbers back from the device in one transfer."""
     if not results:
         return {}
     return dict(zip(results, torch.stack(list(results.values())).tolist(), strict=True))

@@ -58,7 +58,7 @@ def _start_comfyui(chosen: argparse.Namespace) -> None:
         from toy.checkpoint import make_checkpoint
 
         chosen.checkpoint = str(make_checkpoint(ROOT / ".dev/bench/toy_sdxl.safetensors"))
-    import comfy.sd  # noqa: F401
+    import comfy.sd
     import toy.nodes  # noqa: F401
 
 
@@ -74,6 +74,7 @@ def _turn_on_dynamic_vram() -> None:
     devices = comfy.model_management.get_all_torch_devices()
     if not comfy_aimdo.control.init_devices((device.index, 0) for device in devices):
         sys.exit("Dynamic VRAM does not start here")
+    comfy_aimdo.control.set_log_warning()
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
 
@@ -106,26 +107,24 @@ class Sampling:
         """Take the model and the picture's width and height in pixels."""
         import torch
 
-        unet = patcher.model.diffusion_model
         context = patcher.model.model_config.unet_config["context_dim"]
         generator = torch.Generator().manual_seed(1)
         hidden = torch.randn(1, 77, context, generator=generator)
         pooled = {"pooled_output": torch.randn(1, 1280, generator=generator)}
-        self.patcher, self._unet = patcher, unet
+        self.patcher = patcher
         self._positive, self._negative = [[hidden, pooled]], [[-hidden, pooled]]
-        self._latent = {"samples": torch.zeros(1, 4, size // 8, size // 8)}
+        self._noise = torch.randn(1, 4, size // 8, size // 8, generator=generator)
 
     def __call__(self, steps: int):
         """Sample and return the latent."""
-        import nodes
+        import comfy.sample
         import torch
 
         with torch.inference_mode():
-            result = nodes.common_ksampler(
-                self.patcher, 1, steps, 7.0, "euler", "normal",
-                self._positive, self._negative, self._latent,
+            return comfy.sample.sample(
+                self.patcher, self._noise, steps, 7.0, "euler", "normal",
+                self._positive, self._negative, torch.zeros_like(self._noise), disable_pbar=True,
             )  # fmt: skip
-        return result[0]["samples"]
 
 
 def synchronize() -> None:
@@ -150,7 +149,7 @@ def gpu_kernels(function: Callable[[], object]) -> tuple[float, int]:
     from torch.profiler import ProfilerActivity, profile
 
     synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         function()
         synchronize()
     kernels = [
