@@ -138,6 +138,16 @@ def load_checkpoint(
     return patcher, clip, vae
 
 
+def check_checkpoint(path: str) -> None:
+    """Refuse what the HSWQ loader could never quantize, where the stock loader is to load it.
+
+    Raises:
+        ModelFileError: the file is damaged, unknown to ComfyUI or quantized already.
+    """
+    tensors, metadata = load_tensors(path)
+    _inspect(tensors, metadata, os.path.basename(path))
+
+
 def reload_model(path: str, plan: Plan, disable_dynamic: bool = False) -> ModelPatcher:
     """Load a checkpoint's model again with the same Plan (ComfyUI's `cached_patcher_init`)."""
     return load_checkpoint(path, plan, only_model=True, disable_dynamic=disable_dynamic)[0]

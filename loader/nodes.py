@@ -15,7 +15,14 @@ from server import PromptServer
 from ..quant import Plan, SearchSettings
 from . import choice, store
 from .converter import convert
-from .loading import ATTACHMENT, QuantizeSettings, identity, is_quantized, load_checkpoint
+from .loading import (
+    ATTACHMENT,
+    QuantizeSettings,
+    check_checkpoint,
+    identity,
+    is_quantized,
+    load_checkpoint,
+)
 from .modelfile import fingerprint
 from .recording import WRAPPER, record, unrecordable
 
@@ -118,6 +125,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
             statistics, fingerprint(path), ckpt_name, settings, without_statistics
         )
         if planner is None:
+            check_checkpoint(path)
             logging.info("HSWQ: %s: %s", ckpt_name, about)
             _say(cls.hidden.unique_id, about)
             embeddings = folder_paths.get_folder_paths("embeddings")

@@ -106,7 +106,10 @@ def add_statistics(
         delta = Statistics(delta, {**meta, **delta.meta, "fingerprint": fingerprint})
         total = delta if total is None else total.merge(delta)
         total = Statistics(total, {**total.meta, "last_run": now})
-        save_statistics(total, path)
+        try:
+            save_statistics(total, path)
+        except OSError as error:  # of a full disk, it does not say which file
+            raise OSError(f"{path.name} cannot be written: {error.strerror}") from error
     return total
 
 
