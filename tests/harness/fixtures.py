@@ -1,0 +1,63 @@
+"""What tests that talk to a server share. A room's conftest imports it, and gets its own server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from toy.checkpoint import make_checkpoint
+
+from harness.client import Client
+from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
+from harness.server import ComfyUIServer
+
+PROBE_NODES = Path(__file__).parent / "probe_nodes"
+FREE_SECONDS = 60
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
+    """ComfyUI with the extension, the toy checkpoint as sd_xl_base_1.0 and the probe's nodes."""
+    server = ComfyUIServer(tmp_path_factory.mktemp("comfyui"), {"hswq_probe": PROBE_NODES})
+    make_checkpoint(server.models / "checkpoints" / CHECKPOINT)
+    with server:
+        yield server
+
+
+@pytest.fixture
+def recorded(client: Client) -> Client:
+    """A user of a server that has recorded enough of the toy to load it in FP8."""
+    client.run(text_to_latent(stock_loader(), batch=32, steps=1))
+    free(client)
+    return client
+
+
+@pytest.fixture
+def client(server: ComfyUIServer) -> Client:
+    """A user of a server that has no statistics, and no models or results in memory."""
+    client = Client(server.url)
+    free(client)
+    for path in (server.models / "hswq").glob("*"):
+        path.unlink()
+    return client
+
+
+def free(client: Client, *, results: bool = True) -> None:
+    """Unload all models, forget all results if told so, and wait until that is done."""
+    client.free(unload_models=True, free_memory=results)
+    began = time.monotonic()
+    while client.get_json("/probe/models")["alive" if results else "loaded"]:
+        assert time.monotonic() - began < FREE_SECONDS, "there are still models in memory"
+        time.sleep(0.1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """Show what ComfyUI has printed when a test fails."""
+    report = yield
+    server = getattr(item, "funcargs", {}).get("server")
+    if report.failed and isinstance(server, ComfyUIServer):
+        report.sections.append(("ComfyUI's log", server.log_tail()))
+    return report

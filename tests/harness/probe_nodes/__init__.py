@@ -1,0 +1,8 @@
+"""Test-only node pack: looks into the server's models. Shares no code with the extension."""
+
+from .dual_monitor import ProbeDualMonitor
+from .models import ProbeModel, add_route
+
+add_route()
+
+NODE_CLASS_MAPPINGS = {"ProbeDualMonitor": ProbeDualMonitor, "ProbeModel": ProbeModel}

@@ -1,0 +1,72 @@
+"""What a diffusion model in memory is made of."""
+
+import gc
+import hashlib
+
+import comfy.model_management
+import torch
+from aiohttp import web
+from comfy.model_base import BaseModel
+from server import PromptServer
+
+
+def add_route():
+    """Serve GET /probe/models: looking is no prompt, so ComfyUI's cache stays as it is."""
+
+    @PromptServer.instance.routes.get("/probe/models")
+    async def models(request):
+        gc.collect()
+        patchers = [loaded.model for loaded in comfy.model_management.current_loaded_models]
+        models = [patcher.model for patcher in patchers if patcher is not None]
+        models = [model for model in models if isinstance(model, BaseModel)]
+        alive = sum(isinstance(thing, BaseModel) for thing in gc.get_objects())
+        return web.json_response({"loaded": [facts(model) for model in models], "alive": alive})
+
+
+class ProbeModel:
+    """Shows the facts of a MODEL and passes it on, so that a test can say when it looks."""
+
+    CATEGORY = "test"
+    FUNCTION = "look"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 (ComfyUI's own name)
+        return {"required": {"model": ("MODEL",)}}
+
+    def look(self, model):
+        return {"ui": {"facts": [facts(model.model)]}, "result": (model,)}
+
+
+def facts(model):
+    """Layers' dtypes by name, hooks left on it, and a hash of every byte of its weights."""
+    network = model.diffusion_model
+    weights = {name: getattr(part, "weight", None) for name, part in network.named_modules()}
+    return {
+        "layers": {
+            name: str(stored(weight)[0].dtype).removeprefix("torch.")
+            for name, weight in weights.items()
+            if weight is not None and weight.ndim > 1  # norms have one axis
+        },
+        "hooks": sum(
+            len(part._forward_hooks) + len(part._forward_pre_hooks) for part in network.modules()
+        ),
+        "digest": digest(network),
+    }
+
+
+def stored(tensor):
+    """The tensors that a weight is held in: itself, or FP8 bytes and their scale."""
+    if hasattr(tensor, "_qdata"):
+        return tensor._qdata, tensor._params.scale
+    return (tensor,)
+
+
+def digest(network):
+    hashed = hashlib.sha256()
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        hashed.update(name.encode())
+        for part in stored(tensor):
+            hashed.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return hashed.hexdigest()

@@ -1,0 +1,99 @@
+"""The quantized model in a server's life: LoRAs, unloading, interrupts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from harness.client import Client, InterruptedPromptError
+from harness.fixtures import free
+from harness.lora import make_lora
+from harness.prompts import Prompt, hswq_loader, node, stock_loader, text_to_latent, through
+from harness.server import ComfyUIServer
+
+pytestmark = pytest.mark.server
+
+LORA = "toy_lora.safetensors"
+
+
+@pytest.fixture
+def lora(server: ComfyUIServer) -> str:
+    path = server.models / "loras" / LORA
+    if not path.exists():
+        make_lora(path)
+    return LORA
+
+
+def with_lora(prompt: Prompt, lora: str, strength: float = 1.0) -> Prompt:
+    inputs = {"lora_name": lora, "strength_model": strength, "strength_clip": 0.0}
+    loader = node("LoraLoader", model=["loader", 0], clip=["loader", 1], **inputs)
+    return through(prompt, "lora", loader)
+
+
+def spelled_otherwise(prompt: Prompt) -> Prompt:
+    """Return a prompt that means the same, so that ComfyUI samples again instead of remembering."""
+    positive = prompt["positive"]
+    text = {**positive["inputs"], "text": positive["inputs"]["text"] + " "}
+    return {**prompt, "positive": {**positive, "inputs": text}}
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+class TestLora:
+    def test_has_the_effect_that_it_has_on_16_bit(self, recorded: Client, lora: str):
+        latents = {}
+        for loader in (stock_loader(), hswq_loader()):
+            prompt = text_to_latent(loader, steps=4)
+            without, patched = (
+                recorded.latent(recorded.run(each)) for each in (prompt, with_lora(prompt, lora))
+            )
+            latents[loader["class_type"]] = without, patched
+        (plain, plain_lora), (fp8, fp8_lora) = latents.values()
+        effect = distance(plain_lora, plain)
+        assert effect > 0.1
+        assert distance(fp8, plain) < effect / 2
+        assert distance(fp8_lora, plain_lora) < effect / 2
+
+    @pytest.mark.parametrize("results", [True, False], ids=["and results", "models only"])
+    def test_free_and_run_again_gives_the_same(self, recorded: Client, lora: str, results: bool):
+        prompt = with_lora(text_to_latent(hswq_loader()), lora)
+        before = recorded.latent(recorded.run(prompt))
+        free(recorded, results=results)
+        run = recorded.run(spelled_otherwise(prompt))
+        assert ("loader" in run.executed) == results
+        assert "sampler" in run.executed
+        assert recorded.latent(run).equal(before)
+
+    def test_taking_it_off_gives_the_model_back(self, recorded: Client, lora: str):
+        prompt = text_to_latent(hswq_loader())
+        before = recorded.latent(recorded.run(prompt))
+        patched = recorded.latent(recorded.run(with_lora(prompt, lora)))
+        after = recorded.run(spelled_otherwise(prompt))
+        assert "loader" in after.cached
+        assert not patched.equal(before)
+        assert recorded.latent(after).equal(before)
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return size and time of every file."""
+    stats = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+class TestInterrupt:
+    def test_an_interrupted_load_leaves_nothing(self, server: ComfyUIServer, recorded: Client):
+        prompt = text_to_latent(hswq_loader())
+        before = recorded.latent(recorded.run(prompt))
+        free(recorded)
+        files = snapshot(server.models)
+
+        def interrupt(event: dict) -> None:
+            if event["type"] == "progress":
+                recorded.interrupt()
+
+        with pytest.raises(InterruptedPromptError, match="loader"):
+            recorded.run(prompt, interrupt)
+        assert recorded.get_json("/probe/models") == {"loaded": [], "alive": 0}
+        assert snapshot(server.models) == files
+        assert recorded.latent(recorded.run(prompt)).equal(before)

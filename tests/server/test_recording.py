@@ -1,0 +1,124 @@
+"""Statistics grow while stock nodes sample, and are what a Dual Monitor measures."""
+
+import pytest
+import torch
+from harness.client import Client, InterruptedPromptError
+from harness.fixtures import free
+from harness.prompts import Prompt, node, stock_loader, text_to_latent, through
+from harness.server import ComfyUIServer
+
+pytestmark = pytest.mark.server
+
+PASSIVE, BY_HAND = "recorded", "by-hand"
+SUMS = ("output_sum", "output_sq_sum", "out_count", "input_imp_sum", "in_count")
+
+
+def sampling(session: str, **settings: int) -> Prompt:
+    """Return a prompt that is recorded into a session."""
+    prompt = text_to_latent(stock_loader(), **settings)
+    if session == PASSIVE:
+        return prompt
+    calibrate = node("HSWQCalibration", model=["loader", 0], session=session)
+    return through(prompt, "calibrate", calibrate)
+
+
+def probed(prompt: Prompt, name: str) -> Prompt:
+    """Measure with the independent monitor too."""
+    model = prompt["sampler"]["inputs"]["model"]
+    return through(prompt, "probe", node("ProbeDualMonitor", model=model, name=name))
+
+
+def recorded(server: ComfyUIServer, session: str) -> dict:
+    """Read the one file of a session."""
+    (path,) = (server.models / "hswq").glob(f"*.{session}.pt")
+    return torch.load(path, weights_only=True)
+
+
+def measured(server: ComfyUIServer, name: str) -> dict:
+    """Read what the independent monitor has measured."""
+    return torch.load(server.base / "output" / "probe" / f"{name}.pt", weights_only=True)
+
+
+def assert_same_statistics(found: dict, expected: dict) -> None:
+    """Compare sums of FP32 means with those of float64 ones."""
+    assert list(found) == list(expected)
+    for name, layer in found.items():
+        wanted = expected[name]
+        assert layer["out_count"] == layer["in_count"] == wanted["out_count"], name
+        assert layer["output_sq_sum"] == pytest.approx(wanted["output_sq_sum"], rel=1e-5), name
+        # A mean may be near zero; the size of the values tells what rounding does to it.
+        size = (wanted["output_sq_sum"] * wanted["out_count"]) ** 0.5
+        assert layer["output_sum"] == pytest.approx(wanted["output_sum"], abs=1e-5 * size), name
+        torch.testing.assert_close(
+            layer["input_imp_sum"], wanted["input_imp_sum"], rtol=1e-5, atol=0, msg=name
+        )
+
+
+def hooks(client: Client) -> list[int]:
+    """Return how many hooks are left on each diffusion model in memory."""
+    return [model["hooks"] for model in client.get_json("/probe/models")["loaded"]]
+
+
+class TestStatistics:
+    @pytest.mark.parametrize("session", [PASSIVE, BY_HAND])
+    def test_two_runs_equal_an_independent_monitor(
+        self, server: ComfyUIServer, client: Client, session: str
+    ):
+        for seed, batch in ((1, 1), (2, 3)):
+            client.run(probed(sampling(session, batch=batch, steps=3, seed=seed), session))
+        saved = recorded(server, session)
+        assert saved["meta"]["samples"] == 4
+        assert saved["meta"]["total_steps"] == 6
+        assert_same_statistics(saved["layers"], measured(server, session))
+        assert hooks(client) == [0]
+
+    def test_goes_on_after_a_restart(self, server: ComfyUIServer, client: Client):
+        runs = [("before", 1), ("after", 2)]
+        for name, seed in runs:
+            for session in (PASSIVE, BY_HAND):
+                client.run(probed(sampling(session, seed=seed), f"{session}-{name}"))
+            if name == "before":
+                server.restart()
+        for session in (PASSIVE, BY_HAND):
+            saved = recorded(server, session)
+            before, after = (measured(server, f"{session}-{name}") for name, _ in runs)
+            total = {
+                layer: {key: before[layer][key] + after[layer][key] for key in SUMS}
+                for layer in before
+            }
+            assert saved["meta"]["samples"] == 2
+            assert_same_statistics(saved["layers"], total)
+
+    def test_the_node_says_how_far_it_is(self, client: Client):
+        for seed, samples in ((1, 2), (2, 4)):
+            run = client.run(sampling("a_session", batch=2, seed=seed))
+            assert run.text("calibrate") == f"{samples} of 256 samples in 'a_session'"
+
+    def test_an_interrupted_sampling_is_not_recorded(self, server: ComfyUIServer, client: Client):
+        client.run(sampling(PASSIVE, seed=1))
+        before = recorded(server, PASSIVE)["meta"]
+
+        def interrupt(event: dict) -> None:
+            if event["type"] == "progress":
+                client.interrupt()
+
+        with pytest.raises(InterruptedPromptError, match="sampler"):
+            client.run(sampling(PASSIVE, steps=200, seed=2), interrupt)
+        assert hooks(client) == [0]
+        assert recorded(server, PASSIVE)["meta"] == before
+
+    def test_at_the_target_it_ends_and_the_picture_stays_the_same(
+        self, server: ComfyUIServer, client: Client
+    ):
+        (while_recording, by_hand) = (
+            client.latent(client.run(sampling(session, seed=5))) for session in (PASSIVE, BY_HAND)
+        )
+        free(client)
+        (path,) = (server.models / "hswq").glob(f"*.{PASSIVE}.pt")
+        saved = torch.load(path, weights_only=True)
+        torch.save({**saved, "meta": {**saved["meta"], "samples": 256}}, path)
+        complete = path.read_bytes()
+        without = client.latent(client.run(sampling(PASSIVE, seed=5)))
+        assert path.read_bytes() == complete
+        assert without.equal(while_recording)
+        assert without.equal(by_hand)
