@@ -22,6 +22,17 @@ def positive_grid(device: torch.device) -> torch.Tensor:
     return values.to(device)
 
 
+def quotient(numerator: torch.Tensor | float, denominator: torch.Tensor | float) -> torch.Tensor:
+    """Return the correctly rounded quotient of a tensor and a number, on every device alike.
+
+    Torch multiplies by the reciprocal where a number is divided by a tensor, and on CUDA also
+    where a tensor is divided by a number: one rounding too many for what must be exact.
+    """
+    if not isinstance(numerator, torch.Tensor):
+        return torch.full_like(denominator, numerator) / denominator
+    return numerator / torch.full_like(numerator, denominator)
+
+
 def round_to_grid(magnitude: torch.Tensor) -> torch.Tensor:
     """Round FP32 magnitudes in [0, 448] to the nearest e4m3fn value, ties downwards.
 
@@ -52,8 +63,9 @@ def quantize(
     dtype = torch.float16 if weight.dtype is torch.float16 else torch.float32
     amax = torch.as_tensor(amax, dtype=torch.float32, device=weight.device)
     if scaled:
-        values = (weight.to(torch.float32) * (FP8_MAX / amax)).to(dtype).clamp_(-FP8_MAX, FP8_MAX)
-        scale = amax / FP8_MAX
+        values = weight.to(torch.float32) * quotient(FP8_MAX, amax)
+        values = values.to(dtype).clamp_(-FP8_MAX, FP8_MAX)
+        scale = quotient(amax, FP8_MAX)
     else:
         bound = amax.clamp(max=FP8_MAX).to(dtype)
         values = weight.to(dtype).clamp(-bound, bound)

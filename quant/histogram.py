@@ -7,9 +7,13 @@ from typing import NamedTuple
 import torch
 
 from . import kernels
+from .fp8 import quotient
 
 ALL_ZERO_AMAX = 1e-7
 """Stands in for max|W| of a weight that is zero everywhere."""
+
+_LEAST_MAXIMUM = 1e-30
+"""Weights that are all smaller count as zero: 448 / amax would overflow FP32."""
 
 
 class WeightedHistogram(NamedTuple):
@@ -27,22 +31,22 @@ class WeightedHistogram(NamedTuple):
         """Return the (bins,) float64 bin centres, from width / 2 to maximum - width / 2."""
         bins = self.density.numel()
         position = torch.arange(bins, dtype=torch.float64, device=self.density.device) + 0.5
-        return position * (self.maximum.to(torch.float64) / bins)
+        return position * quotient(self.maximum.to(torch.float64), bins)
 
 
 def fit_importance(importance: torch.Tensor | None, channels: int) -> torch.Tensor | None:
     """Fit an importance vector to a weight's input channels, as HSWQ.md says.
 
     A shorter vector is padded with 1, a longer one is cut, None (all 1) stays None. One that is
-    zero everywhere would leave nothing to weigh by, and counts as None.
+    then zero everywhere would leave nothing to weigh by, and counts as None.
     Returns a (channels,) float64 tensor where `importance` lies.
     """
-    if importance is None or not importance.any():
+    if importance is None:
         return None
     fitted = torch.ones(channels, dtype=torch.float64, device=importance.device)
     known = min(channels, importance.numel())
     fitted[:known] = importance.flatten()[:known]
-    return fitted
+    return fitted if fitted.any() else None
 
 
 def weighted_histogram(
@@ -50,18 +54,22 @@ def weighted_histogram(
 ) -> WeightedHistogram:
     """Build the weighted histogram of |W| (HSWQ.md, "Weighted histogram").
 
+    A weight that is not finite has no place in a histogram and counts as 0, so that the search
+    still finds where to clip; stored, an infinite one is clipped like any other and nan stays nan.
+
     Args:
         weight: (out, in, ...) of any floating dtype, on any device; nothing is read back.
         importance: (in,) importance of the input channels, None for all 1.
         bins: number of equal bins from 0 to max|W|.
     """
-    weight = weight.detach()
+    weight = weight.detach().nan_to_num(0, 0, 0)
     lowest, highest = weight.aminmax()
     maximum = torch.maximum(-lowest, highest).to(torch.float32)
-    maximum = torch.where(maximum > 0, maximum, torch.full_like(maximum, ALL_ZERO_AMAX))
+    zero = torch.full_like(maximum, ALL_ZERO_AMAX)
+    maximum = torch.where(maximum > _LEAST_MAXIMUM, maximum, zero)
     fitted = fit_importance(importance, weight.shape[1] if weight.ndim > 1 else 1)
     sum_up = _sum_with_kernel if kernels.usable(weight.device) else _sum
-    density = sum_up(weight, maximum / bins, fitted, bins)
+    density = sum_up(weight, quotient(maximum, bins), fitted, bins)
     return WeightedHistogram(maximum, density / density.sum())
 
 
@@ -72,7 +80,9 @@ def _sum(
     index = (weight.to(torch.float32).abs() / width).to(torch.int64).clamp_(max=bins - 1)
     if importance is None:
         return torch.bincount(index.flatten(), minlength=bins).to(torch.float64)
-    per_channel = importance.to(weight.device).view(1, -1, *[1] * (weight.ndim - 2))
+    per_channel = importance.to(weight.device)
+    if weight.ndim > 2:
+        per_channel = per_channel.view(-1, *[1] * (weight.ndim - 2))
     sums = torch.zeros(bins, dtype=torch.float64, device=weight.device)
     return sums.index_add_(0, index.flatten(), per_channel.expand_as(index).reshape(-1))
 

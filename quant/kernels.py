@@ -112,6 +112,7 @@ if triton is not None:
         # Sign, exponent and mantissa moved to their places in FP16 give the value over 2^8.
         bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 7)
         value = bits.to(tl.float16, bitcast=True).to(tl.float32) * (tl.load(scale) * 256.0)
+        value = tl.where((byte & 0x7F) == 0x7F, float("nan"), value)
         tl.store(out + at, value.to(out.dtype.element_ty), mask=at < count)
 
     @triton.jit
@@ -149,8 +150,8 @@ if triton is not None:
         start = low.to(tl.float32)
         end = high.to(tl.float32)
         step = tl.div_rn(end - start, (count - 1).to(tl.float32))
-        up = start + step * index.to(tl.float32)
-        down = end - step * (count - 1 - index).to(tl.float32)
+        up = tl.fma(step, index.to(tl.float32), start)
+        down = tl.fma(-step, (count - 1 - index).to(tl.float32), end)
         return tl.where(index < count // 2, up, down)
 
     @triton.jit

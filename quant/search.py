@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from . import kernels
-from .fp8 import FP8_MAX, positive_grid, round_to_grid
+from .fp8 import FP8_MAX, positive_grid, quotient, round_to_grid
 from .histogram import WeightedHistogram, weighted_histogram
 
 SEARCH_LIMITS = {"bins": (2, 65536), "candidates": (2, 10000), "refinements": (0, 50)}
@@ -58,7 +58,7 @@ def candidate_errors(
     values = centres.to(torch.float32)
     amax = candidates[:, None]
     if scaled:
-        factor = FP8_MAX / amax
+        factor = quotient(FP8_MAX, amax)
         rounded = round_to_grid((values * factor).clamp_(max=FP8_MAX)) / factor
     else:
         rounded = round_to_grid(torch.minimum(values, amax.clamp(max=FP8_MAX)))
@@ -88,7 +88,7 @@ class _GridErrors:
         """Return the (candidates,) float64 errors."""
         amax = candidates[:, None]
         if self._scaled:
-            factor = FP8_MAX / amax
+            factor = quotient(FP8_MAX, amax)
             edges = self._edges(self._values * factor)
             levels = self._grid / factor
         else:
@@ -186,10 +186,12 @@ def weighted_mse(
 def _evenly(low: torch.Tensor, high: torch.Tensor, count: int) -> torch.Tensor:
     """Return `count` FP32 values evenly from low to high, both included, as torch.linspace does.
 
-    linspace steps up from low in its first half and down from high in its second; it takes host
-    numbers only, so this repeats it for tensors.
+    linspace steps up from low in its first half and down from high in its second, each with one
+    rounding (a fused multiply-add; float64 gives the same). It takes host numbers only, so this
+    repeats it for tensors.
     """
     low, high = low.to(torch.float32), high.to(torch.float32)
-    step = (high - low) / (count - 1)
+    step = quotient(high - low, count - 1).to(torch.float64)
     index = torch.arange(count, device=low.device)
-    return torch.where(index < count // 2, low + step * index, high - step * (count - 1 - index))
+    values = torch.where(index < count // 2, low + step * index, high - step * (count - 1 - index))
+    return values.to(torch.float32)

@@ -1,0 +1,72 @@
+"""Weights, importances and statistics to test with, and what the golden file holds."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+GOLDEN = Path(__file__).parent / "data" / "hswq_reference.safetensors"
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def golden(kind: str) -> list[dict]:
+    """Return what the original computed: its "cases" or its "monitors"."""
+    with safe_open(GOLDEN, "pt") as file:
+        return json.loads(file.metadata()[kind])
+
+
+def golden_tensor(name: str) -> torch.Tensor | None:
+    """Return a tensor of the golden file, None where it has no such one."""
+    with safe_open(GOLDEN, "pt") as file:
+        return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118
+
+
+def generator(seed: int) -> torch.Generator:
+    """Return a generator of reproducible numbers."""
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return FP32 weights as a trained layer has them."""
+    return torch.randn(shape, generator=generator(seed)) * 0.02
+
+
+WEIGHTS = {
+    "gaussian": lambda normal, uniform: normal * 0.02,
+    "heavy tails": lambda normal, uniform: normal * 0.02 / uniform.clamp(min=0.01),
+    "outliers": lambda normal, uniform: torch.where(uniform < 0.02, normal * 5, normal * 0.01),
+    "one magnitude": lambda normal, uniform: normal.sign() * 0.37,
+    "three magnitudes": lambda normal, uniform: normal.sign() * (uniform * 3).ceil() * 0.3,
+    "ternary": lambda normal, uniform: normal.sign() * (normal.abs() > 0.7) * 0.25,
+    "powers of two": lambda normal, uniform: normal.sign() * 2.0 ** (uniform * 12 - 8).floor(),
+    "uniform": lambda normal, uniform: uniform,
+    "above 448": lambda normal, uniform: normal * 700,
+    "below the grid": lambda normal, uniform: normal * 1e-4,
+    "zeros": lambda normal, uniform: normal * 0,
+}
+
+
+def weight_of(kind: str, shape: tuple[int, ...], dtype=torch.float32, seed: int = 0):
+    """Return weights of one of the kinds in WEIGHTS."""
+    numbers = generator(seed)
+    normal, uniform = torch.randn(shape, generator=numbers), torch.rand(shape, generator=numbers)
+    return WEIGHTS[kind](normal, uniform).to(dtype)
+
+
+IMPORTANCES = {
+    "none": lambda values: None,
+    "random": lambda values: values,
+    "half precision": lambda values: values.half(),
+    "short": lambda values: values[: max(1, len(values) // 2)],
+    "long": lambda values: torch.cat((values, values)),
+    "one value": lambda values: torch.ones(1),
+    "spiky": lambda values: torch.where(values > 0.8, values * 1000, values * 0.001),
+    "some zeros": lambda values: values * (values >= values.median()),
+}
+
+
+def importance_of(kind: str, channels: int, seed: int = 0) -> torch.Tensor | None:
+    """Return an importance vector for so many channels, of one of the kinds in IMPORTANCES."""
+    return IMPORTANCES[kind](torch.rand(channels, generator=generator(seed)) + 1e-3)

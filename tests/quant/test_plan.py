@@ -1,0 +1,293 @@
+"""What happens to every layer, and why."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import reference
+import torch
+from helpers import gaussian, importance_of
+from hswq.quant import (
+    LayerPlan,
+    Plan,
+    Planner,
+    SearchSettings,
+    dequantize,
+    make_plan,
+    optimal_amax,
+    quantize,
+)
+from hswq.quant.plan import (
+    KEPT_NOT_FINITE,
+    KEPT_SENSITIVE,
+    KEPT_UNMEASURED,
+    QUANTIZED,
+    QUANTIZED_UNIFORM,
+    select_kept,
+)
+
+QUICK = SearchSettings(bins=64, candidates=10, refinements=1)
+
+
+@dataclasses.dataclass
+class Measured:
+    """One layer's statistics, as a Plan reads them."""
+
+    sensitivity: float
+    importance: torch.Tensor | None = None
+
+
+def sensitivities(*values: float) -> dict[str, Measured]:
+    return {f"layer{index}": Measured(value) for index, value in enumerate(values)}
+
+
+def weights(count: int, *shape: int) -> dict[str, torch.Tensor]:
+    shape = shape or (6, 4)
+    return {f"layer{index}": gaussian(*shape, seed=index) for index in range(count)}
+
+
+def plan_of(statistics, count: int, keep_ratio: float = 0.25, *, scaled: bool = True) -> Plan:
+    return make_plan(weights(count), statistics, keep_ratio, scaled, QUICK)
+
+
+class TestSelectKept:
+    def test_the_most_sensitive_stay(self):
+        assert select_kept(sensitivities(1, 5, 3, 4), 0.5) == {"layer1", "layer3"}
+
+    @pytest.mark.parametrize(
+        ("count", "keep_ratio", "kept"),
+        [
+            (10, 0.0, 0),
+            (10, 0.09, 0),
+            (10, 0.1, 1),
+            (10, 0.25, 2),
+            (10, 0.3, 3),
+            (3, 0.33, 0),
+            (100, 0.29, 28),  # 100 * 0.29 is 28.999999999999996, and int() cuts
+            (794, 0.25, 198),
+            (7, 1.0, 7),
+            (7, 1, 7),
+            (0, 0.5, 0),
+        ],
+    )
+    def test_how_many_stay(self, count, keep_ratio, kept):
+        assert len(select_kept(sensitivities(*range(count)), keep_ratio)) == kept
+
+    def test_equal_ones_in_order(self):
+        statistics = {name: Measured(1.0) for name in "dacb"}
+        assert select_kept(statistics, 0.25) == {"d"}
+        assert select_kept(statistics, 0.5) == {"d", "a"}
+        assert select_kept({"z": Measured(2.0), **statistics}, 0.4) == {"z", "d"}
+
+    def test_what_is_not_finite_is_not_counted(self):
+        statistics = sensitivities(1, math.nan, 3, math.inf, 2)
+        assert select_kept(statistics, 0.34) == {"layer2"}
+        statistics["layer2"].importance = torch.tensor([1.0, math.nan])
+        assert select_kept(statistics, 0.5) == {"layer4"}
+
+
+class TestMakePlan:
+    def test_keeps_and_quantizes(self):
+        plan = plan_of(sensitivities(1, 9, 2, 3), 4)
+        assert plan.kept == ["layer1"]
+        assert plan.quantized == ["layer0", "layer2", "layer3"]
+        assert list(plan.layers) == ["layer0", "layer1", "layer2", "layer3"]
+        assert plan.layers["layer1"] == LayerPlan("layer1", None, KEPT_SENSITIVE, 9)
+        assert {plan.layers[name].reason for name in plan.quantized} == {QUANTIZED}
+        assert [layer.sensitivity for layer in plan.layers.values()] == [1, 9, 2, 3]
+        assert (plan.scaled, plan.keep_ratio, plan.settings) == (True, 0.25, QUICK)
+        assert plan.warnings == ()
+
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_amax_is_the_searchs(self, scaled, device):
+        importance = importance_of("spiky", 4)
+        layers = {name: weight.to(device) for name, weight in weights(2).items()}
+        plan = make_plan(layers, {"layer0": Measured(1, importance)}, 0, scaled)
+        expected = optimal_amax(layers["layer0"], importance, scaled=scaled)
+        assert plan.layers["layer0"].amax == expected
+        assert plan.layers["layer0"].scale(scaled) == (expected / 448 if scaled else 1)
+        assert plan.layers["layer1"].scale(scaled) == 1
+
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_relative_error(self, scaled, device):
+        weight, importance = gaussian(64, 48), importance_of("random", 48)
+        statistics = {"layer0": Measured(1, importance)}
+        plan = make_plan({"layer0": weight.to(device)}, statistics, 0, scaled)
+        layer = plan.layers["layer0"]
+        histogram = reference.histogram(weight, importance.tolist(), 4096)
+        power = float(histogram.density @ histogram.centres**2)
+        expected = math.sqrt(reference.mse(histogram, layer.amax, scaled) / power)
+        assert layer.relative_error == pytest.approx(expected, rel=1e-6)
+        # And it tells the truth about the bytes.
+        stored, scale = quantize(weight, layer.amax, scaled=scaled)
+        error = (dequantize(stored, scale, torch.float64) - weight).square() @ importance.double()
+        measured = (error.sum() / (weight.double().square() @ importance.double()).sum()).sqrt()
+        assert layer.relative_error == pytest.approx(measured.item(), rel=0.01)
+
+    def test_a_layer_without_statistics_is_kept_and_not_counted(self):
+        plan = plan_of(sensitivities(1, 2, 3, 4), 8)
+        assert plan.kept == ["layer3", "layer4", "layer5", "layer6", "layer7"]
+        assert plan.layers["layer4"] == LayerPlan("layer4", None, KEPT_UNMEASURED, None)
+
+    @pytest.mark.parametrize("sensitivity", [math.nan, math.inf, -math.inf])
+    def test_a_layer_whose_sensitivity_is_not_finite_is_kept(self, sensitivity):
+        plan = plan_of(sensitivities(1, sensitivity), 2, 0)
+        assert plan.layers["layer1"] == LayerPlan("layer1", None, KEPT_NOT_FINITE, None)
+        assert plan.quantized == ["layer0"]
+
+    def test_a_layer_whose_importance_is_not_finite_is_kept(self):
+        statistics = {"layer0": Measured(1, torch.tensor([1.0, math.inf, 1.0, 1.0]))}
+        plan = make_plan(weights(1), statistics, 0, True, QUICK)
+        assert plan.layers["layer0"].reason == KEPT_NOT_FINITE
+
+    def test_without_statistics_everything_is_quantized(self):
+        plan = plan_of(None, 3, 0.5)
+        assert plan.quantized == ["layer0", "layer1", "layer2"]
+        assert {layer.reason for layer in plan.layers.values()} == {QUANTIZED_UNIFORM}
+        expected = optimal_amax(
+            weights(1)["layer0"], scaled=True, bins=64, candidates=10, refinements=1
+        )
+        assert plan.layers["layer0"].amax == expected
+
+    def test_empty_statistics_keep_everything(self):
+        plan = plan_of({}, 2)
+        assert plan.kept == ["layer0", "layer1"]
+
+    def test_statistics_of_another_model(self):
+        statistics = sensitivities(*range(6))
+        message = "another model: 4 of their 6 layers are not in this one, the first is 'layer2'"
+        with pytest.raises(ValueError, match=message):
+            plan_of(statistics, 2)
+
+    @pytest.mark.parametrize("channels", [3, 5])
+    def test_another_number_of_channels_is_a_warning(self, channels):
+        statistics = {"layer0": Measured(1, torch.ones(channels))}
+        plan = make_plan(weights(1), statistics, 0, True, QUICK)
+        (warning,) = plan.warnings
+        assert f"layer0 has 4 input channels, its statistics {channels}" in warning
+        assert plan.quantized == ["layer0"]
+
+    @pytest.mark.parametrize(("shape", "channels"), [((6, 4), 1), ((6, 4), 4), ((6,), 1)])
+    def test_channels_that_fit(self, shape, channels):
+        statistics = {"layer0": Measured(1, torch.ones(channels))}
+        plan = make_plan(weights(1, *shape), statistics, 0, True, QUICK)
+        assert plan.warnings == ()
+
+    @pytest.mark.parametrize("value", [math.inf, math.nan])
+    def test_weights_that_are_not_finite_are_a_warning(self, value, device):
+        layers = {name: weight.to(device) for name, weight in weights(2).items()}
+        layers["layer1"][0, 0] = value
+        plan = make_plan(layers, None, 0, True, QUICK)
+        assert plan.warnings == ("layer1 has weights that are not finite; inf was clipped",)
+        assert all(math.isfinite(layer.amax) for layer in plan.layers.values())
+
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_a_layer_of_zeros(self, scaled):
+        plan = make_plan({"layer0": torch.zeros(6, 4)}, None, 0, scaled, QUICK)
+        layer = plan.layers["layer0"]
+        assert 0 < layer.amax <= 1.2e-7
+        assert math.isfinite(layer.relative_error)
+
+    def test_layers_may_be_produced_one_at_a_time(self):
+        statistics = sensitivities(1, 2, 3)
+        streamed = make_plan(iter(weights(3).items()), statistics, 0.4, True, QUICK)
+        assert streamed == plan_of(statistics, 3, 0.4)
+
+    @pytest.mark.parametrize(
+        "keep_ratio", [math.nan, math.inf, -0.1, 1.0000001, True, "0.25", None, [0.5]]
+    )
+    def test_keep_ratio_out_of_range(self, keep_ratio):
+        with pytest.raises(ValueError, match="keep_ratio must be a number from 0 to 1, got"):
+            plan_of(sensitivities(1), 1, keep_ratio)
+
+    def test_does_not_change_what_it_is_given(self):
+        layers, statistics = weights(2), sensitivities(1, 2)
+        make_plan(layers, statistics, 0, True, QUICK)
+        assert all(torch.equal(weight, weights(2)[name]) for name, weight in layers.items())
+        assert statistics == sensitivities(1, 2)
+
+
+class TestPlanner:
+    def test_add_returns_the_amax_or_none(self, device):
+        planner = Planner(sensitivities(2, 1), 0.5, scaled=True, settings=QUICK)
+        layers = {name: weight.to(device) for name, weight in weights(2).items()}
+        assert planner.add("layer0", layers["layer0"]) is None
+        amax = planner.add("layer1", layers["layer1"])
+        assert (amax.dtype, amax.shape, amax.device.type) == (torch.float32, (), device.type)
+        assert planner.finish().layers["layer1"].amax == amax.item()
+
+    def test_quantizes_knows_before_the_weight_is_there(self):
+        statistics = sensitivities(1, 2, math.nan)
+        planner = Planner(statistics, 0.5, scaled=True, settings=QUICK)
+        known = {name: planner.quantizes(name) for name in weights(4)}
+        assert known == {"layer0": True, "layer1": False, "layer2": False, "layer3": False}
+        for name, weight in weights(4).items():
+            assert (planner.add(name, weight) is not None) == known[name]
+        assert Planner(None, 0.5, scaled=True).quantizes("anything")
+
+    def test_finish_twice_gives_the_same(self):
+        planner = Planner({"layer0": Measured(1, torch.ones(9))}, 0, scaled=True, settings=QUICK)
+        planner.add("layer0", torch.full((3, 4), math.inf))
+        assert len(planner.finish().warnings) == 2
+        assert planner.finish() == planner.finish()
+
+
+class TestPlan:
+    @pytest.fixture
+    def plan(self) -> Plan:
+        statistics = {**sensitivities(1, 2, math.nan), "layer3": Measured(0.5, torch.ones(9))}
+        return plan_of(statistics, 5, 0.34)
+
+    def test_json_round_trip(self, plan):
+        text = json.dumps(plan.to_json(), allow_nan=False)
+        assert Plan.from_json(json.loads(text)) == plan
+
+    def test_is_frozen(self, plan):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            plan.scaled = False
+        with pytest.raises(TypeError):
+            plan.layers["layer0"] = None
+
+    @pytest.mark.parametrize(
+        ("change", "error"),
+        [
+            ({"keep_ratio": 2}, ValueError),
+            ({"settings": {"bins": 0}}, ValueError),
+            ({"settings": {"bits": 8}}, TypeError),
+            ({"layers": [{"name": "layer0"}]}, TypeError),
+        ],
+    )
+    def test_json_that_is_no_plan(self, plan, change, error):
+        with pytest.raises(error):
+            Plan.from_json({**plan.to_json(), **change})
+
+    def test_json_that_lacks_something(self, plan):
+        data = plan.to_json()
+        del data["scaled"]
+        with pytest.raises(KeyError):
+            Plan.from_json(data)
+
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_applied_as_a_source_it_decides_as_its_planner_did(self, scaled):
+        layers = weights(3)
+        planner = Planner(sensitivities(1, 2, 3), 0.34, scaled=scaled, settings=QUICK)
+        decided = {name: planner.add(name, weight) for name, weight in layers.items()}
+        plan = planner.finish()
+        for name, weight in layers.items():
+            amax = plan.add(name, weight)
+            assert (amax is None) == (decided[name] is None)
+            if amax is not None:
+                one, _ = quantize(weight, amax, scaled=scaled)
+                other, _ = quantize(weight, decided[name], scaled=scaled)
+                assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+        assert plan.finish() is plan
+
+    def test_a_layer_that_it_does_not_know(self, plan):
+        with pytest.raises(ValueError, match="another model: it has no layer 'other'"):
+            plan.add("other", gaussian(4, 4))
+
+    def test_quantizes(self, plan):
+        assert [name for name in plan.layers if plan.quantizes(name)] == plan.quantized
+        with pytest.raises(ValueError, match="another model: it has no layer 'other'"):
+            plan.quantizes("other")
