@@ -18,6 +18,7 @@ except ImportError:  # Windows and macOS builds of torch come without it
     triton = None
 
 _BLOCK = 4096
+_COPIES = 64  # of the histogram, so that programs seldom add to the same address at once
 _ONE_PROGRAM = (1,)
 
 
@@ -62,14 +63,14 @@ def add_to_histogram(
         importance: (in,) float64 there, or (1,) for one that all channels share.
         bins: number of bins.
     """
-    out = torch.zeros(bins, dtype=torch.float64, device=weight.device)
+    out = torch.zeros(_COPIES, bins, dtype=torch.float64, device=weight.device)
     count, channels = weight.numel(), importance.numel()
     kernel_size = weight[0, 0].numel() if weight.ndim > 2 else 1
     _histogram[((count + _BLOCK - 1) // _BLOCK,)](
         weight, width, importance, out, count, channels, kernel_size, bins,
-        BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False,
+        BLOCK=_BLOCK, COPIES=_COPIES, num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
-    return out
+    return out.sum(0)
 
 
 def search_amax(
@@ -117,15 +118,17 @@ if triton is not None:
 
     @triton.jit
     def _histogram(
-        weight, width, importance, out, count, channels, kernel_size, bins, BLOCK: tl.constexpr  # noqa: N803
-    ):
+        weight, width, importance, out, count, channels, kernel_size, bins,
+        BLOCK: tl.constexpr, COPIES: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = at < count
         magnitude = tl.abs(tl.load(weight + at, mask=inside, other=0.0).to(tl.float32))
         index = tl.minimum(tl.div_rn(magnitude, tl.load(width)).to(tl.int32), bins - 1)
         channel = (at // kernel_size) % channels
         share = tl.load(importance + channel, mask=inside, other=0.0)
-        tl.atomic_add(out + index, share, mask=inside, sem="relaxed")
+        copy = out + (tl.program_id(0) % COPIES) * bins
+        tl.atomic_add(copy + index, share, mask=inside, sem="relaxed")
 
     @triton.jit
     def _round_to_grid(magnitude):

@@ -167,6 +167,19 @@ def is_finite(measured: MeasuredLayer) -> bool:
     )
 
 
+def _reasons(statistics: Mapping[str, MeasuredLayer], keep_ratio: float) -> dict[str, str]:
+    """Return why each measured layer is kept or quantized."""
+    kept = select_kept(statistics, keep_ratio)
+    return {
+        name: KEPT_SENSITIVE if name in kept else _reason_of_others(measured)
+        for name, measured in statistics.items()
+    }
+
+
+def _reason_of_others(measured: MeasuredLayer) -> str:
+    return QUANTIZED if is_finite(measured) else KEPT_NOT_FINITE
+
+
 class Planner:
     """Makes a Plan layer by layer, so that weights can be streamed past it.
 
@@ -197,14 +210,14 @@ class Planner:
         self.scaled = scaled
         self.settings = settings
         self._statistics = statistics
-        self._kept = select_kept(statistics or {}, self.keep_ratio)
+        self._reasons = _reasons(statistics or {}, self.keep_ratio)
         self._layers: dict[str, LayerPlan] = {}
         self._searched: dict[str, torch.Tensor] = {}
         self._warnings: list[str] = []
 
     def quantizes(self, name: str) -> bool:
         """Whether a layer becomes FP8; only then `add` looks at its weight."""
-        return self._reason(name, self._measured(name)) in (QUANTIZED, QUANTIZED_UNIFORM)
+        return self._reason(name) in (QUANTIZED, QUANTIZED_UNIFORM)
 
     def add(self, name: str, weight: torch.Tensor) -> torch.Tensor | None:
         """Plan one layer; return its amax (FP32 scalar tensor on the weight's device), or None.
@@ -213,8 +226,8 @@ class Planner:
             name: of the layer, relative to the diffusion model.
             weight: (out, in, ...), on the device that shall search.
         """
-        measured = self._measured(name)
-        reason = self._reason(name, measured)
+        measured = None if self._statistics is None else self._statistics.get(name)
+        reason = self._reason(name)
         sensitivity = None if measured is None else measured.sensitivity
         if reason == KEPT_NOT_FINITE:
             sensitivity = None  # JSON has no nan
@@ -251,17 +264,10 @@ class Planner:
         frozen = MappingProxyType(layers)
         return Plan(self.scaled, self.keep_ratio, frozen, self.settings, tuple(warnings))
 
-    def _measured(self, name: str) -> MeasuredLayer | None:
-        return None if self._statistics is None else self._statistics.get(name)
-
-    def _reason(self, name: str, measured: MeasuredLayer | None) -> str:
+    def _reason(self, name: str) -> str:
         if self._statistics is None:
             return QUANTIZED_UNIFORM
-        if measured is None:
-            return KEPT_UNMEASURED
-        if not is_finite(measured):
-            return KEPT_NOT_FINITE
-        return KEPT_SENSITIVE if name in self._kept else QUANTIZED
+        return self._reasons.get(name, KEPT_UNMEASURED)
 
     def _check_channels(
         self, name: str, weight: torch.Tensor, importance: torch.Tensor | None
