@@ -122,6 +122,12 @@ class ComfyUIServer:
         raise ServerError(f"ComfyUI did not start in {START_SECONDS} s:\n{self.log_tail()}")
 
 
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    """Return what is in a folder, to compare it with what was; locks are nobody's data."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {path: path.read_bytes() for path in files}
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

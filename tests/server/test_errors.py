@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,18 +19,12 @@ from harness.prompts import (
     text_to_latent,
     through,
 )
-from harness.server import ComfyUIServer
+from harness.server import ComfyUIServer, snapshot
 from toy.checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.server
 
 UNIFORMLY = "quantize uniformly"
-
-
-def snapshot(folder: Path) -> dict[Path, bytes]:
-    """Return what is in a folder; a file that is a lock says nothing."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return {path: path.read_bytes() for path in files}
 
 
 def error_of(client: Client, prompt: Prompt) -> str:
@@ -207,43 +200,3 @@ class TestSettings:
             converter(["loader", 0]),
         ):
             assert "this model is quantized" in error_of(recorded, through(prompt, "made", made))
-
-
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux's prlimit")
-class TestFullDisk:
-    @pytest.mark.parametrize("session", ["recorded", "by-hand"])
-    def test_leaves_the_statistics_as_they_were(
-        self, server: ComfyUIServer, client: Client, session: str
-    ):
-        def prompt(seed: int) -> Prompt:
-            plain = text_to_latent(stock_loader(), seed=seed)
-            if session == "recorded":
-                return plain
-            calibrate = node("HSWQCalibration", model=["loader", 0], session=session)
-            return through(plain, "calibrate", calibrate)
-
-        client.run(prompt(1))
-        before = snapshot(server.models)
-        (path,) = (server.models / "hswq").glob("*.pt")
-        with no_room_for(server, path.stat().st_size // 2):
-            run = client.run(prompt(2))
-        assert client.latent(run).isfinite().all()
-        assert snapshot(server.models) == before
-        warning = next(line for line in server.log_tail().splitlines() if "not recorded" in line)
-        assert path.name in warning
-        client.run(prompt(3))
-        assert torch.load(path, weights_only=True)["meta"]["samples"] == 2
-
-
-class no_room_for:  # noqa: N801 (used as a statement)
-    """While the block runs, the server cannot write files of more than so many bytes."""
-
-    def __init__(self, server: ComfyUIServer, size: int) -> None:
-        self.server, self.size = server, size
-
-    def __enter__(self) -> None:
-        self.old = resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, (self.size, self.old[1]))
-
-    def __exit__(self, *_: object) -> None:
-        resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, self.old)

@@ -1,14 +1,12 @@
 """The quantized model in a server's life: LoRAs, unloading, interrupts."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from harness.client import Client, InterruptedPromptError
 from harness.fixtures import free
 from harness.lora import make_lora
 from harness.prompts import Prompt, hswq_loader, node, stock_loader, text_to_latent, through
-from harness.server import ComfyUIServer
+from harness.server import ComfyUIServer, snapshot
 
 pytestmark = pytest.mark.server
 
@@ -73,12 +71,6 @@ class TestLora:
         assert "loader" in after.cached
         assert not patched.equal(before)
         assert recorded.latent(after).equal(before)
-
-
-def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Return size and time of every file."""
-    stats = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
-    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
 class TestInterrupt:
