@@ -68,7 +68,7 @@ def planner_for(
     statistics = choose_statistics(choice, fingerprint, name)
     samples = 0 if statistics is None else statistics.samples
     if statistics and (choice != AUTO or samples >= store.USABLE_SAMPLES):
-        return planner(statistics), f"measured on {samples} of {store.TARGET_SAMPLES} samples"
+        return planner(statistics), f"{samples} of {store.TARGET_SAMPLES} samples"
     recorded = f"{samples} of {store.USABLE_SAMPLES} samples"
     if without == FAIL:
         raise StatisticsError(f"{name} has {recorded} that HSWQ needs: sample with it first")
