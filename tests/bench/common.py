@@ -36,21 +36,9 @@ def arguments(description: str, **extra: dict) -> argparse.Namespace:
     for name, options in extra.items():
         parser.add_argument(f"--{name}", **options)
     chosen = parser.parse_args()
-    _start_comfyui(chosen)
-    return chosen
-
-
-def _start_comfyui(chosen: argparse.Namespace) -> None:
-    import torch
-
-    chosen.device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sys.argv = sys.argv[:1] + (["--cpu"] if chosen.device == "cpu" else [])
-    sys.path[:0] = [os.environ.get("COMFYUI_PATH", str(ROOT / ".dev/ComfyUI")), str(ROOT / "tests")]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    if chosen.dynamic:
-        _turn_on_dynamic_vram()
+    chosen.device = chosen.device or default_device()
+    if start_comfyui(chosen.device, dynamic=chosen.dynamic) != chosen.dynamic:
+        sys.exit("Dynamic VRAM does not start here")
     package = types.ModuleType("hswq")
     package.__path__ = [str(ROOT)]
     sys.modules["hswq"] = package
@@ -58,11 +46,42 @@ def _start_comfyui(chosen: argparse.Namespace) -> None:
         from toy.checkpoint import make_checkpoint
 
         chosen.checkpoint = str(make_checkpoint(ROOT / ".dev/bench/toy_sdxl.safetensors"))
-    import comfy.sd
-    import toy.nodes  # noqa: F401
+    return chosen
 
 
-def _turn_on_dynamic_vram() -> None:
+def default_device() -> str:
+    """Return "cuda" where there is an NVIDIA GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def start_comfyui(device: str, *options: str, dynamic: bool = False) -> bool:
+    """Bring ComfyUI up in this process, without its server and with the toy known to it.
+
+    Args:
+        device: "cuda" or "cpu".
+        options: further ones of ComfyUI's own command line.
+        dynamic: turn Dynamic VRAM on.
+
+    Returns:
+        Whether Dynamic VRAM is on.
+    """
+    sys.path[:0] = [os.environ.get("COMFYUI_PATH", str(ROOT / ".dev/ComfyUI")), str(ROOT / "tests")]
+    arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if device == "cpu" else []), *options]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        dynamic = dynamic and _turn_on_dynamic_vram()
+        import comfy.sd
+        import toy.nodes  # noqa: F401
+    finally:
+        sys.argv = arguments
+    return dynamic
+
+
+def _turn_on_dynamic_vram() -> bool:
     """Do what ComfyUI's main.py does, which has no function for it."""
     import comfy_aimdo.control
 
@@ -73,10 +92,11 @@ def _turn_on_dynamic_vram() -> None:
 
     devices = comfy.model_management.get_all_torch_devices()
     if not comfy_aimdo.control.init_devices((device.index, 0) for device in devices):
-        sys.exit("Dynamic VRAM does not start here")
+        return False
     comfy_aimdo.control.set_log_warning()
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
+    return True
 
 
 def made_up_statistics(patcher, seed: int = 0):
