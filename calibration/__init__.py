@@ -3,7 +3,7 @@
 Pure torch; knows nothing of ComfyUI.
 """
 
-from .files import StatisticsError, load_statistics, save_statistics
+from .files import StatisticsError, atomic_file, load_statistics, save_statistics
 from .monitor import DualMonitor, monitored_layers
 from .statistics import LayerStatistics, Statistics
 
@@ -12,6 +12,7 @@ __all__ = [
     "LayerStatistics",
     "Statistics",
     "StatisticsError",
+    "atomic_file",
     "load_statistics",
     "monitored_layers",
     "save_statistics",

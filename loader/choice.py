@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import os
+
 import folder_paths
 
 from ..calibration import Statistics, StatisticsError, load_statistics
-from ..quant import Planner
+from ..quant import Plan, Planner
 from . import store
-from .loading import QuantizeSettings
+from .plans import find_plan, keep_plan, plan_key
+from .quantizer import QuantizeSettings
 
 AUTO = "auto"
 KEEP_16_BIT = "load in 16 bit"
@@ -16,67 +21,88 @@ FAIL = "fail"
 WITHOUT_STATISTICS = (KEEP_16_BIT, QUANTIZE_UNIFORMLY, FAIL)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a model will be quantized.
+
+    Attributes:
+        source: a Plan made before, a Planner to make one, or None to leave the model in 16 bit.
+        about: a line for people.
+        samples: that the statistics come from.
+        key: under which the Plan is kept, None where it is not.
+    """
+
+    source: Plan | Planner | None
+    about: str
+    samples: int = 0
+    key: str | None = None
+
+    def keep(self, plan: Plan) -> None:
+        """Keep the Plan that was made, for the next load."""
+        if self.key is not None and plan is not self.source:
+            keep_plan(self.key, plan, self.samples)
+
+
 def statistics_choices() -> list[str]:
     """Return what a node offers: "auto" and the files in the statistics folder."""
     return [AUTO, *folder_paths.get_filename_list(store.FOLDER)]
 
 
-def choose_statistics(choice: str, fingerprint: str | None, name: str) -> Statistics | None:
-    """Return the statistics for a model, None where "auto" finds none.
+def statistics_state(choice: str, fingerprint: str | None) -> tuple:
+    """Return what changes when a node should run again for its statistics.
+
+    Of "auto" it is the milestone that was reached, of a file its size and time.
+    """
+    if choice == AUTO:
+        known = None if fingerprint is None else store.statistics_of(fingerprint)
+        return (AUTO, milestone(known.samples)) if known else (AUTO, 0)
+    status = os.stat(folder_paths.get_full_path_or_raise(store.FOLDER, choice))
+    return choice, status.st_size, status.st_mtime_ns
+
+
+def choose(
+    choice: str,
+    fingerprint: str | None,
+    name: str,
+    settings: QuantizeSettings,
+    without: str,
+    *,
+    keep: bool = True,
+) -> Choice:
+    """Decide how a model is quantized.
 
     Args:
         choice: "auto" (all that was recorded of the model) or a file of the statistics folder.
         fingerprint: of the model's file, None if it has none.
         name: of the model, for messages.
-
-    Raises:
-        StatisticsError: the file is damaged, or belongs to another model.
-        FileNotFoundError: there is no such file.
-    """
-    if choice == AUTO:
-        return None if fingerprint is None else store.statistics_of(fingerprint)
-    statistics = load_statistics(folder_paths.get_full_path_or_raise(store.FOLDER, choice))
-    if None not in (statistics.fingerprint, fingerprint) and statistics.fingerprint != fingerprint:
-        raise StatisticsError(
-            f"{choice} holds statistics of {statistics.meta.get('model', 'another model')}, "
-            f"not of {name}: its weights are others"
-        )
-    return statistics
-
-
-def planner_for(
-    choice: str, fingerprint: str | None, name: str, settings: QuantizeSettings, without: str
-) -> tuple[Planner | None, str]:
-    """Return a Planner for a model, or None where it shall stay 16 bit, and a line about it.
-
-    Args:
-        choice, fingerprint, name: see choose_statistics.
         settings: mode, keep_ratio and search.
         without: one of WITHOUT_STATISTICS, for a model with fewer than 32 recorded samples.
+        keep: use and keep Plans; False for weights that are not the file's alone.
 
     Raises:
-        StatisticsError, FileNotFoundError: see choose_statistics; or there are no usable
-            statistics and `without` is "fail".
+        StatisticsError: the statistics are damaged or another model's, or there are none that
+            are usable and `without` is "fail".
+        FileNotFoundError: there is no such statistics file.
         ValueError: keep_ratio is out of range.
     """
-
-    def planner(statistics: Statistics | None) -> Planner:
-        return Planner(
-            statistics, settings.keep_ratio, scaled=settings.scaled, settings=settings.search
-        )
-
-    statistics = choose_statistics(choice, fingerprint, name)
+    statistics = _statistics(choice, fingerprint, name)
     samples = 0 if statistics is None else statistics.samples
     if statistics and (choice != AUTO or samples >= store.USABLE_SAMPLES):
-        return planner(statistics), f"{samples} of {store.TARGET_SAMPLES} samples"
+        key = None
+        if keep and fingerprint is not None:
+            key = plan_key(fingerprint, _version(choice, statistics), settings)
+        return _measured(statistics, settings, key)
     recorded = f"{samples} of {store.USABLE_SAMPLES} samples"
     if without == FAIL:
         raise StatisticsError(f"{name} has {recorded} that HSWQ needs: sample with it first")
+    # Made in any case, to refuse bad settings now and not on the day of enough samples.
+    planner = _planner(None, settings)
     if without == QUANTIZE_UNIFORMLY:
-        return planner(None), f"without statistics ({recorded} recorded)"
-    # Validate the settings now, not on the day when there are enough samples.
-    planner(None)
-    return None, f"16 bit for now: {recorded} recorded"
+        key = plan_key(fingerprint, "", settings) if keep and fingerprint is not None else None
+        about = f"without statistics ({recorded} recorded)"
+        found = find_plan(key) if key is not None else None
+        return Choice(found[0] if found else planner, about, 0, key)
+    return Choice(None, f"16 bit for now: {recorded} recorded")
 
 
 def milestone(samples: int) -> int:
@@ -89,3 +115,39 @@ def milestone(samples: int) -> int:
     while step <= min(samples, store.TARGET_SAMPLES):
         reached, step = step, step * 2
     return reached
+
+
+def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | None) -> Choice:
+    found = find_plan(key) if key is not None else None
+    source, samples = found or (_planner(statistics, settings), statistics.samples)
+    about = f"measured on {samples} of {store.TARGET_SAMPLES} samples"
+    return Choice(source, about, samples, key)
+
+
+def _planner(statistics: Statistics | None, settings: QuantizeSettings) -> Planner:
+    return Planner(
+        statistics, settings.keep_ratio, scaled=settings.scaled, settings=settings.search
+    )
+
+
+def _statistics(choice: str, fingerprint: str | None, name: str) -> Statistics | None:
+    if choice == AUTO:
+        return None if fingerprint is None else store.statistics_of(fingerprint)
+    statistics = load_statistics(folder_paths.get_full_path_or_raise(store.FOLDER, choice))
+    if None not in (statistics.fingerprint, fingerprint) and statistics.fingerprint != fingerprint:
+        raise StatisticsError(
+            f"{choice} holds statistics of {statistics.meta.get('model', 'another model')}, "
+            f"not of {name}: its weights are others"
+        )
+    return statistics
+
+
+def _version(choice: str, statistics: Statistics) -> str:
+    """Return what tells statistics from others that a new Plan shall be made for.
+
+    Recorded ones count as the same until the next milestone, unless they were begun anew.
+    """
+    if choice == AUTO:
+        return f"{statistics.meta.get('created_at')} {milestone(statistics.samples)}"
+    with open(folder_paths.get_full_path_or_raise(store.FOLDER, choice), "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()

@@ -12,8 +12,10 @@ from comfy.model_patcher import ModelPatcher
 
 from ..calibration import monitored_layers
 from ..quant import Plan, Planner
-from .loading import Quantizer, adopt, is_quantized
+from .loading import adopt
 from .operations import hswq_operations
+from .patchers import is_quantized
+from .quantizer import Quantizer
 
 _PREFIX = "diffusion_model."
 

@@ -1,14 +1,14 @@
-"""Loading a checkpoint so that its diffusion model becomes FP8 on the way in."""
+"""Loading a model file so that its diffusion model is FP8 when it arrives."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import NamedTuple
 
 import comfy.hooks
-import comfy.memory_management
 import comfy.model_detection
 import comfy.model_management as memory
 import comfy.sd
@@ -19,85 +19,34 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
 from ..calibration import monitored_layers
-from ..quant import Plan, Planner, SearchSettings, quantize
-from ..quant.search import DEFAULT_SETTINGS
-from .modelfile import ModelFileError, fingerprint, load_tensors
+from ..quant import FP8_MAX, LayerPlan, Plan, Planner
+from .formats import MODEL_MARKERS
+from .modelfile import ModelFileError, is_stored_quantized, load_tensors
 from .operations import hswq_operations
-from .transfer import Transfer
+from .quantizer import Quantizer, fits
 
 ATTACHMENT = "hswq"
 """Key of the Plan among a ModelPatcher's attachments."""
 
+STORED = "as the file has it"
+"""Reason in the Plan of a model whose file is quantized already."""
+
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-_WORK_BYTES = 512 << 20  # GPU memory that searching one layer may take
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizeSettings:
-    """What a user chooses about quantizing.
-
-    Attributes:
-        scaled: V2 (True) or V1.
-        keep_ratio: share of the measured layers that stay 16 bit.
-        search: how finely amax is searched.
-    """
-
-    scaled: bool = True
-    keep_ratio: float = 0.25
-    search: SearchSettings = DEFAULT_SETTINGS
-
-
-class Quantizer:
-    """Quantizes layer after layer on the GPU, by a Plan or while making one."""
-
-    def __init__(self, source: Plan | Planner, layers: int, *, resident: bool = False) -> None:
-        """Take a Plan to apply or a Planner to make one, and how many layers will come.
-
-        `resident` leaves the layers on the GPU; else they go back to the CPU for ComfyUI to load.
-        """
-        self._source: Plan | Planner | None = source
-        self._resident = resident
-        self._transfer = Transfer(memory.get_torch_device())
-        self._progress = comfy.utils.ProgressBar(layers)
-        memory.free_memory(_WORK_BYTES, self._transfer.device)
-
-    def decide(
-        self, name: str, weight: torch.Tensor
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return a layer's weight to keep, or its FP8 bytes and weight_scale (operations)."""
-        memory.throw_exception_if_processing_interrupted()
-        self._progress.update(1)
-        source, transfer = self._source, self._transfer
-        if not source.quantizes(name):
-            source.add(name, weight)
-            return transfer.up(weight) if self._resident else weight
-        on_device = transfer.up(weight)
-        parts = quantize(on_device, source.add(name, on_device), scaled=source.scaled)
-        return parts if self._resident else tuple(transfer.down(part) for part in parts)
-
-    def finish(self) -> Plan:
-        """Return the Plan, complete what is still on its way, and let go of the statistics.
-
-        Raises:
-            ValueError: the statistics or the Plan belong to another model.
-        """
-        self._transfer.finish()
-        source, self._source = self._source, None
-        return source.finish()
 
 
 def load_checkpoint(
     path: str,
-    source: Plan | Planner,
+    source: Plan | Planner | None,
     *,
     only_model: bool = False,
     disable_dynamic: bool = False,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP | None, comfy.sd.VAE | None]:
-    """Load a checkpoint with its diffusion model quantized by a Plan, or by one made on the way.
+    """Load a checkpoint with its diffusion model in FP8, kept layers in 16 bit.
 
     Args:
-        path: of a 16 or 32-bit checkpoint.
-        source: a Plan to apply, or a Planner that makes one on the way.
+        path: of the checkpoint.
+        source: a Plan to apply, or a Planner that makes one on the way; None for a file that is
+            quantized already, which keeps what it has.
         only_model: leave out CLIP and VAE.
         disable_dynamic: ComfyUI's, for clones without Dynamic VRAM.
 
@@ -106,30 +55,22 @@ def load_checkpoint(
         attachment "hswq".
 
     Raises:
-        ModelFileError: the file is damaged, unknown to ComfyUI or quantized already.
+        ModelFileError: the file is damaged, unknown to ComfyUI, or quantized when it should not
+            be (and the other way round).
         ValueError: the statistics or the Plan belong to another model.
     """
-    tensors, metadata = load_tensors(path)
-    found = _inspect(tensors, metadata, os.path.basename(path))
-    resident = _fits(source, found.layers)
-    quantizer = Quantizer(source, len(found.layers), resident=resident)
+    load = _Load(path, source)
     embeddings = folder_paths.get_folder_paths("embeddings")
     patcher, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
-        tensors,
+        load.tensors,
         output_vae=not only_model,
         output_clip=not only_model,
         embedding_directory=embeddings,
-        model_options={
-            "dtype": found.dtype,
-            "custom_operations": hswq_operations(quantizer.decide, manual_cast=found.manual_cast),
-        },
-        metadata=metadata,
+        model_options=load.options,
+        metadata=load.metadata,
         disable_dynamic=disable_dynamic,
     )
-    adopt(patcher, quantizer.finish(), os.path.basename(path))
-    if resident:
-        memory.load_models_gpu([patcher], force_full_load=True)
-    patcher.cached_patcher_init = (reload_model, (path, patcher.get_attachment(ATTACHMENT)))
+    load.complete(patcher, _reload_checkpoint)
     stock = (path, embeddings, {}, {})
     if clip is not None:
         clip.patcher.cached_patcher_init = (comfy.sd.load_checkpoint_clip_patcher, stock)
@@ -138,19 +79,93 @@ def load_checkpoint(
     return patcher, clip, vae
 
 
-def check_checkpoint(path: str) -> None:
-    """Refuse what the HSWQ loader could never quantize, where the stock loader is to load it.
+def load_diffusion_model(
+    path: str, source: Plan | Planner | None, *, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """Load a file that holds a diffusion model alone; otherwise as load_checkpoint."""
+    load = _Load(path, source)
+    patcher = comfy.sd.load_diffusion_model_state_dict(
+        load.tensors,
+        model_options=load.options,
+        metadata=load.metadata,
+        disable_dynamic=disable_dynamic,
+    )
+    load.complete(patcher, _reload_diffusion_model)
+    return patcher
+
+
+def _reload_checkpoint(
+    path: str, source: Plan | None, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """Load a checkpoint's model again with the same Plan (ComfyUI's `cached_patcher_init`)."""
+    return load_checkpoint(path, source, only_model=True, disable_dynamic=disable_dynamic)[0]
+
+
+def _reload_diffusion_model(
+    path: str, source: Plan | None, disable_dynamic: bool = False
+) -> ModelPatcher:
+    return load_diffusion_model(path, source, disable_dynamic=disable_dynamic)
+
+
+def check_model(path: str) -> None:
+    """Refuse a file that ComfyUI does not know, where the stock loader is to load it.
 
     Raises:
-        ModelFileError: the file is damaged, unknown to ComfyUI or quantized already.
+        ModelFileError: the file is damaged or unknown to ComfyUI.
     """
     tensors, metadata = load_tensors(path)
     _inspect(tensors, metadata, os.path.basename(path))
 
 
-def reload_model(path: str, plan: Plan, disable_dynamic: bool = False) -> ModelPatcher:
-    """Load a checkpoint's model again with the same Plan (ComfyUI's `cached_patcher_init`)."""
-    return load_checkpoint(path, plan, only_model=True, disable_dynamic=disable_dynamic)[0]
+class _Load:
+    """One load: what ComfyUI's loader is given, and what is done with the patcher it returns."""
+
+    def __init__(self, path: str, source: Plan | Planner | None) -> None:
+        self._path, self._name = path, os.path.basename(path)
+        self.tensors, self.metadata = load_tensors(path)
+        found = _inspect(self.tensors, self.metadata, self._name)
+        stored_quantized = is_stored_quantized(path)
+        if stored_quantized != (source is None):
+            state = "quantized already" if stored_quantized else "not quantized"
+            raise ModelFileError(f"{self._name} is {state}")
+        for marker in MODEL_MARKERS:
+            for key in [key for key in self.tensors if key.rpartition(".")[2] == marker]:
+                del self.tensors[key]
+        self._quantizer, self._resident, decide = None, False, _keep
+        if source is not None:
+            self._resident = fits(source, found.layers)
+            self._quantizer = Quantizer(source, len(found.layers), resident=self._resident)
+            decide = self._quantizer.decide
+        operations = hswq_operations(decide, manual_cast=found.manual_cast)
+        self.options = {"dtype": found.dtype, "custom_operations": operations}
+
+    def complete(self, patcher: ModelPatcher, reload: Callable) -> None:
+        """Attach the Plan, and tell ComfyUI how to load the model again."""
+        if self._quantizer is not None:
+            plan = again = self._quantizer.finish()
+        else:
+            plan, again = _plan_as_stored(patcher), None
+        adopt(patcher, plan, self._name)
+        patcher.cached_patcher_init = (reload, (self._path, again))
+        if self._resident:
+            memory.load_models_gpu([patcher], force_full_load=True)
+
+
+def _keep(_: str, weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def _plan_as_stored(patcher: ModelPatcher) -> Plan:
+    """Describe a model whose file decided about its layers."""
+    layers = {}
+    for name, layer in monitored_layers(patcher.model.diffusion_model).items():
+        weight = layer.weight
+        quantized = isinstance(weight, QuantizedTensor)
+        amax = weight._params.scale.item() * FP8_MAX if quantized else None
+        layers[name] = LayerPlan(name, amax, STORED)
+    kept = sum(not layer.quantized for layer in layers.values())
+    scaled = any(layer.amax not in (None, FP8_MAX) for layer in layers.values())
+    return Plan(scaled, kept / max(1, len(layers)), MappingProxyType(layers))
 
 
 def adopt(patcher: ModelPatcher, plan: Plan, name: str) -> None:
@@ -166,40 +181,8 @@ def adopt(patcher: ModelPatcher, plan: Plan, name: str) -> None:
     )  # fmt: skip
 
 
-def is_quantized(patcher: ModelPatcher) -> bool:
-    """Whether any Linear or Conv2d of a MODEL holds less than 16 bit a weight."""
-    layers = monitored_layers(patcher.model.diffusion_model).values()
-    weights = (getattr(layer, "weight", None) for layer in layers)
-    return any(
-        weight is not None and (isinstance(weight, QuantizedTensor) or weight.dtype.itemsize < 2)
-        for weight in weights
-    )
-
-
-def identity(patcher: ModelPatcher) -> tuple[str, str] | None:
-    """Return path and fingerprint of the file whose weights a MODEL has.
-
-    None for a merge and for a model of unknown origin. Stock loaders leave the path in the
-    arguments that load the model again; a merge keeps those of its first model.
-    """
-    init = patcher.cached_patcher_init
-    path = init[1][0] if init and init[1] else None
-    if not isinstance(path, str) or not os.path.isfile(path) or _is_merge(patcher):
-        return None
-    return path, fingerprint(path)
-
-
-def _is_merge(patcher: ModelPatcher) -> bool:
-    """Tell merges from LoRAs: their patches are whole weights, or scale the model's own."""
-    return any(
-        isinstance(patch[1], list) or patch[2] != 1.0
-        for patches in patcher.patches.values()
-        for patch in patches
-    )
-
-
 class _Found(NamedTuple):
-    """What a checkpoint's diffusion model is made of.
+    """What a file's diffusion model is made of.
 
     Attributes:
         dtype: of its 16-bit weights in memory.
@@ -214,41 +197,35 @@ class _Found(NamedTuple):
 
 def _inspect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str) -> _Found:
     prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
+    own = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    prefix, own = (prefix, own) if own else ("", tensors)
     config = comfy.model_detection.model_config_from_unet(tensors, prefix, metadata=metadata)
+    if config is None and not prefix:
+        config = comfy.model_detection.model_config_from_diffusers_unet(tensors)
     if config is None:
         raise ModelFileError(f"{name} holds no diffusion model that ComfyUI knows")
-    stored = comfy.utils.weight_dtype(tensors, prefix)
-    if config.quant_config is not None or stored.itemsize < 2:
-        raise ModelFileError(f"{name} is quantized already: HSWQ needs the 16-bit checkpoint")
-    dtype = memory.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(tensors, prefix),
-        supported_dtypes=config.supported_inference_dtypes,
-        weight_dtype=stored,
-    )
-    if dtype not in _SIXTEEN_BIT:
-        dtype = stored if stored in _SIXTEEN_BIT else torch.float16
+    sixteen_bit = [tensor for tensor in own.values() if tensor.dtype.itemsize >= 2]
+    dtype = _dtype_in_memory(sixteen_bit, config)
+    supported = config.supported_inference_dtypes
     compute = memory.unet_manual_cast(
-        dtype, memory.get_torch_device(), config.supported_inference_dtypes
+        None if config.quant_config is not None else dtype, memory.get_torch_device(), supported
     )
     layers = {
         key.removeprefix(prefix).removesuffix(".weight"): tensor.numel()
-        for key, tensor in tensors.items()
-        if key.startswith(prefix) and key.endswith(".weight") and tensor.ndim > 1
+        for key, tensor in own.items()
+        if key.endswith(".weight") and tensor.ndim > 1
     }
     return _Found(dtype, compute not in (None, dtype), layers)
 
 
-def _fits(source: Plan | Planner, layers: dict[str, int]) -> bool:
-    """Whether the quantized model may stay on the GPU right away.
-
-    As ComfyUI does with a model that it loads directly to the GPU. Not under Dynamic VRAM, which
-    wants weights on the host and would hold them twice.
-    """
-    device = memory.get_torch_device()
-    if device.type != "cuda" or comfy.memory_management.aimdo_enabled:
-        return False
-    size = sum(
-        count * (1 if source.quantizes(name) else 2) for name, count in layers.items()
+def _dtype_in_memory(tensors: list[torch.Tensor], config: object) -> torch.dtype:
+    """Return ComfyUI's choice for the kept layers; where that is not 16 bit, the file's or FP16."""
+    stored = comfy.utils.weight_dtype({str(i): tensor for i, tensor in enumerate(tensors)})
+    chosen = memory.unet_dtype(
+        model_params=sum(tensor.numel() for tensor in tensors),
+        supported_dtypes=config.supported_inference_dtypes,
+        weight_dtype=stored,
     )
-    free = memory.get_free_memory(device)
-    return free > 1.1 * size + _WORK_BYTES + memory.minimum_inference_memory()
+    if chosen in _SIXTEEN_BIT:
+        return chosen
+    return stored if stored in _SIXTEEN_BIT else torch.float16

@@ -106,6 +106,19 @@ def _fingerprint(path: str, size: int, modified: int) -> str:
                               _diffusion_model(entries).items()})
 
 
+def is_stored_quantized(path: str) -> bool:
+    """Whether any weight of the file's diffusion model is stored in less than 16 bit.
+
+    Raises:
+        ModelFileError: the file is damaged.
+    """
+    if path.lower().endswith((".safetensors", ".sft")):
+        entries = _diffusion_model(read_header(path)).values()
+        return any(entry.dtype.startswith("F8") for entry in entries)
+    tensors = _diffusion_model(load_tensors(path)[0]).values()
+    return any(tensor.dtype.itemsize < 2 for tensor in tensors if tensor.is_floating_point())
+
+
 def _fingerprint_of_tensors(path: str) -> str:
     """Fingerprint a `.ckpt`, read by ComfyUI's safe loader, as if it were safetensors."""
     names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}

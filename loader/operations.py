@@ -12,6 +12,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 
 from ..quant import dequantize
+from .formats import EXTRA_KEYS, stored_scale
 from .layout import hold
 
 Decide = Callable[[str, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
@@ -80,6 +81,7 @@ class _Quantizable:
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
     ) -> None:
+        assign = local_metadata.get("assign_to_params_buffers", False)
         for key, shape in self._shapes.items():
             value = state_dict.get(prefix + key)
             if value is None:
@@ -89,14 +91,18 @@ class _Quantizable:
                 errors.append(f"{prefix}{key} has the shape {tuple(value.shape)}, not {shape}")
                 continue
             elif key == "weight":
-                value = self._quantized(prefix[:-1], value)
-            self._set(key, self._placed(value, local_metadata.get("assign_to_params_buffers")))
-        known = {prefix + key for key in self._shapes}
+                value = self._weight(state_dict, prefix, assign)
+            self._set(key, self._placed(value, assign))
+        known = {prefix + key for key in (*self._shapes, *EXTRA_KEYS)}
         unexpected.extend(key for key in state_dict if key.startswith(prefix) and key not in known)
 
     @_normal_tensors
-    def _quantized(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        decided = self._decide(name, value)
+    def _weight(self, state_dict, prefix: str, assign: bool) -> torch.Tensor:
+        value = state_dict[prefix + "weight"]
+        if value.dtype.itemsize < 2:
+            data = value if assign else value.clone()
+            return hold(data, stored_scale(state_dict, prefix), self._target[1])
+        decided = self._decide(prefix[:-1], value)
         return decided if isinstance(decided, torch.Tensor) else hold(*decided, self._target[1])
 
     @_normal_tensors

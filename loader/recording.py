@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..calibration import DualMonitor, Statistics
 from . import store
-from .loading import identity, is_quantized
+from .patchers import identity, is_quantized
 
 WRAPPER = "hswq.calibration"
 """Key of the calibration node's wrapper; passive recording leaves such a model to it."""

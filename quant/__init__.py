@@ -6,9 +6,10 @@ Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain map
 from .fp8 import FP8_MAX, dequantize, quantize
 from .histogram import WeightedHistogram, weighted_histogram
 from .plan import LayerPlan, Plan, Planner, make_plan
-from .search import SearchSettings, optimal_amax, search_amax, weighted_mse
+from .search import DEFAULT_SETTINGS, SearchSettings, optimal_amax, search_amax, weighted_mse
 
 __all__ = [
+    "DEFAULT_SETTINGS",
     "FP8_MAX",
     "LayerPlan",
     "Plan",

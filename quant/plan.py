@@ -91,18 +91,18 @@ class Plan:
         return [name for name, layer in self.layers.items() if not layer.quantized]
 
     def quantizes(self, name: str) -> bool:
-        """Whether a layer becomes FP8: a finished Plan used as a Planner.
+        """Whether a layer becomes FP8: a finished Plan used as a Planner."""
+        return name in self.layers and self.layers[name].quantized
+
+    def add(self, name: str, weight: torch.Tensor) -> float | None:
+        """Return the amax of a layer, None to keep it; nothing is searched.
 
         Raises:
             ValueError: the Plan is of another model, which has no such layer.
         """
         if name not in self.layers:
             raise ValueError(f"the plan belongs to another model: it has no layer {name!r}")
-        return self.layers[name].quantized
-
-    def add(self, name: str, weight: torch.Tensor) -> float | None:
-        """Return the amax of a layer, None to keep it; nothing is searched."""
-        return self.layers[name].amax if self.quantizes(name) else None
+        return self.layers[name].amax
 
     def finish(self) -> Plan:
         """Return itself, as Planner.finish does."""

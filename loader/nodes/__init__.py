@@ -1,0 +1,7 @@
+"""The nodes: adapters between ComfyUI's graph and the rooms that do the work."""
+
+from .calibration import HSWQCalibration
+from .converter import HSWQConverter
+from .loaders import HSWQCheckpointLoader, HSWQDiffusionModelLoader
+
+NODES = [HSWQCheckpointLoader, HSWQDiffusionModelLoader, HSWQCalibration, HSWQConverter]

@@ -1,0 +1,67 @@
+"""The calibration node: every layer of one model, in every forward, into a named session."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import io
+
+from .. import store
+from ..patchers import identity, is_quantized
+from ..recording import WRAPPER, record, unrecordable
+from .common import CATEGORY, say
+
+
+class HSWQCalibration(io.ComfyNode):
+    """Measures every layer of a model in every forward, into a named session."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HSWQCalibration",
+            display_name="HSWQ Calibration (Dual Monitor)",
+            category=CATEGORY,
+            description="Records HSWQ statistics of a model while you sample with it. They "
+            "accumulate over runs and restarts, and are saved after every sampling.",
+            search_aliases=["dual monitor", "calibrate"],
+            inputs=[
+                io.Model.Input("model", tooltip="A 16-bit model."),
+                io.String.Input(
+                    "session",
+                    default="calibration",
+                    tooltip="Runs with the same session add up in one file.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, to be sampled with.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, session) -> io.NodeOutput:
+        store.check_session(session)
+        if is_quantized(model):
+            raise ValueError("this model is quantized: calibrate the 16-bit one")
+        calibrated = model.clone()
+        calibrated.add_wrapper_with_key(
+            WrappersMP.OUTER_SAMPLE, WRAPPER, _calibration(session, cls.hidden.unique_id)
+        )
+        return io.NodeOutput(calibrated)
+
+
+def _calibration(session: str, node_id: str | None):
+    """Return a sampling wrapper that records all layers into a session."""
+
+    def sample(executor, noise, *args, **kwargs):
+        patcher: ModelPatcher = executor.class_obj.model_patcher
+        reason = unrecordable(patcher)
+        if reason is not None:
+            raise ValueError(f"this model cannot be calibrated: {reason}")
+        name, its_fingerprint = identity(patcher) or (session, None)
+
+        def saved(total) -> None:
+            say(node_id, f"{total.samples} of {store.TARGET_SAMPLES} samples in {session!r}")
+
+        with record(patcher, noise.shape[0], its_fingerprint, session, name, saved):
+            return executor(noise, *args, **kwargs)
+
+    return sample

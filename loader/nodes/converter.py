@@ -1,0 +1,82 @@
+"""The converter node: a MODEL quantized in memory."""
+
+from __future__ import annotations
+
+import os
+
+from comfy_api.latest import io
+
+from ...quant import SearchSettings
+from .. import choice
+from ..converter import convert
+from ..loading import ATTACHMENT
+from ..patchers import identity
+from ..quantizer import QuantizeSettings
+from .common import (
+    CATEGORY,
+    COMPATIBLE,
+    SCALED,
+    keep_ratio_input,
+    mode_input,
+    say,
+    statistics_input,
+    summary,
+)
+
+
+class HSWQConverter(io.ComfyNode):
+    """Quantizes a MODEL in memory."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HSWQConverter",
+            display_name="HSWQ FP8 Converter",
+            category=CATEGORY,
+            description="Quantizes a 16-bit model to FP8 in memory, LoRAs and merges before it "
+            "included. The input model stays as it is.",
+            search_aliases=["fp8", "quantize", "convert"],
+            inputs=[
+                io.Model.Input("model", tooltip="A 16-bit model."),
+                statistics_input(
+                    "auto: all that was recorded of this model. Or one statistics file, as for "
+                    "a merge that was calibrated."
+                ),
+                mode_input(COMPATIBLE),
+                keep_ratio_input(),
+                io.Int.Input(
+                    "bins", default=4096, min=2, max=65536, advanced=True,
+                    tooltip="Bins of the weighted histogram.",
+                ),
+                io.Int.Input(
+                    "candidates", default=200, min=2, max=10000, advanced=True,
+                    tooltip="Clipping values tried in each round of the search.",
+                ),
+                io.Int.Input(
+                    "refinements", default=3, min=0, max=50, advanced=True,
+                    tooltip="Rounds after the first, each around the best so far.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The quantized model.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, statistics, **_) -> tuple:
+        """Run again when the chosen statistics file changes."""
+        return choice.statistics_state(statistics, None)
+
+    @classmethod
+    def execute(
+        cls, model, statistics, mode, keep_ratio, bins, candidates, refinements
+    ) -> io.NodeOutput:
+        search = SearchSettings(bins, candidates, refinements)
+        settings = QuantizeSettings(mode == SCALED, keep_ratio, search)
+        path, its_fingerprint = identity(model) or (type(model.model).__name__, None)
+        # A Plan is kept for a file's own weights; here there may be LoRAs on them.
+        chosen = choice.choose(
+            statistics, its_fingerprint, os.path.basename(path), settings, choice.FAIL, keep=False
+        )
+        converted = convert(model, chosen.source)
+        say(cls.hidden.unique_id, summary(converted.get_attachment(ATTACHMENT), chosen.about))
+        return io.NodeOutput(converted)

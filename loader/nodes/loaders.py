@@ -1,0 +1,172 @@
+"""The loader nodes: files in, quantized models out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.sd
+import folder_paths
+from comfy_api.latest import io
+
+from .. import choice, store
+from ..loading import ATTACHMENT, check_model, load_checkpoint, load_diffusion_model
+from ..modelfile import fingerprint, is_stored_quantized
+from ..quantizer import QuantizeSettings
+from .common import (
+    CATEGORY,
+    SCALED,
+    keep_ratio_input,
+    mode_input,
+    say,
+    statistics_input,
+    summary,
+)
+
+_AS_STORED = "as the file has it"
+
+
+def _inputs() -> list[io.Input]:
+    """Return what both loaders ask besides the file."""
+    return [
+        statistics_input(
+            "auto: all that was recorded of these very weights, whatever the file's name. "
+            "Or one statistics file."
+        ),
+        mode_input(SCALED),
+        keep_ratio_input(),
+        io.Combo.Input(
+            "without_statistics",
+            options=list(choice.WITHOUT_STATISTICS),
+            default=choice.KEEP_16_BIT,
+            tooltip="What to do while there are fewer than "
+            f"{store.USABLE_SAMPLES} recorded samples.",
+        ),
+    ]
+
+
+def _state(folder: str, name: str, statistics: str) -> tuple:
+    """Return what changes when a loader should run again: the file, or a milestone reached."""
+    found = fingerprint(folder_paths.get_full_path_or_raise(folder, name))
+    return found, *choice.statistics_state(statistics, found)
+
+
+def _load(
+    node_id: str | None,
+    folder: str,
+    name: str,
+    wanted: tuple[str, str, float, str],
+    load: Callable[[str, Any], tuple],
+    load_stock: Callable[[str], tuple],
+) -> io.NodeOutput:
+    """Load a file quantized, as it is stored, or in 16 bit for now; say which on the node.
+
+    Args:
+        node_id: of the node.
+        folder, name: of the file, as folder_paths has them.
+        wanted: statistics, mode, keep_ratio and without_statistics, as the node has them.
+        load: loads a path by a Plan, a Planner, or None; returns the node's outputs.
+        load_stock: loads a path in 16 bit.
+    """
+    path = folder_paths.get_full_path_or_raise(folder, name)
+    if is_stored_quantized(path):
+        loaded, about = load(path, None), _AS_STORED
+    else:
+        statistics, mode, keep_ratio, without = wanted
+        settings = QuantizeSettings(mode == SCALED, keep_ratio)
+        chosen = choice.choose(statistics, fingerprint(path), name, settings, without)
+        about = chosen.about
+        if chosen.source is None:
+            check_model(path)
+            logging.info("HSWQ: %s: %s", name, about)
+            say(node_id, about)
+            return io.NodeOutput(*load_stock(path))
+        loaded = load(path, chosen.source)
+        chosen.keep(loaded[0].get_attachment(ATTACHMENT))
+    say(node_id, summary(loaded[0].get_attachment(ATTACHMENT), about))
+    return io.NodeOutput(*loaded)
+
+
+class HSWQCheckpointLoader(io.ComfyNode):
+    """Loads a checkpoint and quantizes its diffusion model on the way in."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HSWQCheckpointLoader",
+            display_name="Load Checkpoint (HSWQ FP8)",
+            category=CATEGORY,
+            description="Loads a 16-bit checkpoint with its diffusion model quantized to FP8 by "
+            "what was recorded while you sampled with it. Nothing is converted on disk.",
+            search_aliases=["load checkpoint fp8", "quantize", "HSWQ loader"],
+            inputs=[
+                io.Combo.Input(
+                    "ckpt_name",
+                    options=folder_paths.get_filename_list("checkpoints"),
+                    tooltip="A 16-bit (or 32-bit) checkpoint, or one that is FP8 already.",
+                ),
+                *_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The diffusion model in FP8."),
+                io.Clip.Output(tooltip="The text encoder, as the stock loader gives it."),
+                io.Vae.Output(tooltip="The VAE, as the stock loader gives it."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, ckpt_name, statistics, **_) -> tuple:
+        return _state("checkpoints", ckpt_name, statistics)
+
+    @classmethod
+    def execute(cls, ckpt_name, statistics, mode, keep_ratio, without_statistics) -> io.NodeOutput:
+        def load_stock(path: str) -> tuple:
+            embeddings = folder_paths.get_folder_paths("embeddings")
+            return comfy.sd.load_checkpoint_guess_config(path, embedding_directory=embeddings)[:3]
+
+        wanted = statistics, mode, keep_ratio, without_statistics
+        node_id = cls.hidden.unique_id
+        return _load(node_id, "checkpoints", ckpt_name, wanted, load_checkpoint, load_stock)
+
+
+class HSWQDiffusionModelLoader(io.ComfyNode):
+    """Loads a diffusion model without CLIP and VAE, quantized on the way in."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HSWQDiffusionModelLoader",
+            display_name="Load Diffusion Model (HSWQ FP8)",
+            category=CATEGORY,
+            description="Loads a 16-bit diffusion model quantized to FP8 by what was recorded "
+            "while you sampled with it. Nothing is converted on disk.",
+            search_aliases=["unet loader fp8", "load unet", "quantize", "HSWQ loader"],
+            inputs=[
+                io.Combo.Input(
+                    "unet_name",
+                    options=folder_paths.get_filename_list("diffusion_models"),
+                    tooltip="A 16-bit (or 32-bit) diffusion model, or one that is FP8 already.",
+                ),
+                *_inputs(),
+            ],
+            outputs=[io.Model.Output(tooltip="The diffusion model in FP8.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, unet_name, statistics, **_) -> tuple:
+        return _state("diffusion_models", unet_name, statistics)
+
+    @classmethod
+    def execute(cls, unet_name, statistics, mode, keep_ratio, without_statistics) -> io.NodeOutput:
+        def load(path: str, source) -> tuple:
+            return (load_diffusion_model(path, source),)
+
+        def load_stock(path: str) -> tuple:
+            return (comfy.sd.load_diffusion_model(path),)
+
+        wanted = statistics, mode, keep_ratio, without_statistics
+        node_id = cls.hidden.unique_id
+        return _load(node_id, "diffusion_models", unet_name, wanted, load, load_stock)

@@ -1,0 +1,43 @@
+"""What can be told of a ModelPatcher: whose weights it has, and how they are held."""
+
+from __future__ import annotations
+
+import os
+
+from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QuantizedTensor
+
+from ..calibration import monitored_layers
+from .modelfile import fingerprint
+
+
+def is_quantized(patcher: ModelPatcher) -> bool:
+    """Whether any Linear or Conv2d of a MODEL holds less than 16 bit a weight."""
+    layers = monitored_layers(patcher.model.diffusion_model).values()
+    weights = (getattr(layer, "weight", None) for layer in layers)
+    return any(
+        weight is not None and (isinstance(weight, QuantizedTensor) or weight.dtype.itemsize < 2)
+        for weight in weights
+    )
+
+
+def identity(patcher: ModelPatcher) -> tuple[str, str] | None:
+    """Return path and fingerprint of the file whose weights a MODEL has.
+
+    None for a merge and for a model of unknown origin. Stock loaders leave the path in the
+    arguments that load the model again; a merge keeps those of its first model.
+    """
+    init = patcher.cached_patcher_init
+    path = init[1][0] if init and init[1] else None
+    if not isinstance(path, str) or not os.path.isfile(path) or _is_merge(patcher):
+        return None
+    return path, fingerprint(path)
+
+
+def _is_merge(patcher: ModelPatcher) -> bool:
+    """Tell merges from LoRAs: their patches are whole weights, or scale the model's own."""
+    return any(
+        isinstance(patch[1], list) or patch[2] != 1.0
+        for patches in patcher.patches.values()
+        for patch in patches
+    )

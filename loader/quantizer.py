@@ -1,0 +1,88 @@
+"""Quantizing layer after layer while ComfyUI loads a model, by a Plan or while making one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import comfy.memory_management
+import comfy.model_management as memory
+import comfy.utils
+import torch
+
+from ..quant import DEFAULT_SETTINGS, Plan, Planner, SearchSettings, quantize
+from .transfer import Transfer
+
+_WORK_BYTES = 512 << 20  # GPU memory that searching one layer may take
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeSettings:
+    """What a user chooses about quantizing.
+
+    Attributes:
+        scaled: V2 (True) or V1.
+        keep_ratio: share of the measured layers that stay 16 bit.
+        search: how finely amax is searched.
+    """
+
+    scaled: bool = True
+    keep_ratio: float = 0.25
+    search: SearchSettings = DEFAULT_SETTINGS
+
+
+class Quantizer:
+    """Decides and quantizes one layer at a time on the GPU (see operations)."""
+
+    def __init__(self, source: Plan | Planner, layers: int, *, resident: bool = False) -> None:
+        """Take a Plan to apply or a Planner to make one, and how many layers will come.
+
+        `resident` leaves the layers on the GPU; else they go back to the CPU for ComfyUI to load.
+        """
+        self._source: Plan | Planner | None = source
+        self._resident = resident
+        self._transfer = Transfer(memory.get_torch_device())
+        self._progress = comfy.utils.ProgressBar(layers)
+        memory.free_memory(_WORK_BYTES, self._transfer.device)
+
+    def decide(
+        self, name: str, weight: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return a layer's weight to keep, or its FP8 bytes and weight_scale."""
+        memory.throw_exception_if_processing_interrupted()
+        self._progress.update(1)
+        source, transfer = self._source, self._transfer
+        if not source.quantizes(name):
+            source.add(name, weight)
+            return transfer.up(weight) if self._resident else weight
+        on_device = transfer.up(weight)
+        parts = quantize(on_device, source.add(name, on_device), scaled=source.scaled)
+        return parts if self._resident else tuple(transfer.down(part) for part in parts)
+
+    def finish(self) -> Plan:
+        """Return the Plan, complete what is still on its way, and let go of the statistics.
+
+        Raises:
+            ValueError: the statistics or the Plan belong to another model.
+        """
+        self._transfer.finish()
+        source, self._source = self._source, None
+        return source.finish()
+
+
+def fits(source: Plan | Planner, layers: Mapping[str, int]) -> bool:
+    """Whether the quantized model may stay on the GPU right away.
+
+    As ComfyUI does with a model that it loads directly to the GPU. Not under Dynamic VRAM, which
+    wants weights on the host and would hold them twice.
+
+    Args:
+        source: what will be quantized.
+        layers: numbers of weights by layer name.
+    """
+    device = memory.get_torch_device()
+    if device.type != "cuda" or comfy.memory_management.aimdo_enabled:
+        return False
+    size = sum(count * (1 if source.quantizes(name) else 2) for name, count in layers.items())
+    free = memory.get_free_memory(device)
+    return free > 1.1 * size + _WORK_BYTES + memory.minimum_inference_memory()
