@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import math
+import io
 import os
-import tempfile
-import zipfile
-from collections.abc import Mapping
+import pickle
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
+from .archive import checked_archive
 from .statistics import LayerStatistics, Statistics
 
 FILE_TYPE = "hswq_dual_monitor_v2"
-MAX_FILE_BYTES = 256 << 20  # SDXL's is 8 MiB
 MAX_CHANNELS = 1 << 20
+MAX_ALL_CHANNELS = 1 << 24
+"""Of all layers together, 128 MiB; SDXL has 2**20."""
 MAX_CALLS = 1 << 53
+MAX_NAME = 1000
 
 
 class StatisticsError(ValueError):
@@ -30,58 +35,53 @@ def save_statistics(statistics: Statistics, path: str | os.PathLike) -> None:
 
     Raises:
         OSError: the file cannot be written; an older one is left as it was.
+        ValueError: load_statistics would refuse it, as where a sum is not finite; likewise.
     """
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     meta = {"created_at": now, "total_steps": 0, **statistics.meta, "type": FILE_TYPE}
-    layers = {
-        name: {
-            "output_sum": layer.output_sum,
-            "output_sq_sum": layer.output_square_sum,
-            "out_count": layer.output_calls,
-            "input_imp_sum": layer.importance_sum.to("cpu", torch.float64).contiguous(),
-            "in_count": layer.input_calls,
-        }
-        for name, layer in statistics.items()
-    }
+    layers = {name: _layer_table(layer) for name, layer in statistics.items()}
+    _check_plain(meta)
+    _parse({"meta": meta, "layers": layers})
+    content = io.BytesIO()  # written at once: of a full disk, torch.save reports something else
+    torch.save({"meta": meta, "layers": layers}, content)
     with atomic_file(path) as file:
-        torch.save({"meta": meta, "layers": layers}, file)
+        file.write(content.getbuffer())
 
 
 def load_statistics(path: str | os.PathLike) -> Statistics:
     """Read a statistics file without running any code from it.
 
     Raises:
-        FileNotFoundError: there is none.
+        OSError: it cannot be read; FileNotFoundError: there is none.
         StatisticsError: it is damaged, malicious or of another kind.
     """
     name = os.path.basename(path)
-    size = os.path.getsize(path)
-    if size > MAX_FILE_BYTES:
-        raise StatisticsError(f"{name} is no statistics file: {size} bytes is too large for one")
     try:
-        _check_archive(path)
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        data = torch.load(checked_archive(path), map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch.load raises of every kind on damaged files
+    except Exception as error:  # damaged files raise errors of every kind
         reason = str(error).split("\n", 1)[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice is how to run its code
+            reason = "it holds more than tensors and plain values"
         raise StatisticsError(f"{name} cannot be read as a statistics file: {reason}") from error
     try:
         return _parse(data)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise StatisticsError(f"{name} is no HSWQ statistics file: {error}") from error
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike):
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a temporary binary file beside `path` that replaces it when the block succeeds.
 
     On any error the temporary file is removed and `path` is left as it was.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # Not of tempfile, whose files only their owner may read.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -92,16 +92,22 @@ def atomic_file(path: str | os.PathLike):
         raise
 
 
-def _check_archive(path: str | os.PathLike) -> None:
-    """Refuse what torch.save never writes: no zip archive, or one that unpacks to too much."""
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError("it is no archive that torch.save writes")
-        file.seek(0)
-        with zipfile.ZipFile(file) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > MAX_FILE_BYTES:
-        raise ValueError(f"it unpacks to {unpacked} bytes, too large for one")
+def _layer_table(layer: LayerStatistics) -> dict:
+    # A copy of its own: torch.save writes all of the storage that a view shows a part of.
+    importance = layer.importance_sum.detach().to("cpu", torch.float64)
+    return {
+        "output_sum": float(layer.output_sum),
+        "output_sq_sum": float(layer.output_square_sum),
+        "out_count": layer.output_calls,
+        "input_imp_sum": importance.clone(memory_format=torch.contiguous_format),
+        "in_count": layer.input_calls,
+    }
+
+
+def _check_plain(meta: Mapping) -> None:
+    for key, value in meta.items():
+        if type(key) is not str or type(value) not in (str, int, float, bool, type(None)):
+            raise ValueError(f"meta {key!r} is a {type(value).__name__}, not a plain value")
 
 
 def _parse(data: object) -> Statistics:
@@ -110,9 +116,17 @@ def _parse(data: object) -> Statistics:
     meta = data.get("meta")
     if not isinstance(meta, Mapping) or meta.get("type") != FILE_TYPE:
         raise ValueError(f"its type is not {FILE_TYPE!r}")
-    layers = {_name(name): _parse_layer(name, layer) for name, layer in data["layers"].items()}
+    tables = data["layers"]
+    if sum(map(_channels, tables.values())) > MAX_ALL_CHANNELS:
+        raise ValueError(f"its layers have more than {MAX_ALL_CHANNELS} channels")
+    layers = {_name(name): _parse_layer(name, table) for name, table in tables.items()}
     called = {name: layer for name, layer in layers.items() if layer is not None}
     return Statistics(called, _parse_meta(meta))
+
+
+def _channels(table: object) -> int:
+    importance = table.get("input_imp_sum") if isinstance(table, Mapping) else None
+    return importance.numel() if isinstance(importance, torch.Tensor) else 0
 
 
 def _parse_meta(meta: Mapping) -> dict:
@@ -152,7 +166,8 @@ def _importance(name: str, value: object) -> torch.Tensor:
     plain = isinstance(value, torch.Tensor) and value.layout is torch.strided and (
         value.device.type == "cpu" and value.is_floating_point() and not value.is_quantized
     )
-    if not plain or value.ndim != 1 or not 1 <= value.numel() <= MAX_CHANNELS:
+    expanded = plain and 0 in value.stride() and value.numel() > 1
+    if not plain or expanded or value.ndim != 1 or not 1 <= value.numel() <= MAX_CHANNELS:
         raise ValueError(f"input_imp_sum of layer {name!r} is no vector of floats")
     importance = value.detach().to(torch.float64, copy=True)
     if not importance.isfinite().all() or (importance < 0).any():
@@ -161,16 +176,16 @@ def _importance(name: str, value: object) -> torch.Tensor:
 
 
 def _name(name: object) -> str:
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{name!r} is no layer name")
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
+        raise ValueError(f"a layer's name is no string of 1 to {MAX_NAME} characters")
     return name
 
 
 def _float(what: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{what} is no number")
-    if not math.isfinite(value):
-        raise ValueError(f"{what} is not finite")
+    if not abs(value) <= sys.float_info.max:  # nan and integers beyond float too
+        raise ValueError(f"{what} is no finite number")
     return float(value)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from .statistics import LayerStatistics, Statistics
@@ -27,35 +29,62 @@ class DualMonitor:
     """Measures a model's layers while the `with` block runs (HSWQ.md, "Dual Monitor").
 
     Sums stay on the layers' device and are read back by `statistics`; nothing waits for the
-    device before. The hooks are gone when the block ends, however it ends.
+    device before. The hooks are gone when the block ends, however it ends. The model's forward
+    goes on whatever happens to the measuring: its first error ends it.
 
         with DualMonitor(unet) as monitor:
             unet(latents, timesteps, context)
         statistics = monitor.statistics()
+
+    Attributes:
+        error: what ended the measuring, None while all is well.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         """Take the model whose Linear and Conv2d layers to measure."""
+        self.error: Exception | None = None
+        self._failed: str | None = None
         self._model = model
         self._sums = {name: _LayerSums() for name in monitored_layers(model)}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> DualMonitor:
         for name, module in monitored_layers(self._model).items():
-            self._handles.append(module.register_forward_hook(self._sums[name].hook))
+            hook = functools.partial(self._measure, name)
+            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        self._remove_hooks()
 
     def statistics(self) -> Statistics:
-        """Return the sums so far of every layer that was called, in the model's order."""
+        """Return the sums so far of every layer that was called, in the model's order.
+
+        Raises:
+            RuntimeError: measuring failed; the sums would lack some calls.
+        """
+        if self.error is not None:
+            raise RuntimeError(f"cannot measure {self._failed}: {self.error}") from self.error
         called = {name: sums for name, sums in self._sums.items() if sums.calls}
         return Statistics(
             {name: sums.statistics() for name, sums in called.items()},
             {"total_steps": max((sums.calls for sums in called.values()), default=0)},
         )
+
+    def _measure(
+        self, name: str, module: torch.nn.Module, args: tuple, kwargs: dict, output: torch.Tensor
+    ) -> None:
+        try:
+            self._sums[name].add(args[0] if args else next(iter(kwargs.values())), output)
+        except Exception as error:
+            if self.error is None:
+                # Without its traceback, whose frames keep the activations alive.
+                self.error, self._failed = error.with_traceback(None), name
+            self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
 
 class _LayerSums:
@@ -66,20 +95,27 @@ class _LayerSums:
         self._output: torch.Tensor | None = None  # (2,) float64: sums of mean(Y), mean(Y^2)
         self._importance: torch.Tensor | None = None  # (channels,) float64
 
-    def hook(self, module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        """Add one call."""
-        moments, importance = output_moments(output), input_importance(inputs[0])
+    def add(self, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        """Add one call; one of an empty batch has no mean and is none."""
+        if not output.numel():
+            return
+        moments, importance = output_moments(output), input_importance(inputs)
         if self._output is None:
             self._output, self._importance = moments, importance
+        elif importance.shape != self._importance.shape:
+            raise ValueError(
+                f"it had {self._importance.numel()} input channels, now {importance.numel()}"
+            )
         else:
-            self._output += moments
-            self._importance += importance
+            # Not in place: sums begun in torch.inference_mode could not go on outside of it.
+            self._output = self._output + moments
+            self._importance = self._importance + importance
         self.calls += 1
 
     def statistics(self) -> LayerStatistics:
         """Read the sums back."""
         output_sum, output_square_sum = self._output.tolist()
-        importance = self._importance.cpu()
+        importance = self._importance.to("cpu", copy=True)
         return LayerStatistics(output_sum, output_square_sum, self.calls, importance, self.calls)
 
 

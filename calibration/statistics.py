@@ -112,7 +112,7 @@ class Statistics(Mapping[str, LayerStatistics]):
         """Return the sums of both; this one's meta wins, counts add up.
 
         Raises:
-            ValueError: they belong to different weights.
+            ValueError: they belong to different weights, or a layer has other input channels.
         """
         if None not in (self.fingerprint, other.fingerprint) and (
             self.fingerprint != other.fingerprint
@@ -123,9 +123,15 @@ class Statistics(Mapping[str, LayerStatistics]):
             )
         layers = dict(self)
         for name, layer in other.items():
-            layers[name] = layers[name].merge(layer) if name in layers else layer
+            try:
+                layers[name] = layers[name].merge(layer) if name in layers else layer
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}") from error
         counts = {
             key: self.meta.get(key, 0) + other.meta.get(key, 0)
             for key in ("samples", "total_steps")
         }
-        return Statistics(layers, {**other.meta, **self.meta, **counts})
+        meta = {**other.meta, **self.meta, **counts}
+        if self.fingerprint is None and other.fingerprint is not None:
+            meta["fingerprint"] = other.fingerprint  # also where this one's says None
+        return Statistics(layers, meta)

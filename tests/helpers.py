@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
+from hswq.calibration import LayerStatistics, Statistics
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).parent / "data" / "hswq_reference.safetensors"
@@ -70,3 +72,33 @@ IMPORTANCES = {
 def importance_of(kind: str, channels: int, seed: int = 0) -> torch.Tensor | None:
     """Return an importance vector for so many channels, of one of the kinds in IMPORTANCES."""
     return IMPORTANCES[kind](torch.rand(channels, generator=generator(seed)) + 1e-3)
+
+
+def layer_statistics(calls: int = 4, channels: int = 3, seed: int = 0) -> LayerStatistics:
+    """Return sums as that many calls of a layer might leave."""
+    mean, square, *importance = torch.rand(
+        channels + 2, dtype=torch.float64, generator=generator(seed)
+    ).tolist()
+    sums = torch.tensor(importance, dtype=torch.float64) * calls
+    return LayerStatistics(mean * calls, (mean**2 + square) * calls, calls, sums, calls)
+
+
+def statistics_of(*names: str, calls: int = 4, seed: int = 0, **meta) -> Statistics:
+    """Return statistics of layers by these names, each with sums of its own."""
+    layers = {
+        name: layer_statistics(calls, channels=3 + index, seed=seed * 1000 + index)
+        for index, name in enumerate(names)
+    }
+    return Statistics(layers, meta)
+
+
+def assert_same_layers(one: Statistics, other: Statistics, rel: float = 0.0) -> None:
+    """Check that two Statistics have the same layers in one order, with the same sums."""
+    assert list(one) == list(other)
+    for name, layer in one.items():
+        twin = other[name]
+        assert layer.output_calls == twin.output_calls
+        assert layer.input_calls == twin.input_calls
+        for field in ("output_sum", "output_square_sum"):
+            assert getattr(layer, field) == pytest.approx(getattr(twin, field), rel=rel, abs=0)
+        torch.testing.assert_close(layer.importance_sum, twin.importance_sum, rtol=rel, atol=0)

@@ -65,8 +65,10 @@ def quantized(values: np.ndarray, amax: float, scaled: bool) -> np.ndarray:
 
 def mse(of: Histogram, amax: float, scaled: bool) -> float:
     """Return the weighted mean squared error of one amax."""
-    error = quantized(of.centres.astype(np.float32), amax, scaled) - of.centres
-    return math.fsum(of.density * error**2)
+    filled = of.density > 0  # the others add nothing
+    centres = of.centres[filled]
+    error = quantized(centres.astype(np.float32), amax, scaled) - centres
+    return math.fsum(of.density[filled] * error**2)
 
 
 def search(

@@ -1,0 +1,74 @@
+"""Opening a torch archive that anybody may have made.
+
+`torch.load(weights_only=True)` runs no code of a file's, but it compares no checksums, trusts what
+other extensions declared safe, and a pickle of 30 bytes makes it allocate gigabytes. What a
+statistics file never holds is refused here, before torch sees it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import re
+import zipfile
+
+MAX_FILE_BYTES = 256 << 20
+"""SDXL's statistics are 8 MiB."""
+
+_MEMBER = re.compile(r"[^/]+/(data\.pkl|byteorder|version|data/[^/]+)")
+_PLAIN_GLOBAL = re.compile(
+    r"collections OrderedDict"
+    r"|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch (Size|bool|(b?float|u?int)\d+|[A-Z][A-Za-z0-9]+Storage)"
+)
+_STATEFUL = ("BUILD", "NEWOBJ")
+
+
+def checked_archive(path: str | os.PathLike) -> io.BytesIO:
+    """Return a copy, in memory, of what torch reads of an archive; every byte of it is checked.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError: it is too large,
+            damaged, or not what torch.save writes of tensors and plain values.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise ValueError(f"it has {size} bytes, and none has more than {MAX_FILE_BYTES}")
+        content = file.read(size)
+    if not content.startswith(b"PK\x03\x04"):
+        raise ValueError("it is no archive that torch.save writes")
+    copy = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(copy, "w") as target:
+        for member in _checked_members(source, len(content)):
+            data = source.read(member)  # raises where the checksum differs
+            if member.filename.endswith(".pkl"):
+                _check_pickle(data)
+            target.writestr(member.filename, data)
+    copy.seek(0)
+    return copy
+
+
+def _checked_members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
+    """Return what torch reads of an archive of `size` bytes, which cannot grow in unpacking."""
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("it is compressed, which torch.save never does")
+    names = {member.filename for member in members}
+    if len(names) < len(members) or sum(member.file_size for member in members) > size:
+        raise ValueError("its members overlap")
+    return [member for member in members if _MEMBER.fullmatch(member.filename)]
+
+
+def _check_pickle(data: bytes) -> None:
+    """Refuse a pickle that makes anything but containers, plain values and tensors."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name == "PROTO" and argument != 2:
+            raise ValueError(f"its pickle is of protocol {argument}, torch.save's of 2")
+        if opcode.name in _STATEFUL:
+            raise ValueError("it holds objects, not just tensors and plain values")
+        if opcode.name == "GLOBAL" and not _PLAIN_GLOBAL.fullmatch(argument):
+            name = argument.replace(" ", ".")[:100]
+            raise ValueError(f"it holds {name}, not just tensors and plain values")
