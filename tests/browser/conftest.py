@@ -1,0 +1,50 @@
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from harness.fixtures import client, pytest_runtest_makereport, server
+from harness.server import ComfyUIServer
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+__all__ = ["client", "pytest_runtest_makereport", "server"]
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+READY = """window.app && app.vueAppReady && app.extensionManager
+    && !app.extensionManager.spinner"""
+PAGE_MILLISECONDS = 120_000  # five seconds on an idle machine
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium as the system has it: CHROMIUM_PATH, or what is on PATH."""
+    program = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, PROGRAMS)), "")
+    if not program:
+        pytest.skip("no Chromium: install it, or set CHROMIUM_PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
+    """ComfyUI's page, ready. A script error, or a console error of this extension, fails a test."""
+    problems: list[str] = []
+
+    def listen(message: ConsoleMessage) -> None:
+        """ComfyUI's own page logs errors too, such as files that a new user does not have yet."""
+        told = f"{message.text} ({message.location.get('url')})"
+        if message.type in ("error", "warning") and "hswq" in told.lower():
+            problems.append(told)
+
+    page = browser.new_page(viewport={"width": 1680, "height": 900})
+    page.set_default_timeout(PAGE_MILLISECONDS)
+    page.on("console", listen)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(server.url)
+    page.wait_for_function(READY)
+    yield page
+    page.close()
+    assert problems == []

@@ -1,0 +1,75 @@
+"""The example workflows in ComfyUI's own page."""
+
+import urllib.request
+from itertools import combinations
+
+import pytest
+from harness.client import Client
+from harness.server import ComfyUIServer
+from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+EXAMPLES = ("hswq_calibrate", "hswq_convert", "hswq_first_use")
+
+OPEN = """async (name) => {
+    const template = await fetch(`/api/workflow_templates/hswq/${name}.json`)
+    await app.loadGraphData(await template.json())
+}"""
+MISSING = """() => app.graph._nodes
+    .filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type])
+    .map((node) => node.type)"""
+BOXES = "() => app.graph._nodes.map((node) => [node.type, ...node.getBounding()])"
+# Small, so that it takes seconds: all else is as it was opened.
+RUN = """async () => {
+    const set = (type, name, value) => {
+        const node = app.graph._nodes.find((node) => node.type === type)
+        node.widgets.find((widget) => widget.name === name).value = value
+    }
+    set("EmptyLatentImage", "width", 64)
+    set("EmptyLatentImage", "height", 64)
+    set("KSampler", "steps", 2)
+    await app.queuePrompt(0)
+}"""
+LINE = """(type) => app.graph._nodes.find((node) => node.type === type)
+    .widgets.find((widget) => widget.name === "$$node-text-preview")?.value"""
+
+
+def overlap(a: list, b: list) -> bool:
+    """Tell whether two boxes (type, x, y, width, height) overlap."""
+    return all(
+        a[axis] < b[axis] + b[axis + 2] and b[axis] < a[axis] + a[axis + 2] for axis in (1, 2)
+    )
+
+
+class TestExamples:
+    def test_are_offered_with_a_picture(self, server: ComfyUIServer, client: Client):
+        offered = client.get_json("/api/workflow_templates")
+        assert offered["hswq"] == list(EXAMPLES)
+        for name in EXAMPLES:
+            address = f"{server.url}/api/workflow_templates/hswq/{name}.jpg"
+            with urllib.request.urlopen(address) as response:
+                assert response.headers["Content-Type"] == "image/jpeg"
+
+    @pytest.mark.parametrize("name", EXAMPLES)
+    def test_open_without_a_missing_node(self, page: Page, name: str):
+        page.evaluate(OPEN, name)
+        boxes = page.evaluate(BOXES)
+        assert len(boxes) >= 8
+        assert page.evaluate(MISSING) == []
+        assert [(a, b) for a, b in combinations(boxes, 2) if overlap(a, b)] == []
+
+    @pytest.mark.parametrize(
+        ("name", "node", "line"),
+        [
+            ("hswq_first_use", "HSWQCheckpointLoader", "16 bit for now: 0 of 32 samples recorded"),
+            ("hswq_calibrate", "HSWQCalibration", "1 of 256 samples in 'calibration'"),
+        ],
+    )
+    def test_run_and_say_what_they_do(
+        self, client: Client, page: Page, name: str, node: str, line: str
+    ):
+        page.evaluate(OPEN, name)
+        page.evaluate(RUN)
+        page.wait_for_function(f"(type) => ({LINE})(type)", arg=node)
+        assert page.evaluate(LINE, node) == line
