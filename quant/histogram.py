@@ -22,10 +22,12 @@ class WeightedHistogram(NamedTuple):
     Attributes:
         maximum: max|W|, FP32 scalar tensor.
         density: (bins,) float64, sums to 1. Bin i covers `[i, i + 1) * maximum / bins`.
+        finite: bool scalar tensor, whether every weight is a finite number.
     """
 
     maximum: torch.Tensor
     density: torch.Tensor
+    finite: torch.Tensor
 
     def centres(self) -> torch.Tensor:
         """Return the (bins,) float64 bin centres, from width / 2 to maximum - width / 2."""
@@ -62,35 +64,40 @@ def weighted_histogram(
         importance: (in,) importance of the input channels, None for all 1.
         bins: number of equal bins from 0 to max|W|.
     """
-    weight = weight.detach().nan_to_num(0, 0, 0)
-    lowest, highest = weight.aminmax()
-    maximum = torch.maximum(-lowest, highest).to(torch.float32)
-    zero = torch.full_like(maximum, ALL_ZERO_AMAX)
-    maximum = torch.where(maximum > _LEAST_MAXIMUM, maximum, zero)
     fitted = fit_importance(importance, weight.shape[1] if weight.ndim > 1 else 1)
-    sum_up = _sum_with_kernel if kernels.usable(weight.device) else _sum
-    density = sum_up(weight, quotient(maximum, bins), fitted, bins)
-    return WeightedHistogram(maximum, density / density.sum())
+    count = _count_with_kernels if kernels.usable(weight.device) else _count
+    maximum, sums, finite = count(weight.detach().contiguous(), fitted, bins)
+    return WeightedHistogram(maximum, sums / sums.sum(), finite)
 
 
-def _sum(
-    weight: torch.Tensor, width: torch.Tensor, importance: torch.Tensor | None, bins: int
-) -> torch.Tensor:
-    """Return (bins,) float64: each bin's importance; None counts 1."""
-    index = (weight.to(torch.float32).abs() / width).to(torch.int64).clamp_(max=bins - 1)
+def _count(
+    weight: torch.Tensor, importance: torch.Tensor | None, bins: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the maximum, (bins,) float64 sums of importance (None counts 1), and finiteness."""
+    finite = torch.stack(weight.aminmax()).isfinite().all()  # nan is both
+    magnitude = weight.nan_to_num(0, 0, 0).to(torch.float32).abs()
+    maximum = _positive(magnitude.amax())
+    index = (magnitude / quotient(maximum, bins)).to(torch.int64).clamp_(max=bins - 1)
     if importance is None:
-        return torch.bincount(index.flatten(), minlength=bins).to(torch.float64)
+        return maximum, torch.bincount(index.flatten(), minlength=bins).to(torch.float64), finite
     per_channel = importance.to(weight.device)
     if weight.ndim > 2:
         per_channel = per_channel.view(-1, *[1] * (weight.ndim - 2))
     sums = torch.zeros(bins, dtype=torch.float64, device=weight.device)
-    return sums.index_add_(0, index.flatten(), per_channel.expand_as(index).reshape(-1))
+    sums.index_add_(0, index.flatten(), per_channel.expand_as(index).reshape(-1))
+    return maximum, sums, finite
 
 
-def _sum_with_kernel(
-    weight: torch.Tensor, width: torch.Tensor, importance: torch.Tensor | None, bins: int
-) -> torch.Tensor:
+def _count_with_kernels(
+    weight: torch.Tensor, importance: torch.Tensor | None, bins: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    largest, finite = kernels.largest_magnitude(weight)
+    maximum = _positive(largest)
     if importance is None:
         importance = torch.ones(1, dtype=torch.float64)
     importance = importance.to(weight.device, non_blocking=True)
-    return kernels.add_to_histogram(weight.contiguous(), width, importance, bins)
+    return maximum, kernels.add_to_histogram(weight, maximum, importance, bins), finite
+
+
+def _positive(maximum: torch.Tensor) -> torch.Tensor:
+    return torch.where(maximum > _LEAST_MAXIMUM, maximum, ALL_ZERO_AMAX)

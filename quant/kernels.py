@@ -52,14 +52,32 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
     return out
 
 
+def largest_magnitude(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest finite |W| and whether all weights are finite, in one launch.
+
+    Args:
+        weight: contiguous floating tensor on a GPU.
+
+    Returns:
+        FP32 scalar tensor, bool scalar tensor.
+    """
+    found = torch.zeros(2, dtype=torch.int32, device=weight.device)
+    count = weight.numel()
+    _largest_magnitude[((count + _BLOCK - 1) // _BLOCK,)](
+        weight, found, count, BLOCK=_BLOCK, num_warps=8
+    )
+    return found.view(torch.float32)[0], found[1] == 0
+
+
 def add_to_histogram(
-    weight: torch.Tensor, width: torch.Tensor, importance: torch.Tensor, bins: int
+    weight: torch.Tensor, maximum: torch.Tensor, importance: torch.Tensor, bins: int
 ) -> torch.Tensor:
     """Return (bins,) float64: the importance of every weight added to the bin of its magnitude.
 
     Args:
-        weight: contiguous (out, in, ...) floating tensor on a GPU.
-        width: FP32 scalar tensor, of a bin.
+        weight: contiguous (out, in, ...) floating tensor on a GPU; one that is not finite
+            counts as 0.
+        maximum: FP32 scalar tensor, upper end of the last bin.
         importance: (in,) float64 there, or (1,) for one that all channels share.
         bins: number of bins.
     """
@@ -67,7 +85,7 @@ def add_to_histogram(
     count, channels = weight.numel(), importance.numel()
     kernel_size = weight[0, 0].numel() if weight.ndim > 2 else 1
     _histogram[((count + _BLOCK - 1) // _BLOCK,)](
-        weight, width, importance, out, count, channels, kernel_size, bins,
+        weight, maximum, importance, out, count, channels, kernel_size, bins,
         BLOCK=_BLOCK, COPIES=_COPIES, num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
     return out.sum(0)
@@ -75,7 +93,7 @@ def add_to_histogram(
 
 def search_amax(
     maximum: torch.Tensor, density: torch.Tensor, candidates: int, refinements: int, *, scaled: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Search the best amax of one histogram (see search.search_amax) in two launches a round.
 
     Args:
@@ -84,14 +102,15 @@ def search_amax(
         candidates, refinements, scaled: as in search.
 
     Returns:
-        The amax (FP32 scalar tensor) and its error (float64 scalar tensor).
+        The amax (FP32 scalar tensor), its error and the power (float64 scalar tensors).
     """
     device = density.device
-    errors = torch.empty(candidates, dtype=torch.float64, device=device)
+    # The last one is the error of storing nothing at all: the power.
+    errors = torch.empty(candidates + 1, dtype=torch.float64, device=device)
     # low, high, best amax and lowest error so far
     state = torch.empty(4, dtype=torch.float64, device=device)
     for round_number in range(refinements + 1):
-        _candidate_errors[(candidates,)](
+        _candidate_errors[(candidates + 1,)](
             maximum, density, state, errors, candidates,
             FIRST=round_number == 0, SCALED=scaled, BINS=density.numel(), BLOCK=1024, num_warps=4,
             enable_fp_fusion=False,
@@ -101,7 +120,7 @@ def search_amax(
             FIRST=round_number == 0, BLOCK=triton.next_power_of_2(candidates), num_warps=4,
             enable_fp_fusion=False,
         )  # fmt: skip
-    return state[2].to(torch.float32), state[3]
+    return state[2].to(torch.float32), state[3], errors[candidates]
 
 
 if triton is not None:
@@ -117,14 +136,29 @@ if triton is not None:
         tl.store(out + at, value.to(out.dtype.element_ty), mask=at < count)
 
     @triton.jit
+    def _finite_magnitude(weight, at, inside):
+        magnitude = tl.abs(tl.load(weight + at, mask=inside, other=0.0).to(tl.float32))
+        finite = magnitude < float("inf")  # nan is not
+        return tl.where(finite, magnitude, 0.0), finite
+
+    @triton.jit
+    def _largest_magnitude(weight, found, count, BLOCK: tl.constexpr):  # noqa: N803
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        magnitude, finite = _finite_magnitude(weight, at, at < count)
+        # The bits of floats that are not negative are in the floats' order.
+        tl.atomic_max(found, tl.max(magnitude.to(tl.int32, bitcast=True)), sem="relaxed")
+        tl.atomic_max(found + 1, tl.max(tl.where(finite, 0, 1)), sem="relaxed")
+
+    @triton.jit
     def _histogram(
-        weight, width, importance, out, count, channels, kernel_size, bins,
+        weight, maximum, importance, out, count, channels, kernel_size, bins,
         BLOCK: tl.constexpr, COPIES: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = at < count
-        magnitude = tl.abs(tl.load(weight + at, mask=inside, other=0.0).to(tl.float32))
-        index = tl.minimum(tl.div_rn(magnitude, tl.load(width)).to(tl.int32), bins - 1)
+        magnitude, _ = _finite_magnitude(weight, at, inside)
+        width = tl.div_rn(tl.load(maximum), bins.to(tl.float32))
+        index = tl.minimum(tl.div_rn(magnitude, width).to(tl.int32), bins - 1)
         channel = (at // kernel_size) % channels
         share = tl.load(importance + channel, mask=inside, other=0.0)
         copy = out + (tl.program_id(0) % COPIES) * bins
@@ -176,6 +210,7 @@ if triton is not None:
             else:
                 rounded = _round_to_grid(tl.minimum(value, tl.minimum(amax, 448.0)))
             share = tl.load(density + at, mask=at < BINS, other=0.0)
+            rounded = tl.where(tl.program_id(0) < count, rounded, 0.0)
             difference = rounded.to(tl.float64) - centre
             total += difference * difference * share
         tl.store(errors + tl.program_id(0), tl.sum(total))

@@ -237,12 +237,9 @@ class Planner:
         importance = None if measured is None else measured.importance
         self._check_channels(name, weight, importance)
         histogram = weighted_histogram(weight, importance, self.settings.bins)
-        amax, error = search_amax(histogram, self.settings, scaled=self.scaled)
-        power = histogram.density @ histogram.centres().square()
-        relative = (error / power).sqrt().to(torch.float32)
-        finite = torch.stack(weight.detach().aminmax()).isfinite().all()  # nan is both
-        self._searched[name] = torch.stack((amax, relative, finite.to(torch.float32)))
-        return amax
+        found = search_amax(histogram, self.settings, scaled=self.scaled)
+        self._searched[name] = torch.stack((*found, histogram.finite))
+        return found.amax
 
     def finish(self) -> Plan:
         """Return the Plan of all layers added.
@@ -257,8 +254,9 @@ class Planner:
                 f"{len(self._statistics)} layers are not in this one, the first is {missing[0]!r}"
             )
         layers, warnings = dict(self._layers), list(self._warnings)
-        for name, (amax, error, finite) in _to_host(self._searched).items():
-            layers[name] = dataclasses.replace(layers[name], amax=amax, relative_error=error)
+        for name, (amax, error, power, finite) in _to_host(self._searched).items():
+            relative = math.sqrt(error / power)
+            layers[name] = dataclasses.replace(layers[name], amax=amax, relative_error=relative)
             if not finite:
                 warnings.append(f"{name} has weights that are not finite; inf was clipped")
         frozen = MappingProxyType(layers)

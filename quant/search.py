@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
 
@@ -79,7 +80,7 @@ class _GridErrors:
         self._values = centres.to(torch.float32)
         moments = torch.stack((density, density * centres))
         self._sums = torch.nn.functional.pad(moments.cumsum(1), (1, 0))
-        self._total = density @ centres.square()
+        self.power = density @ centres.square()
         self._grid = positive_grid(centres.device)
         self._midpoints = (self._grid[1:] + self._grid[:-1]) / 2
         self._unscaled_edges = None if scaled else self._edges(self._values[None])
@@ -96,7 +97,7 @@ class _GridErrors:
             levels = torch.minimum(self._grid, round_to_grid(amax.clamp(max=FP8_MAX)))
         levels = levels.to(torch.float64)
         mass, first_moment = self._sums[:, edges].diff()
-        return self._total + (levels * (levels * mass - 2 * first_moment)).sum(1)
+        return self.power + (levels * (levels * mass - 2 * first_moment)).sum(1)
 
     def _edges(self, values: torch.Tensor) -> torch.Tensor:
         """Return the (rows, 128) bin indices where each grid value's bins begin and end."""
@@ -106,24 +107,36 @@ class _GridErrors:
         return torch.nn.functional.pad(torch.nn.functional.pad(inner, (1, 0)), (0, 1), value=bins)
 
 
+class Found(NamedTuple):
+    """What the search of one layer found, all on the histogram's device.
+
+    Attributes:
+        amax: FP32 scalar tensor.
+        error: weighted mean squared error at this amax, float64 scalar tensor.
+        power: weighted mean square of the weights themselves, float64 scalar tensor.
+    """
+
+    amax: torch.Tensor
+    error: torch.Tensor
+    power: torch.Tensor
+
+
 def search_amax(
     histogram: WeightedHistogram, settings: SearchSettings = DEFAULT_SETTINGS, *, scaled: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Found:
     """Search the best amax of one histogram (HSWQ.md, "Search of amax").
 
     Everything stays on the histogram's device; nothing is read back.
-
-    Returns:
-        The amax (FP32 scalar tensor) and its weighted mean squared error (float64 scalar tensor).
     """
     if kernels.usable(histogram.density.device):
-        return kernels.search_amax(
+        found = kernels.search_amax(
             histogram.maximum,
             histogram.density,
             settings.candidates,
             settings.refinements,
             scaled=scaled,
         )
+        return Found(*found)
     maximum = histogram.maximum.to(torch.float64)
     low, high = maximum * 0.5, maximum
     best = histogram.maximum
@@ -141,7 +154,7 @@ def search_amax(
         reach = (high - low) / 4
         low = torch.maximum(maximum * 0.1, best - reach)
         high = torch.minimum(maximum * 1.2, best + reach)
-    return best, lowest
+    return Found(best, lowest, grid_errors.power)
 
 
 def optimal_amax(
@@ -166,7 +179,7 @@ def optimal_amax(
     """
     settings = SearchSettings(bins, candidates, refinements)
     histogram = weighted_histogram(weight, importance, settings.bins)
-    return search_amax(histogram, settings, scaled=scaled)[0].item()
+    return search_amax(histogram, settings, scaled=scaled).amax.item()
 
 
 def weighted_mse(

@@ -141,7 +141,7 @@ class TestSearchAmax:
     def test_returns_the_amax_and_its_error(self, scaled, device):
         weight = gaussian(20, 20).to(device)
         histogram = weighted_histogram(weight, None, 512)
-        amax, error = search_amax(histogram, SearchSettings(512, 50, 2), scaled=scaled)
+        amax, error, _ = search_amax(histogram, SearchSettings(512, 50, 2), scaled=scaled)
         assert (amax.dtype, error.dtype) == (torch.float32, torch.float64)
         assert (amax.shape, amax.device, error.device) == ((), weight.device, weight.device)
         expected = weighted_mse(weight, None, amax.item(), scaled=scaled, bins=512)
@@ -152,7 +152,7 @@ class TestSearchAmax:
     def test_many_rounds_end_where_every_candidate_on_every_bin_ends(self, kind, scaled, device):
         """So fine a search that many candidates are one number, or an ulp apart."""
         histogram = weighted_histogram(weight_of(kind, (20, 20)).to(device), None, 64)
-        amax, error = search_amax(histogram, SearchSettings(64, 200, 12), scaled=scaled)
+        amax, error, _ = search_amax(histogram, SearchSettings(64, 200, 12), scaled=scaled)
         expected = self.every_candidate(histogram, 200, 12, scaled)
         assert amax.item() == pytest.approx(expected[0], rel=1e-6)
         assert error.item() == pytest.approx(expected[1], rel=1e-9)

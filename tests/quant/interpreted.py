@@ -1,0 +1,60 @@
+"""Runs every Triton kernel on the CPU, in Triton's interpreter, against plain torch.
+
+A script and not a test: the interpreter has to be chosen before Triton is imported. The GPU's own
+runs are the CUDA half of the other tests here.
+"""
+
+import conftest  # noqa: F401 - the package `hswq`
+import torch
+from helpers import gaussian
+from hswq.quant import FP8_MAX, SearchSettings, fp8, kernels, search_amax, weighted_histogram
+
+SETTINGS = SearchSettings(512, 50, 2)
+
+
+def histogram_agrees(weight: torch.Tensor, importance: torch.Tensor | None) -> None:
+    expected = weighted_histogram(weight, importance, SETTINGS.bins)
+    largest, finite = kernels.largest_magnitude(weight)
+    assert (largest, finite) == (expected.maximum, expected.finite)
+    shares = torch.ones(1, dtype=torch.float64) if importance is None else importance
+    sums = kernels.add_to_histogram(weight, largest, shares, SETTINGS.bins)
+    torch.testing.assert_close(sums / sums.sum(), expected.density, rtol=1e-12, atol=0)
+
+
+def search_agrees(weight: torch.Tensor, scaled: bool) -> None:
+    histogram = weighted_histogram(weight, None, SETTINGS.bins)
+    found = kernels.search_amax(
+        histogram.maximum,
+        histogram.density,
+        SETTINGS.candidates,
+        SETTINGS.refinements,
+        scaled=scaled,
+    )
+    expected = search_amax(histogram, SETTINGS, scaled=scaled)
+    assert found[0] == expected.amax
+    torch.testing.assert_close(found[1:], tuple(expected[1:]), rtol=1e-12, atol=0)
+
+
+def dequantize_agrees() -> None:
+    every_byte = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    for scale in (1.0, 0.0123, 3.0 / FP8_MAX):
+        for dtype in (torch.float16, torch.float32):  # the interpreter truncates to BF16
+            found = kernels.dequantize(every_byte, torch.tensor(scale), dtype)
+            expected = fp8.dequantize(every_byte, torch.tensor(scale), dtype)
+            assert torch.equal(found.nan_to_num(9e9), expected.nan_to_num(9e9)), (scale, dtype)
+
+
+def main() -> None:
+    channels = torch.linspace(0, 2, 24, dtype=torch.float64)
+    for weight in (gaussian(16, 24), gaussian(16, 24, 3, 3), gaussian(5000, 2).to(torch.bfloat16)):
+        histogram_agrees(weight, channels[: weight.shape[1]])
+        histogram_agrees(weight, None)
+        for scaled in (True, False):
+            search_agrees(weight, scaled)
+    odd = gaussian(16, 24)
+    odd[0, :2] = torch.tensor([torch.inf, torch.nan])
+    histogram_agrees(odd, channels)
+    dequantize_agrees()
+
+
+main()
