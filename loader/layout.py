@@ -68,12 +68,26 @@ register_layout_class(LAYOUT, HSWQFP8Layout)
 
 
 class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
-    """ComfyUI's QuantizedTensor, made safe to detach in and out of inference mode.
+    """ComfyUI's QuantizedTensor, made safe to use in and out of inference mode.
 
     Nodes run in inference mode; unloading on `/free` does not. Where a tensor is detached in the
     other mode than it was made in, torch refuses to share its version counter. Parameters, state
     dicts and `.data` all detach. (The name is ComfyUI's: it pins memory by the class's name.)
     """
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.to:
+            # Inference mode leaves `.to` whole, and comfy_kitchen's handlers of that forget `copy`
+            # (a backup would be the weight itself) or dequantize. Its parts are handled well.
+            return func.decompose(*args, **(kwargs or {}))
+        if func is torch.ops.aten.copy_.default:
+            # What comfy_kitchen has is for two quantized ones.
+            target, source, *rest = args
+            if not isinstance(target, comfy.quant_ops.QuantizedTensor):
+                return func(target, source.dequantize(), *rest, **(kwargs or {}))
+            args = (target, _like(target, source), *rest)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def detach(self) -> QuantizedTensor:
         """Return a tensor that shares this one's bytes and scale."""
@@ -88,6 +102,16 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
     def _copy_with(self, qdata=None, params=None, clone_params=True) -> QuantizedTensor:
         copied = super()._copy_with(qdata, params, clone_params)
         return type(self)(copied._qdata, copied._layout_cls, copied._params)
+
+
+def _like(
+    target: comfy.quant_ops.QuantizedTensor, source: torch.Tensor
+) -> comfy.quant_ops.QuantizedTensor:
+    """Quantize float values as a tensor is, as ComfyUI's cache of hooked weights needs."""
+    if isinstance(source, comfy.quant_ops.QuantizedTensor):
+        return source
+    values = source.to(target.device)
+    return target.requantize_from_float(values, scale="recalculate").to(target.dtype)
 
 
 def hold(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:

@@ -24,6 +24,7 @@ from .formats import MODEL_MARKERS
 from .modelfile import ModelFileError, is_stored_quantized, load_tensors
 from .operations import hswq_operations
 from .quantizer import Quantizer, fits
+from .saving import save_as_16_bit
 
 ATTACHMENT = "hswq"
 """Key of the Plan among a ModelPatcher's attachments."""
@@ -171,7 +172,8 @@ def _plan_as_stored(patcher: ModelPatcher) -> Plan:
 def adopt(patcher: ModelPatcher, plan: Plan, name: str) -> None:
     """Mark a patcher as quantized by a Plan, and say so in the log."""
     patcher.set_attachments(ATTACHMENT, plan)
-    # ComfyUI's cache of hooked weights copies float values into the parameter, past set_weight.
+    save_as_16_bit(patcher.model)
+    # ComfyUI's cache of hooked weights holds them in FP32, four times what ours take.
     patcher.set_hook_mode(comfy.hooks.EnumHookMode.MinVram)
     for warning in plan.warnings:
         logging.warning("HSWQ: %s: %s", name, warning)

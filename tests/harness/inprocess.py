@@ -1,0 +1,167 @@
+"""Models in this process: sampling with them, and looking at their weights.
+
+Import it where ComfyUI is up (tests/loader/conftest.py).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QuantizedTensor
+from comfy.samplers import CFGGuider
+from torch import Tensor
+from toy.shapes import CONTEXT, POOLED
+
+LATENT = (1, 4, 16, 16)
+Conditioning = list
+
+
+def noise(seed: int = 0, batch: int = 1) -> Tensor:
+    """Return latent noise."""
+    return comfy.sample.prepare_noise(torch.zeros(batch, *LATENT[1:]), seed)
+
+
+def conditioning(seed: int = 0) -> Conditioning:
+    """Return a prompt, as a text encoder would."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(1, 77, CONTEXT, generator=generator)
+    return [[hidden, {"pooled_output": torch.randn(1, POOLED, generator=generator)}]]
+
+
+def sample(
+    patcher: ModelPatcher,
+    positive: Conditioning | None = None,
+    negative: Conditioning | None = None,
+    *,
+    steps: int = 1,
+    cfg: float = 1.0,
+    batch: int = 1,
+    sampler: str = "euler",
+    callback: Callable | None = None,
+) -> Tensor:
+    """Sample as the KSampler node does, and return the latent.
+
+    By default one step without a negative prompt, so that what changes a weight changes the
+    result about as much.
+    """
+    return comfy.sample.sample(
+        patcher, noise(batch=batch), steps, cfg, sampler, "normal", positive or conditioning(1),
+        negative or conditioning(2), torch.zeros(batch, *LATENT[1:]), disable_pbar=True,
+        callback=callback,
+    )  # fmt: skip
+
+
+def guide(guider: CFGGuider, *, steps: int = 1) -> Tensor:
+    """Sample with a guider, as the node for custom sampling does."""
+    sigmas = comfy.samplers.calculate_sigmas(
+        guider.model_patcher.get_model_object("model_sampling"), "normal", steps
+    )
+    return guider.sample(
+        noise(), torch.zeros(LATENT), comfy.samplers.sampler_object("euler"), sigmas,
+        disable_pbar=True,
+    )  # fmt: skip
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return how far `a` is from `b`, relative to `b`."""
+    a, b = a.float(), b.float()
+    return ((a - b).norm() / b.norm()).item()
+
+
+def effect(patcher: ModelPatcher, patched: ModelPatcher, **how) -> Tensor:
+    """Return what a patch changes in a sampling."""
+    return sample(patched, **how) - sample(patcher, **how)
+
+
+def assert_same_effect(
+    models: tuple[ModelPatcher, ModelPatcher],
+    change: Callable[[ModelPatcher], ModelPatcher],
+    *,
+    at_least: float = 0.05,
+    **how,
+) -> None:
+    """Check that a change has the effect on the second model that it has on the first.
+
+    One that is missing is off by 1, one of twice the size too; quantization alone by less than
+    half of that, as long as the effect is not small.
+    """
+    theirs, ours = (effect(patcher, change(patcher), **how) for patcher in models)
+    assert theirs.norm() > at_least * sample(models[0], **how).norm()
+    off = distance(ours, theirs)
+    assert off < 0.5, f"the effect is off by {off:.2f} of its size"
+
+
+def patched(patcher: ModelPatcher, file: dict[str, Tensor], strength: float = 1.0) -> ModelPatcher:
+    """Return a clone with a LoRA, as the LoRA loader node makes it."""
+    return comfy.sd.load_lora_for_models(patcher, None, file, strength, 0.0)[0]
+
+
+def load(patcher: ModelPatcher) -> ModelPatcher:
+    """Load a model as sampling does."""
+    comfy.model_management.load_models_gpu([patcher])
+    return patcher
+
+
+def load_partly(patcher: ModelPatcher, share: float = 0.5) -> ModelPatcher:
+    """Load a model as load_models_gpu does where the GPU has room for only a share of it."""
+    loaded = comfy.model_management.LoadedModel(patcher)
+    loaded.model_load(share * patcher.model_size())
+    comfy.model_management.current_loaded_models.insert(0, loaded)
+    return patcher
+
+
+def unload() -> None:
+    """Do what POST /free does: unload all models, outside of inference mode."""
+    with torch.inference_mode(False):
+        comfy.model_management.unload_all_models()
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+
+
+def parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return what a tensor is held in: itself, or FP8 bytes and their scale."""
+    if isinstance(tensor, QuantizedTensor):
+        return tensor._qdata, tensor._params.scale
+    return (tensor,)
+
+
+def held(patcher: ModelPatcher) -> dict[str, tuple[Tensor, ...]]:
+    """Return a copy of all that a model's weights are held in, as they are now."""
+    with torch.inference_mode():
+        return {
+            name: tuple(part.detach().to("cpu", copy=True) for part in parts(parameter))
+            for name, parameter in patcher.model.diffusion_model.named_parameters()
+        }
+
+
+def same(a: dict[str, tuple[Tensor, ...]], b: dict[str, tuple[Tensor, ...]]) -> list[str]:
+    """Return the names of the weights that differ in a byte, a dtype or a shape."""
+    return [
+        name
+        for name in a.keys() | b.keys()
+        if name not in a or name not in b or not all(map(_identical, a[name], b[name]))
+        or len(a[name]) != len(b[name])
+    ]  # fmt: skip
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and _bytes(a).equal(_bytes(b))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def weight(patcher: ModelPatcher, layer: str) -> Tensor:
+    """Return a layer's weight as it is now, in real units and FP32."""
+    value = comfy.utils.get_attr(patcher.model.diffusion_model, f"{layer}.weight")
+    data, *scale = parts(value.detach())
+    return data.to(torch.float32) * (scale[0] if scale else 1.0)

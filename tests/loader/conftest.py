@@ -1,0 +1,106 @@
+"""Brings ComfyUI up in this process, with the toy SDXL in 16 bit and quantized.
+
+Where there is an NVIDIA GPU all of it runs there, with ComfyUI's own memory management and under
+Dynamic VRAM; elsewhere on the CPU.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from bench import common
+from toy.checkpoint import make_checkpoint
+
+BASE = tempfile.TemporaryDirectory(prefix="hswq-comfyui-")
+DYNAMIC_VRAM = common.start_comfyui(
+    common.default_device(),
+    "--base-directory",
+    BASE.name,
+    dynamic=torch.cuda.is_available(),
+)
+
+torch.set_num_threads(1)
+
+import comfy.memory_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.sd  # noqa: E402
+from comfy.model_patcher import ModelPatcher  # noqa: E402
+from harness import inprocess  # noqa: E402
+from hswq.calibration import Statistics  # noqa: E402
+from hswq.loader import loading  # noqa: E402
+
+
+class Models(NamedTuple):
+    """The toy once in 16 bit and once quantized from it; both are clones for the test alone."""
+
+    sixteen_bit: ModelPatcher
+    quantized: ModelPatcher
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The toy checkpoint, in FP16."""
+    return make_checkpoint(Path(BASE.name) / "models" / "checkpoints" / "toy.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(params=["legacy", "dynamic"])
+def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both of ComfyUI's ways to manage memory."""
+    if request.param == "dynamic" and not DYNAMIC_VRAM:
+        pytest.skip("Dynamic VRAM needs an NVIDIA GPU")
+    dynamic = request.param == "dynamic"
+    patchers = {True: comfy.model_patcher.ModelPatcherDynamic, False: ModelPatcher}
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", patchers[dynamic])
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", dynamic)
+    return request.param
+
+
+@pytest.fixture
+def legacy(memory: str) -> None:
+    """For what ComfyUI has only without Dynamic VRAM."""
+    if memory != "legacy":
+        pytest.skip("Dynamic VRAM has no such thing")
+
+
+@pytest.fixture(scope="session")
+def statistics(checkpoint: Path) -> Statistics:
+    """Statistics of the toy's layers."""
+    stock = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)[0]
+    return common.made_up_statistics(stock)
+
+
+@pytest.fixture(scope="session")
+def loaded() -> dict[str, tuple]:
+    """The models of every memory mode, loaded once."""
+    return {}
+
+
+@pytest.fixture
+def models(
+    memory: str,
+    checkpoint: Path,
+    statistics: Statistics,
+    loaded: dict[str, tuple],
+    inference_mode: None,
+):
+    """The toy in 16 bit and quantized. What a test leaves in their weights is an error."""
+    if memory not in loaded:
+        sixteen_bit = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)[0]
+        planner = common.planner(statistics)
+        quantized = loading.load_checkpoint(str(checkpoint), planner, only_model=True)[0]
+        originals = Models(sixteen_bit, quantized)
+        loaded[memory] = originals, Models(*map(inprocess.held, originals))
+    originals, before = loaded[memory]
+    yield Models(*(patcher.clone() for patcher in originals))
+    inprocess.unload()
+    for patcher, weights in zip(originals, before, strict=True):
+        assert not inprocess.same(inprocess.held(patcher), weights)

@@ -1,0 +1,165 @@
+"""CheckpointSave and ModelSave of a quantized model: 16-bit files that stock ComfyUI loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_model_merging import CheckpointSave, ModelSave
+from harness.inprocess import (
+    distance,
+    held,
+    load,
+    load_partly,
+    patched,
+    same,
+    sample,
+    unload,
+    weight,
+)
+from harness.patches import patch_file
+from hswq.loader.converter import convert
+from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from safetensors.torch import load_file
+
+PREFIX = "model.diffusion_model."
+
+
+def newest_file(folder: str) -> Path:
+    files = Path(folder_paths.get_output_directory(), folder).glob("*.safetensors")
+    return max(files, key=lambda path: path.stat().st_mtime_ns)
+
+
+def saved(patcher: ModelPatcher, name: str) -> dict[str, torch.Tensor]:
+    """Return what the node "Save Model" writes, by the names of the diffusion model."""
+    ModelSave().save(patcher, f"saved/{name}")
+    return own(load_file(newest_file("saved")))
+
+
+def own(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        key.removeprefix(PREFIX): value
+        for key, value in tensors.items()
+        if key.startswith(PREFIX)
+    }
+
+
+def current(patcher: ModelPatcher) -> dict[str, torch.Tensor]:
+    """Return a model's weights as they are now, in real units and its 16-bit dtype."""
+    dtype = patcher.model.get_dtype()
+    return {
+        name: (data.float() * scale[0]).to(dtype) if scale else data
+        for name, (data, *scale) in held(patcher).items()
+    }
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    return [
+        name
+        for name in a.keys() | b.keys()
+        if name not in a or name not in b or a[name].dtype != b[name].dtype
+        or not a[name].equal(b[name])
+    ]  # fmt: skip
+
+
+def _partly_unloaded(patcher: ModelPatcher) -> None:
+    load(patcher).partially_unload(patcher.offload_device, patcher.model_size() / 2)
+
+
+PLACES = {
+    "loaded": load,
+    "half loaded": load_partly,
+    "offloaded": lambda patcher: load_partly(patcher, 0.01),
+    "half unloaded": _partly_unloaded,
+}
+
+
+@pytest.fixture
+def lora(models) -> ModelPatcher:
+    """The quantized model with a LoRA."""
+    return patched(models.quantized, patch_file("LoRA"))
+
+
+class TestFile:
+    def test_holds_the_dequantized_weights(self, models):
+        assert not differing(saved(models.quantized, "plain"), current(models.quantized))
+
+    def test_is_loaded_by_stock_comfyui(self, models, checkpoint):
+        _, clip, vae = load_checkpoint(
+            str(checkpoint), models.quantized.get_attachment(ATTACHMENT)
+        )
+        latent = sample(models.quantized)
+        CheckpointSave().save(models.quantized, clip, vae, "saved/checkpoint")
+        path = newest_file("saved")
+        stock, its_clip, its_vae, _ = comfy.sd.load_checkpoint_guess_config(str(path))
+        layers = models.quantized.get_attachment(ATTACHMENT).layers
+        for name in layers:
+            assert weight(stock, name).equal(weight(models.quantized, name).half().float()), name
+        assert distance(sample(stock), latent) < 0.01
+        before, after = load_file(checkpoint), load_file(path)
+        others = [key for key in before if not key.startswith(PREFIX)]
+        assert all(after[key].equal(before[key]) for key in others if key in after)
+        assert its_clip is not None
+        assert its_vae is not None
+
+    def test_of_the_model_alone_is_a_diffusion_model(self, models):
+        latent = sample(models.quantized)
+        ModelSave().save(models.quantized, "saved/model")
+        stock = comfy.sd.load_diffusion_model(str(newest_file("saved")))
+        assert distance(sample(stock), latent) < 0.01
+
+    def test_leaves_the_model_as_it_was(self, models):
+        before, latent = held(models.quantized), sample(models.quantized)
+        saved(models.quantized, "unchanged")
+        assert sample(models.quantized).equal(latent)
+        unload()
+        assert not same(held(models.quantized), before)
+
+    def test_can_be_quantized_again(self, models):
+        """Nothing of the FP8 format is in it."""
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        ModelSave().save(models.quantized, "saved/again")
+        again = load_checkpoint(str(newest_file("saved")), plan, only_model=True)[0]
+        assert sample(again).equal(sample(models.quantized))
+
+    def test_of_a_converted_model_holds_its_weights(self, models):
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        converted = convert(models.sixteen_bit, plan)
+        assert not differing(saved(converted, "converted"), current(converted))
+
+
+class TestLora:
+    """Saved with a LoRA, the weights are those that sampling with it uses."""
+
+    def test_is_in_the_file(self, models, legacy, lora):
+        tensors = saved(lora, "lora")
+        assert not differing(tensors, current(lora))
+        unload()
+        assert len(differing(tensors, current(lora))) > 200
+
+    @pytest.mark.parametrize("place", PLACES)
+    def test_is_in_the_file_wherever_the_weights_are(self, legacy, lora, place, tmp_path):
+        """The same file, whether a layer is on the GPU and patched, or offloaded with its patch."""
+        everywhere = saved(lora, "everywhere")
+        unload()
+        PLACES[place](lora)
+        comfy.utils.save_torch_file(lora.state_dict_for_saving(), tmp_path / "x.safetensors")
+        assert not differing(own(load_file(tmp_path / "x.safetensors")), everywhere)
+
+    def test_has_its_effect_when_stock_comfyui_loads_the_file(self, models, lora):
+        latent = sample(lora)
+        ModelSave().save(lora, "saved/effect")
+        stock = comfy.sd.load_diffusion_model(str(newest_file("saved")))
+        assert distance(sample(models.quantized), latent) > 0.5
+        assert distance(sample(stock), latent) < 0.1
+
+    def test_is_not_in_a_file_of_the_model_without_it(self, models, lora):
+        sample(lora)
+        tensors = saved(models.quantized, "without")
+        unload()
+        assert not differing(tensors, current(models.quantized))
