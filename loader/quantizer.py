@@ -83,6 +83,8 @@ def fits(source: Plan | Planner, layers: Mapping[str, int]) -> bool:
     device = memory.get_torch_device()
     if device.type != "cuda" or comfy.memory_management.aimdo_enabled:
         return False
+    if memory.vram_state in (memory.VRAMState.NO_VRAM, memory.VRAMState.LOW_VRAM):
+        return False
     size = sum(count * (1 if source.quantizes(name) else 2) for name, count in layers.items())
     free = memory.get_free_memory(device)
     return free > 1.1 * size + _WORK_BYTES + memory.minimum_inference_memory()
