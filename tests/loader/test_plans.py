@@ -1,0 +1,113 @@
+"""Plans are made once for a model, its statistics and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from bench import common
+from harness.inprocess import held, same
+from hswq.calibration import Statistics
+from hswq.loader import choice, plans, store
+from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
+from hswq.loader.modelfile import fingerprint
+from hswq.loader.quantizer import QuantizeSettings
+from hswq.quant import Plan, Planner
+from toy.checkpoint import make_diffusion_model
+
+SETTINGS = QuantizeSettings()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty statistics folder."""
+    import folder_paths
+
+    paths = dict(folder_paths.folder_names_and_paths)
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    paths.pop(store.FOLDER, None)
+    store.register_folder()
+    return tmp_path / store.FOLDER
+
+
+def record(statistics: Statistics, of: str, samples: int) -> None:
+    """Add to what was recorded of a file."""
+    delta = Statistics(statistics, {"samples": samples, "total_steps": 1})
+    store.add_statistics(delta, of, store.PASSIVE_SESSION, "toy.safetensors")
+
+
+def chosen(of: str, settings: QuantizeSettings = SETTINGS, without=choice.FAIL) -> choice.Choice:
+    return choice.choose(choice.AUTO, of, "toy.safetensors", settings, without)
+
+
+class TestKeptPlan:
+    def test_is_found_again_and_loads_the_same(self, checkpoint, statistics, models):
+        of = fingerprint(str(checkpoint))
+        record(statistics, of, 40)
+        first = chosen(of)
+        assert isinstance(first.source, Planner)
+        model = load_checkpoint(str(checkpoint), first.source, only_model=True)[0]
+        first.keep(model.get_attachment(ATTACHMENT))
+        second = chosen(of)
+        assert second.source == model.get_attachment(ATTACHMENT)
+        again = load_checkpoint(str(checkpoint), second.source, only_model=True)[0]
+        assert not same(held(again), held(model))
+
+    def test_stays_until_the_next_milestone(self, checkpoint, statistics, models):
+        of = fingerprint(str(checkpoint))
+        record(statistics, of, 40)
+        first = chosen(of)
+        first.keep(models.quantized.get_attachment(ATTACHMENT))
+        record(statistics, of, 20)
+        assert isinstance(chosen(of).source, Plan)
+        assert "40 of 256" in chosen(of).about, "the plan's own samples, not the file's"
+        record(statistics, of, 10)
+        assert isinstance(chosen(of).source, Planner)
+        assert "70 of 256" in chosen(of).about
+
+    @pytest.mark.parametrize("change", [{"scaled": False}, {"keep_ratio": 0.5}])
+    def test_is_not_used_for_other_settings(self, checkpoint, statistics, models, change):
+        of = fingerprint(str(checkpoint))
+        record(statistics, of, 40)
+        chosen(of).keep(models.quantized.get_attachment(ATTACHMENT))
+        other = chosen(of, dataclasses.replace(SETTINGS, **change))
+        assert isinstance(other.source, Planner)
+
+    def test_that_is_damaged_is_made_again(self, checkpoint, statistics, models, folder):
+        of = fingerprint(str(checkpoint))
+        record(statistics, of, 40)
+        chosen(of).keep(models.quantized.get_attachment(ATTACHMENT))
+        (path,) = (folder / "plans").glob("*.json")
+        path.write_text(path.read_text()[:1000])
+        assert isinstance(chosen(of).source, Planner)
+
+    def test_the_oldest_are_forgotten(self, models, folder):
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        for number in range(70):
+            plans.keep_plan(f"{number:040d}", plan, 32)
+        assert len(list((folder / "plans").glob("*.json"))) == 64
+        assert plans.find_plan(f"{69:040d}") == (plan, 32)
+
+
+class TestMilestone:
+    @pytest.mark.parametrize(
+        ("samples", "reached"),
+        [(0, 0), (31, 0), (32, 32), (63, 32), (64, 64), (255, 128), (256, 256), (5000, 256)],
+    )
+    def test_is_the_last_doubling(self, samples, reached):
+        assert choice.milestone(samples) == reached
+
+
+class TestDiffusionModelAlone:
+    def test_has_the_checkpoints_fingerprint_and_weights(self, checkpoint, models, tmp_path):
+        alone = str(make_diffusion_model(tmp_path / "unet.safetensors"))
+        assert fingerprint(alone) == fingerprint(str(checkpoint))
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        assert not same(held(load_diffusion_model(alone, plan)), held(models.quantized))
+
+    def test_can_be_loaded_again(self, statistics, models, tmp_path):
+        alone = str(make_diffusion_model(tmp_path / "unet.safetensors"))
+        model = load_diffusion_model(alone, common.planner(statistics))
+        load, arguments = model.cached_patcher_init
+        assert not same(held(load(*arguments, disable_dynamic=True)), held(model))

@@ -1,0 +1,130 @@
+"""Files that are quantized already: each keeps what it has, 16-bit layers in 16 bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from harness.inprocess import held, same, sample
+from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
+from hswq.loader.modelfile import ModelFileError, is_stored_quantized
+from hswq.quant import Plan, quantize
+from safetensors.torch import load_file, save_file
+
+PREFIX = "model.diffusion_model."
+MARKER = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
+# How each format keeps a layer's scale: its key, and its shape.
+SCALED = {
+    "original V2": ("scale", (1,)),
+    "original V2, by weight": ("weight.scale", (1,)),
+    "comfy_quant": ("weight_scale", ()),
+    "comfy before comfy_quant": ("scale_weight", ()),
+}
+
+
+def marker(content: dict) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
+
+
+def store(checkpoint: Path, plan: Plan, path: Path, kind: str) -> Path:
+    """Write the checkpoint with the Plan's layers in FP8, in one of the formats or as V1."""
+    tensors = load_file(checkpoint)
+    for name in plan.quantized:
+        key = f"{PREFIX}{name}."
+        amax = plan.layers[name].amax
+        tensors[key + "weight"], scale = quantize(
+            tensors[key + "weight"], amax, scaled=kind in SCALED
+        )
+        if kind in SCALED:
+            scale_key, shape = SCALED[kind]
+            tensors[key + scale_key] = scale.reshape(shape)
+        if kind == "comfy_quant":
+            tensors[key + "comfy_quant"] = marker(MARKER)
+    save_file(tensors, path)
+    return path
+
+
+class TestFormats:
+    @pytest.mark.parametrize("kind", SCALED)
+    def test_scaled_ones_are_the_loaders_own_weights(self, models, checkpoint, tmp_path, kind):
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        path = store(checkpoint, plan, tmp_path / "stored.safetensors", kind)
+        stored = load_checkpoint(str(path), None, only_model=True)[0]
+        assert not same(held(stored), held(models.quantized))
+        assert torch.equal(sample(stored), sample(models.quantized))
+        again = stored.get_attachment(ATTACHMENT)
+        assert (again.quantized, again.kept) == (plan.quantized, plan.kept)
+        assert again.scaled
+
+    def test_the_originals_v1_keeps_its_16_bit_layers(self, models, checkpoint, tmp_path):
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        path = store(checkpoint, plan, tmp_path / "v1.safetensors", "original V1")
+        stored = load_checkpoint(str(path), None, only_model=True)[0]
+        found = held(stored)
+        in_file = load_file(path)
+        for name in plan.layers:
+            data, *scale = found[f"{name}.weight"]
+            expected = in_file[f"{PREFIX}{name}.weight"]
+            assert data.dtype == expected.dtype
+            assert torch.equal(data.view(torch.uint8), expected.view(torch.uint8))
+            assert [number.item() for number in scale] == [1.0] * (data.dtype.itemsize == 1)
+        assert not stored.get_attachment(ATTACHMENT).scaled
+
+    def test_load_again_gives_the_same_weights(self, models, checkpoint, tmp_path):
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        path = store(checkpoint, plan, tmp_path / "stored.safetensors", "comfy_quant")
+        stored = load_checkpoint(str(path), None, only_model=True)[0]
+        load, arguments = stored.cached_patcher_init
+        assert not same(held(load(*arguments, disable_dynamic=True)), held(stored))
+
+    def test_the_diffusion_model_alone(self, models, checkpoint, tmp_path):
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        whole = load_file(store(checkpoint, plan, tmp_path / "a.safetensors", "original V2"))
+        own = {k.removeprefix(PREFIX): v for k, v in whole.items() if k.startswith(PREFIX)}
+        save_file(own, tmp_path / "unet.safetensors")
+        stored = load_diffusion_model(str(tmp_path / "unet.safetensors"), None)
+        assert not same(held(stored), held(models.quantized))
+
+
+class TestRefused:
+    @pytest.fixture
+    def broken(self, models, checkpoint, tmp_path):
+        """Return a writer of a comfy_quant file with one layer's keys changed."""
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        path = store(checkpoint, plan, tmp_path / "broken.safetensors", "comfy_quant")
+
+        def write(**changes: torch.Tensor) -> str:
+            tensors = load_file(path)
+            name = f"{PREFIX}{plan.quantized[0]}."
+            save_file({**tensors, **{name + k: v for k, v in changes.items()}}, path)
+            return str(path)
+
+        return write
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"comfy_quant": marker({"format": "mxfp8"})}, "stored in the format 'mxfp8'"),
+            ({"comfy_quant": torch.zeros(3, dtype=torch.uint8)}, "damaged comfy_quant marker"),
+            ({"weight_scale": torch.zeros(2)}, "not one positive number"),
+            ({"weight_scale": torch.tensor(torch.nan)}, "not one positive number"),
+            ({"weight_scale": torch.tensor(-1.0)}, "not one positive number"),
+        ],
+    )
+    def test_a_layer_that_is_not_understood(self, broken, changes, reason):
+        with pytest.raises(ModelFileError, match=reason):
+            load_checkpoint(broken(**changes), None, only_model=True)
+
+    def test_a_16_bit_file_taken_for_a_quantized_one(self, checkpoint):
+        assert not is_stored_quantized(str(checkpoint))
+        with pytest.raises(ModelFileError, match=r"toy\.safetensors is not quantized"):
+            load_checkpoint(str(checkpoint), None)
+
+    def test_a_quantized_file_to_be_quantized(self, models, checkpoint, tmp_path):
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        path = store(checkpoint, plan, tmp_path / "v1.safetensors", "original V1")
+        assert is_stored_quantized(str(path))
+        with pytest.raises(ModelFileError, match=r"v1\.safetensors is quantized already"):
+            load_checkpoint(str(path), plan)
