@@ -120,7 +120,7 @@ def milestone(samples: int) -> int:
 def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | None) -> Choice:
     found = find_plan(key) if key is not None else None
     source, samples = found or (_planner(statistics, settings), statistics.samples)
-    about = f"measured on {samples} of {store.TARGET_SAMPLES} samples"
+    about = f"{samples} of {store.TARGET_SAMPLES} samples"
     return Choice(source, about, samples, key)
 
 
