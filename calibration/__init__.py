@@ -5,11 +5,13 @@ Pure torch; knows nothing of ComfyUI.
 
 from .files import StatisticsError, atomic_file, load_statistics, save_statistics
 from .monitor import DualMonitor, monitored_layers
+from .rotation import Rotation
 from .statistics import LayerStatistics, Statistics
 
 __all__ = [
     "DualMonitor",
     "LayerStatistics",
+    "Rotation",
     "Statistics",
     "StatisticsError",
     "atomic_file",

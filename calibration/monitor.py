@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import torch
 
+from .rotation import Rotation
 from .statistics import LayerStatistics, Statistics
+from .sums import DeviceSums
 
 
 def monitored_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -40,98 +43,109 @@ class DualMonitor:
         error: what ended the measuring, None while all is well.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Take the model whose Linear and Conv2d layers to measure."""
+    def __init__(
+        self, model: torch.nn.Module, share: float = 1.0, rotation: Rotation | None = None
+    ) -> None:
+        """Take what to measure.
+
+        Args:
+            model: whose Linear and Conv2d layers are measured.
+            share: of the layers to measure in each forward of the model. Below 1 they take
+                turns, and a call of the model itself begins a forward.
+            rotation: goes on with the turns of an earlier monitor; `share` is its.
+        """
         self.error: Exception | None = None
         self._failed: str | None = None
         self._model = model
-        self._sums = {name: _LayerSums() for name in monitored_layers(model)}
+        self._layers = monitored_layers(model)
+        if rotation is None and share != 1:
+            rotation = Rotation(list(self._layers), share)
+        self._rotation = rotation if rotation is not None and len(rotation) > 1 else None
+        self._forwards = 0
+        self._channels = {name: _channels(layer) for name, layer in self._layers.items()}
+        self._sums: dict[torch.device, DeviceSums] = {}
+        self._begin: torch.utils.hooks.RemovableHandle | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> DualMonitor:
-        for name, module in monitored_layers(self._model).items():
-            hook = functools.partial(self._measure, name)
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        if self._rotation is None:
+            self._hook(self._layers)
+        else:
+            self._begin = self._model.register_forward_pre_hook(self._next_group)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._remove_hooks()
+        self._stop()
 
     def statistics(self) -> Statistics:
         """Return the sums so far of every layer that was called, in the model's order.
+
+        Its meta has `layers`, the number of layers that the model has, and `total_steps`.
 
         Raises:
             RuntimeError: measuring failed; the sums would lack some calls.
         """
         if self.error is not None:
             raise RuntimeError(f"cannot measure {self._failed}: {self.error}") from self.error
-        called = {name: sums for name, sums in self._sums.items() if sums.calls}
+        total: dict[str, LayerStatistics] = {}
+        for sums in self._sums.values():
+            for name, layer in sums.read().items():
+                total[name] = total[name].merge(layer) if name in total else layer
+        steps = max((layer.calls for layer in total.values()), default=0)
         return Statistics(
-            {name: sums.statistics() for name, sums in called.items()},
-            {"total_steps": max((sums.calls for sums in called.values()), default=0)},
+            {name: total[name] for name in self._layers if name in total},
+            {"total_steps": self._forwards or steps, "layers": len(self._layers)},
         )
+
+    def _hook(self, names: Iterable[str]) -> None:
+        for name in names:
+            hook = functools.partial(self._measure, name)
+            handle = self._layers[name].register_forward_hook(hook, with_kwargs=True)
+            self._handles.append(handle)
+
+    def _next_group(self, *_: object) -> None:
+        self._unhook()
+        try:
+            self._hook(self._rotation.next())
+        except Exception as error:
+            self._fail("the model", error)
+        self._forwards += 1
 
     def _measure(
         self, name: str, module: torch.nn.Module, args: tuple, kwargs: dict, output: torch.Tensor
     ) -> None:
         try:
-            self._sums[name].add(args[0] if args else next(iter(kwargs.values())), output)
+            self._add(name, args[0] if args else next(iter(kwargs.values())), output)
         except Exception as error:
-            if self.error is None:
-                # Without its traceback, whose frames keep the activations alive.
-                self.error, self._failed = error.with_traceback(None), name
-            self._remove_hooks()
+            self._fail(name, error)
 
-    def _remove_hooks(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-
-
-class _LayerSums:
-    """Running sums of one layer, on the device where it runs."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self._output: torch.Tensor | None = None  # (2,) float64: sums of mean(Y), mean(Y^2)
-        self._importance: torch.Tensor | None = None  # (channels,) float64
-
-    def add(self, inputs: torch.Tensor, output: torch.Tensor) -> None:
+    def _add(self, name: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
         """Add one call; one of an empty batch has no mean and is none."""
         if not output.numel():
             return
-        moments, importance = output_moments(output), input_importance(inputs)
-        if self._output is None:
-            self._output, self._importance = moments, importance
-        elif importance.shape != self._importance.shape:
-            raise ValueError(
-                f"it had {self._importance.numel()} input channels, now {importance.numel()}"
-            )
-        else:
-            # Not in place: sums begun in torch.inference_mode could not go on outside of it.
-            self._output = self._output + moments
-            self._importance = self._importance + importance
-        self.calls += 1
+        sums = self._sums.get(output.device)
+        if sums is None:
+            sums = self._sums[output.device] = DeviceSums(self._channels, output.device)
+        sums.add(name, inputs, output)
 
-    def statistics(self) -> LayerStatistics:
-        """Read the sums back."""
-        output_sum, output_square_sum = self._output.tolist()
-        importance = self._importance.to("cpu", copy=True)
-        return LayerStatistics(output_sum, output_square_sum, self.calls, importance, self.calls)
+    def _fail(self, name: str, error: Exception) -> None:
+        if self.error is None:
+            # Without its traceback, whose frames keep the activations alive.
+            self.error, self._failed = error.with_traceback(None), name
+        self._stop()
 
+    def _stop(self) -> None:
+        if self._begin is not None:
+            self._begin.remove()
+            self._begin = None
+        self._unhook()
 
-def output_moments(output: torch.Tensor) -> torch.Tensor:
-    """Return (2,) float64: mean(Y) and mean(Y^2) over all elements, each computed in FP32."""
-    values = output.detach().to(torch.float32)
-    return torch.stack((values.mean(), values.square().mean())).to(torch.float64)
+    def _unhook(self) -> None:
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
 
 
-def input_importance(inputs: torch.Tensor) -> torch.Tensor:
-    """Return (channels,) float64: mean |x| over every axis but the channel, computed in FP32.
-
-    The channel is axis 1 of a 4-D input and the last axis of a 3-D or 2-D one; any other input
-    gives the single value 1.
-    """
-    axes = {4: (0, 2, 3), 3: (0, 1), 2: (0,)}.get(inputs.ndim)
-    if axes is None:
-        return torch.ones(1, dtype=torch.float64, device=inputs.device)
-    return inputs.detach().abs().mean(axes, dtype=torch.float32).to(torch.float64)
+def _channels(layer: torch.nn.Module) -> int:
+    """Return the input channels that a layer says it has."""
+    return layer.in_channels if hasattr(layer, "in_channels") else layer.in_features

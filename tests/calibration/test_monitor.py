@@ -190,7 +190,7 @@ class TestDualMonitor:
         statistics = monitor.statistics()
         assert list(statistics) == ["0", "2", "3"]
         assert [len(layer.importance) for layer in statistics.values()] == [6, 8, 8]
-        assert statistics.meta == {"total_steps": 1}
+        assert statistics.meta == {"total_steps": 1, "layers": 3}
 
     def test_changes_no_output(self, model):
         values = activation((5, 6))
@@ -208,7 +208,7 @@ class TestDualMonitor:
         with DualMonitor(model) as monitor:
             pass
         assert len(monitor.statistics()) == 0
-        assert monitor.statistics().meta == {"total_steps": 0}
+        assert monitor.statistics().meta == {"total_steps": 0, "layers": 3}
 
     def test_a_layer_called_several_times_in_one_forward(self):
         layer = torch.nn.Linear(6, 6)

@@ -1,0 +1,204 @@
+"""A Triton kernel that adds a layer's call to its sums in one launch; torch needs seven.
+
+Launches are what measuring costs on a GPU: SDXL has 794 layers, and each of their calls is over in
+microseconds. Every program sums a part in FP32 and adds it to the layer's float64 sums, so the
+result is that of sums.add_call but for the last digits.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import NamedTuple
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # Windows and macOS builds of torch come without it
+    triton = None
+
+SLOTS = 16
+"""Pairs of a layer's output sums, so that programs seldom add to the same address at once."""
+
+_BLOCK = 2048  # values at a time, eight for each of 256 threads
+_CHUNK = 8 * _BLOCK  # values a program
+_WARPS = 8
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class Matrix(NamedTuple):
+    """How an input lies in memory: `rows` x `columns`, without a gap.
+
+    Attributes:
+        planes: a row belongs to one channel (row modulo channels); else a column is a channel.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    planes: bool
+
+
+@functools.cache
+def usable(device: torch.device) -> bool:
+    """Whether the kernel runs on this device; the first call on a GPU tries it."""
+    if triton is None or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    try:
+        ones = torch.ones(2, 16, dtype=torch.float16, device=device)
+        sums = torch.zeros(2 * SLOTS + 16, dtype=torch.float64, device=device)
+        add_call(sums, 0, ones, ones, matrix_of(ones))
+        return sums.sum().item() == 18.0
+    except Exception as error:  # no compiler on this machine, an unknown card: torch does it all
+        logging.info("HSWQ: Triton is not usable on %s (%s)", device, str(error).split("\n", 1)[0])
+        return False
+
+
+def matrix_of(inputs: torch.Tensor) -> Matrix | None:
+    """Return how an input lies in memory, None where the kernel does not know its layout.
+
+    It knows contiguous (B, C, H, W), (B, T, C) and (B, C), channels-last (B, C, H, W), and
+    (B, T, C) that is a transposed (B, C, T).
+    """
+    shape = inputs.shape
+    if inputs.dtype not in _DTYPES or inputs.ndim not in (2, 3, 4) or not inputs.numel():
+        return None
+    if inputs.ndim == 4:
+        batch, channels, height, width = shape
+        if inputs.is_contiguous():
+            return Matrix(batch * channels, height * width, channels, True)
+        if inputs.is_contiguous(memory_format=torch.channels_last):
+            return Matrix(batch * height * width, channels, channels, False)
+        return None
+    if inputs.is_contiguous():
+        return Matrix(inputs.numel() // shape[-1], shape[-1], shape[-1], False)
+    if inputs.ndim == 3 and inputs.transpose(1, 2).is_contiguous():
+        return Matrix(shape[0] * shape[2], shape[1], shape[2], True)
+    return None
+
+
+def is_flat(output: torch.Tensor) -> bool:
+    """Whether the kernel can read an output as one run of values, in any order."""
+    return output.dtype in _DTYPES and (
+        output.is_contiguous()
+        or (output.ndim == 4 and output.is_contiguous(memory_format=torch.channels_last))
+    )
+
+
+def add_call(
+    sums: torch.Tensor, offset: int, output: torch.Tensor, inputs: torch.Tensor, lies: Matrix
+) -> None:
+    """Add one call of a layer to its sums, in one launch.
+
+    Args:
+        sums: float64 on the GPU. From `offset` on: SLOTS pairs whose totals are the sums of
+            mean(Y) and mean(Y^2), then the sum of mean |X| of every channel.
+        offset: of the layer in it.
+        output: FP16, BF16 or FP32 on that GPU; see is_flat.
+        inputs: likewise.
+        lies: what matrix_of says of the inputs.
+    """
+    count = output.numel()
+    of_output = _ceil(count, _CHUNK)
+    if lies.planes:
+        width = max(64, min(_BLOCK, triton.next_power_of_2(lies.columns)))
+        steps = min(_CHUNK // _BLOCK, triton.next_power_of_2(_ceil(lies.columns, width)))
+        of_input = _ceil(lies.rows, _BLOCK // width) * _ceil(lies.columns, width * steps)
+    else:
+        width = max(16, min(128, triton.next_power_of_2(lies.columns)))
+        steps = _CHUNK // _BLOCK
+        of_input = _ceil(lies.rows, _CHUNK // width) * _ceil(lies.columns, width)
+    with torch.cuda.device_of(sums):  # Triton launches on the current device
+        _add_call[(of_output + of_input,)](
+            output, inputs, sums, offset, of_output, count, lies.rows, lies.columns, lies.channels,
+            PLANES=lies.planes, WIDTH=width, STEPS=steps, BLOCK=_BLOCK, CHUNK=_CHUNK, SLOTS=SLOTS,
+            num_warps=_WARPS,
+        )  # fmt: skip
+
+
+def _ceil(count: int, size: int) -> int:
+    return (count + size - 1) // size
+
+
+if triton is not None:
+
+    @triton.jit
+    def _add_moments(
+        output, sums, program, count,
+        BLOCK: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        total = tl.zeros((BLOCK,), dtype=tl.float32)
+        squares = tl.zeros((BLOCK,), dtype=tl.float32)
+        first = program.to(tl.int64) * CHUNK
+        for start in range(0, CHUNK, BLOCK):
+            at = first + start + tl.arange(0, BLOCK)
+            value = tl.load(output + at, mask=at < count, other=0.0).to(tl.float32)
+            total += value
+            squares += value * value
+        slot = sums + (program % SLOTS) * 2
+        mean = tl.sum(total.to(tl.float64), 0) / count
+        tl.atomic_add(slot, mean, sem="relaxed")
+        mean_square = tl.sum(squares.to(tl.float64), 0) / count
+        tl.atomic_add(slot + 1, mean_square, sem="relaxed")
+
+    @triton.jit
+    def _add_planes(
+        inputs, sums, program, rows, columns, channels,
+        WIDTH: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        HEIGHT: tl.constexpr = BLOCK // WIDTH  # noqa: N806
+        tiles = (columns + WIDTH * STEPS - 1) // (WIDTH * STEPS)
+        row = (program // tiles) * HEIGHT + tl.arange(0, HEIGHT)
+        first = (program % tiles) * (WIDTH * STEPS)
+        start_of_row = (row.to(tl.int64) * columns)[:, None]
+        total = tl.zeros((HEIGHT, WIDTH), dtype=tl.float32)
+        for start in range(0, WIDTH * STEPS, WIDTH):
+            column = (first + start + tl.arange(0, WIDTH))[None, :]
+            inside = (row[:, None] < rows) & (column < columns)
+            value = tl.load(inputs + start_of_row + column, mask=inside, other=0.0)
+            total += tl.abs(value.to(tl.float32))
+        count = (rows // channels).to(tl.int64) * columns
+        mean = tl.sum(total.to(tl.float64), 1) / count
+        tl.atomic_add(sums + row % channels, mean, mask=row < rows, sem="relaxed")
+
+    @triton.jit
+    def _add_columns(
+        inputs, sums, program, rows, columns,
+        WIDTH: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        HEIGHT: tl.constexpr = BLOCK // WIDTH  # noqa: N806
+        tiles = (columns + WIDTH - 1) // WIDTH
+        column = (program % tiles) * WIDTH + tl.arange(0, WIDTH)
+        first = (program // tiles) * (HEIGHT * STEPS)
+        total = tl.zeros((HEIGHT, WIDTH), dtype=tl.float32)
+        for start in range(0, HEIGHT * STEPS, HEIGHT):
+            row = (first + start + tl.arange(0, HEIGHT))[:, None]
+            inside = (row < rows) & (column < columns)[None, :]
+            at = row.to(tl.int64) * columns + column[None, :]
+            value = tl.load(inputs + at, mask=inside, other=0.0)
+            total += tl.abs(value.to(tl.float32))
+        mean = tl.sum(total.to(tl.float64), 0) / rows
+        tl.atomic_add(sums + column, mean, mask=column < columns, sem="relaxed")
+
+    # Sizes are not specialized but where a load is wider for it: every variant is compiled anew.
+    @triton.jit(do_not_specialize=["offset", "of_output", "rows", "channels"])
+    def _add_call(
+        output, inputs, sums, offset, of_output, count, rows, columns, channels,
+        PLANES: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,  # noqa: N803
+        BLOCK: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        program = tl.program_id(0)
+        sums += offset
+        if program < of_output:
+            _add_moments(output, sums, program, count, BLOCK, CHUNK, SLOTS)
+        elif PLANES:
+            _add_planes(
+                inputs, sums + 2 * SLOTS, program - of_output, rows, columns, channels,
+                WIDTH, STEPS, BLOCK,
+            )  # fmt: skip
+        else:
+            _add_columns(
+                inputs, sums + 2 * SLOTS, program - of_output, rows, columns, WIDTH, STEPS, BLOCK
+            )

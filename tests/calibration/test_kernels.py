@@ -1,0 +1,147 @@
+"""The Triton kernel against torch's sums; without an NVIDIA GPU, in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DTYPES, generator
+from hswq.calibration import kernels, sums
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+
+runs_here = pytest.mark.skipif(
+    kernels.triton is None or not (INTERPRETED or torch.cuda.is_available()),
+    reason="runs in test_in_the_interpreter",
+)
+
+LAYOUTS = {
+    "image": lambda: values(2, 6, 9, 7),
+    "large image": lambda: values(2, 3, 72, 64),
+    "one pixel": lambda: values(3, 20, 1, 1),
+    "channels last": lambda: values(2, 6, 8, 10).to(memory_format=torch.channels_last),
+    "many channels last": lambda: values(1, 320, 12, 12).to(memory_format=torch.channels_last),
+    "tokens": lambda: values(2, 77, 64),
+    "tokens of many channels": lambda: values(2, 5, 1300),
+    "many tokens": lambda: values(1, 700, 24),
+    "tokens of an image": lambda: values(2, 6, 8, 10).flatten(2).transpose(1, 2),
+    "embedding": lambda: values(2, 1280),
+    "one row": lambda: values(1, 7),
+    "one value": lambda: values(1, 1),
+    "one channel": lambda: values(5, 1, 8, 8),
+}
+
+
+def values(*shape: int) -> torch.Tensor:
+    """Values with heavy tails, and a mean of its own in every place of the last axis."""
+    numbers = generator(sum(shape))
+    heavy = torch.randn(shape, generator=numbers) / torch.rand(shape, generator=numbers).sqrt()
+    return heavy + torch.randn(shape[-1], generator=numbers)
+
+
+def added(output: torch.Tensor, inputs: torch.Tensor, calls: int = 1, offset: int = 0):
+    """The three sums that the kernel leaves; around them nothing may change."""
+    lies = kernels.matrix_of(inputs)
+    assert lies is not None
+    assert kernels.is_flat(output)
+    end = offset + 2 * kernels.SLOTS + lies.channels
+    found = torch.zeros(end + 5, dtype=torch.float64, device=inputs.device)
+    for _ in range(calls):
+        kernels.add_call(found, offset, output, inputs, lies)
+    assert not found[:offset].any()
+    assert not found[end:].any()
+    moments = found[offset : offset + 2 * kernels.SLOTS].view(-1, 2).sum(0)
+    return moments, found[offset + 2 * kernels.SLOTS : end]
+
+
+def exact_importance(inputs: torch.Tensor) -> torch.Tensor:
+    axes = {4: (0, 2, 3), 3: (0, 1), 2: (0,)}[inputs.ndim]
+    return inputs.double().abs().mean(axes)
+
+
+def assert_exact(output: torch.Tensor, inputs: torch.Tensor, calls: int = 1, **where) -> None:
+    moments, importance = added(output, inputs, calls, **where)
+    wide = output.double()
+    size = wide.square().mean().sqrt().item()
+    assert moments[0].item() == pytest.approx(calls * wide.mean().item(), abs=1e-6 * calls * size)
+    assert moments[1].item() == pytest.approx(calls * wide.square().mean().item(), rel=1e-6)
+    torch.testing.assert_close(importance, calls * exact_importance(inputs), rtol=1e-6, atol=0)
+
+
+@runs_here
+class TestAddCall:
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_equals_float64(self, layout, dtype):
+        inputs = LAYOUTS[layout]().to(DEVICE, dtype)
+        assert_exact((values(3, 5, 11) * 30).to(DEVICE, dtype), inputs)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (2, 1280), (2, 4, 100, 90), (3, 333, 64)])
+    def test_outputs_of_any_size(self, shape):
+        assert_exact(values(*shape).to(DEVICE, torch.float16), values(2, 4).to(DEVICE))
+
+    def test_an_output_in_channels_last(self):
+        output = values(2, 6, 9, 7).to(DEVICE, memory_format=torch.channels_last)
+        assert_exact(output, values(2, 4).to(DEVICE))
+
+    def test_adds_to_what_is_there(self):
+        assert_exact(values(3, 5).to(DEVICE), values(2, 4, 9, 9).to(DEVICE), calls=3, offset=7)
+
+    def test_squares_beyond_fp16(self):
+        output = torch.full((40, 1000), 60000.0, dtype=torch.float16, device=DEVICE)
+        assert_exact(output, output)
+
+    def test_what_is_not_finite_stays_so(self):
+        output = values(4, 6).to(DEVICE)
+        output[1, 2] = torch.inf
+        moments, importance = added(output, output)
+        assert moments.isfinite().tolist() == [False, False]
+        assert importance.isfinite().tolist() == [True, True, False, True, True, True]
+
+    def test_equals_torchs_path(self):
+        inputs, output = values(2, 6, 9, 7).to(DEVICE), values(2, 8, 9, 7).to(DEVICE)
+        moments, importance = added(output, inputs)
+        torch.testing.assert_close(moments, sums.output_moments(output).double(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            importance, sums.input_importance(inputs).double(), rtol=1e-6, atol=0
+        )
+
+
+class TestMatrixOf:
+    @pytest.mark.parametrize(
+        "inputs",
+        [
+            torch.zeros(4),
+            torch.zeros(2, 3, 4, 5, 6),
+            torch.zeros(0, 4),
+            torch.zeros(4, 4, dtype=torch.float64),
+            torch.zeros(2, 4, 6, 8)[:, :, ::2],
+            torch.zeros(2, 4, 6, 8).transpose(2, 3),
+            torch.zeros(2, 1, 6, 8).expand(-1, 4, -1, -1),
+            torch.zeros(4, 8)[:, ::2],
+            torch.zeros(2, 4, 8)[:, :, ::2],
+        ],
+        ids=["1-D", "5-D", "empty", "float64", "strided", "transposed", "expanded", "columns",
+             "tokens"],
+    )  # fmt: skip
+    def test_leaves_other_layouts_to_torch(self, inputs):
+        assert kernels.matrix_of(inputs) is None
+
+    def test_the_cpu_is_torchs(self):
+        assert not kernels.usable(torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="runs on the GPU")
+def test_in_the_interpreter():
+    pytest.importorskip("triton", reason="Triton is not in torch's Windows and macOS builds")
+    root = Path(__file__).resolve().parents[2]
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+        cwd=root, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert " passed" in found.stdout
