@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
 from harness.client import Client
+from harness.patches import patch_file
 from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 
 PROBE_NODES = Path(__file__).parent / "probe_nodes"
 FREE_SECONDS = 60
+LORA = "toy_lora.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -40,17 +44,31 @@ def client(server: ComfyUIServer) -> Client:
     client = Client(server.url)
     free(client)
     for path in (server.models / "hswq").glob("*"):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return client
 
 
+@pytest.fixture(scope="session")
+def lora(server: ComfyUIServer) -> str:
+    """Name of a LoRA on every layer of the toy: Linear and Conv2d, kept and quantized."""
+    folder = server.models / "loras"
+    folder.mkdir(exist_ok=True)
+    save_file(patch_file("LoRA"), folder / LORA)
+    return LORA
+
+
 def free(client: Client, *, results: bool = True) -> None:
-    """Unload all models, forget all results if told so, and wait until that is done."""
-    client.free(unload_models=True, free_memory=results)
+    """Unload all models, forget all results if told so, and wait until that is done.
+
+    Asked while it collects garbage after a prompt, ComfyUI notes it, and goes to sleep: so ask on.
+    """
     began = time.monotonic()
-    while client.get_json("/probe/models")["alive" if results else "loaded"]:
-        assert time.monotonic() - began < FREE_SECONDS, "there are still models in memory"
+    while True:
+        client.free(unload_models=True, free_memory=results)
         time.sleep(0.1)
+        if not client.get_json("/probe/models")["alive" if results else "loaded"]:
+            return
+        assert time.monotonic() - began < FREE_SECONDS, "there are still models in memory"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,10 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from environment.host import DEV
 from environment.install import ROOT, TESTS, make_base
@@ -39,13 +41,22 @@ class ComfyUIServer:
         url: http://127.0.0.1:PORT, the same after a restart.
     """
 
-    def __init__(self, base: Path, packs: dict[str, Path] | None = None) -> None:
-        """Make the base directory; `packs` are node packs beside the extension and the toy."""
+    def __init__(
+        self, base: Path, packs: dict[str, Path] | None = None, options: tuple[str, ...] = ()
+    ) -> None:
+        """Make the base directory.
+
+        Args:
+            base: made if it is not there.
+            packs: node packs beside the extension and the toy.
+            options: of ComfyUI's command line, beside those that every server here gets.
+        """
         make_base(base, {**PACKS, **(packs or {})})
         self.base = base
         self.log = base / "server.log"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self._options = options
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> ComfyUIServer:
@@ -74,14 +85,15 @@ class ComfyUIServer:
         command = [sys.executable, str(COMFYUI / "main.py"), "--cpu", "--disable-auto-launch"]
         command += ["--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **ENVIRONMENT},
-            )
+        command += self._options
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **ENVIRONMENT},
+        )
+        threading.Thread(target=self._write_log, args=[self._process.stdout], daemon=True).start()
         try:
             self._wait_until_up()
         except BaseException:
@@ -110,6 +122,12 @@ class ComfyUIServer:
         with suppress(FileNotFoundError):
             return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
         return ""
+
+    def _write_log(self, output: IO[bytes]) -> None:
+        """Until the server ends. It does not write itself, so that a test may limit its files."""
+        with output, self.log.open("ab", buffering=0) as log:
+            for line in output:
+                log.write(line)
 
     def _wait_until_up(self) -> None:
         began = time.monotonic()

@@ -1,3 +1,3 @@
-from harness.fixtures import client, pytest_runtest_makereport, recorded, server
+from harness.fixtures import client, lora, pytest_runtest_makereport, recorded, server
 
-__all__ = ["client", "pytest_runtest_makereport", "recorded", "server"]
+__all__ = ["client", "lora", "pytest_runtest_makereport", "recorded", "server"]

@@ -2,13 +2,9 @@
 
 import pytest
 from harness.client import Client, Run
-from harness.lora import make_lora
 from harness.prompts import Prompt, converter, node, stock_loader, text_to_latent, through
-from harness.server import ComfyUIServer
 
 pytestmark = pytest.mark.server
-
-LORA = "toy_lora.safetensors"
 
 
 def looked_at(prompt: Prompt, name: str = "probe") -> Prompt:
@@ -36,12 +32,9 @@ class TestInputModel:
         assert recorded.latent(after).equal(recorded.latent(before))
         assert not recorded.latent(during).equal(recorded.latent(before))
 
-    def test_loras_before_it_become_part_of_the_weights(
-        self, server: ComfyUIServer, recorded: Client
-    ):
-        make_lora(server.models / "loras" / LORA)
+    def test_loras_before_it_become_part_of_the_weights(self, recorded: Client, lora: str):
         plain = text_to_latent(stock_loader(), steps=4)
-        inputs = {"lora_name": LORA, "strength_model": 1.0}
+        inputs = {"lora_name": lora, "strength_model": 1.0}
         patched = through(plain, "lora", node("LoraLoaderModelOnly", model=["loader", 0], **inputs))
         expected = recorded.latent(recorded.run(patched))
         converted = through(patched, "converted", converter(["lora", 0], mode="scaled"))

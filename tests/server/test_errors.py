@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness.client import Client, ExecutionError, RejectedError
-from harness.lora import make_lora
+from harness.patches import patch_file
 from harness.prompts import (
     CHECKPOINT,
     Prompt,
@@ -20,6 +20,7 @@ from harness.prompts import (
     through,
 )
 from harness.server import ComfyUIServer, snapshot
+from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.server
@@ -71,7 +72,7 @@ def bad_checkpoints(server: ComfyUIServer, trace: Path) -> None:
     (folder / "empty.safetensors").write_bytes(b"")
     (folder / "malicious.ckpt").write_bytes(pickle.dumps(Malicious(trace)))
     torch.save({"state_dict": Malicious(trace)}, folder / "malicious_archive.ckpt")
-    make_lora(folder / "lora.safetensors")
+    save_file(patch_file("LoRA"), folder / "lora.safetensors")
 
 
 class TestCheckpoint:
@@ -192,11 +193,14 @@ class TestSettings:
             assert repr(session) in message
 
     def test_a_quantized_model_is_neither_calibrated_nor_converted(
-        self, recorded: Client, unchanged
+        self, server: ComfyUIServer, recorded: Client
     ):
         prompt = text_to_latent(hswq_loader())
+        recorded.run(prompt)
+        files = snapshot(server.models)
         for made in (
             node("HSWQCalibration", model=["loader", 0], session="x"),
             converter(["loader", 0]),
         ):
             assert "this model is quantized" in error_of(recorded, through(prompt, "made", made))
+        assert snapshot(server.models) == files

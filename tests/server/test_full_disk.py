@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from harness.client import Client
-from harness.prompts import Prompt, node, stock_loader, text_to_latent, through
+from harness.fixtures import free
+from harness.prompts import Prompt, hswq_loader, node, stock_loader, text_to_latent, through
 from harness.server import ComfyUIServer, snapshot
 
 resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
@@ -52,3 +53,14 @@ class TestFullDisk:
         assert path.name in warning
         client.run(prompt(3))
         assert torch.load(path, weights_only=True)["meta"]["samples"] == 2
+
+    def test_loads_without_keeping_the_plan(self, server: ComfyUIServer, recorded: Client):
+        before = snapshot(server.models)
+        with no_room_for(server, 10_000):
+            run = recorded.run(text_to_latent(hswq_loader()))
+        assert "198 layers FP8" in run.text("loader")
+        assert snapshot(server.models) == before
+        free(recorded)
+        again = recorded.run(text_to_latent(hswq_loader()))
+        assert recorded.latent(again).equal(recorded.latent(run))
+        assert snapshot(server.models) != before

@@ -40,7 +40,7 @@ class ProbeModel:
 
 
 def facts(model):
-    """Layers' dtypes by name, hooks left on it, and a hash of every byte of its weights."""
+    """Layers' dtypes by name, hooks left on it, and the number and a hash of its weights' bytes."""
     network = model.diffusion_model
     weights = {name: getattr(part, "weight", None) for name, part in network.named_modules()}
     return {
@@ -52,6 +52,7 @@ def facts(model):
         "hooks": sum(
             len(part._forward_hooks) + len(part._forward_pre_hooks) for part in network.modules()
         ),
+        "bytes": sum(part.nbytes for part in parts(network)),
         "digest": digest(network),
     }
 
@@ -63,10 +64,14 @@ def stored(tensor):
     return (tensor,)
 
 
+def parts(network):
+    """Every tensor that weights and buffers are held in."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        yield from stored(tensor)
+
+
 def digest(network):
     hashed = hashlib.sha256()
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        hashed.update(name.encode())
-        for part in stored(tensor):
-            hashed.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for part in parts(network):
+        hashed.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return hashed.hexdigest()
