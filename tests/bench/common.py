@@ -120,6 +120,36 @@ def planner(measured, keep_ratio: float = 0.25, scaled: bool = True):
     return Planner(measured, keep_ratio, scaled=scaled)
 
 
+def write_quantized(checkpoint: str, plan, path: Path, *, markers: bool) -> None:
+    """Write a checkpoint with a Plan's layers in FP8, for stock ComfyUI to load.
+
+    Args:
+        checkpoint: 16-bit safetensors file.
+        plan: says which layers, and their amax.
+        path: to write.
+        markers: in ComfyUI's own format, which has no Conv2d; else plain FP8 among 16-bit
+            layers, as the original's V1.
+    """
+    import torch
+    from hswq.quant import quantize
+    from safetensors.torch import load_file, save_file
+
+    marker = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensors = load_file(checkpoint)
+    for name in plan.quantized:
+        key = f"model.diffusion_model.{name}.weight"
+        if markers and tensors[key].ndim > 2:
+            continue
+        amax = plan.layers[name].amax
+        data, scale = quantize(tensors[key].to(device), amax, scaled=markers)
+        tensors[key] = data.cpu()
+        if markers:
+            tensors[f"{key}_scale"] = scale.cpu()
+            tensors[key.removesuffix("weight") + "comfy_quant"] = marker.clone()
+    save_file(tensors, path)
+
+
 class Sampling:
     """Steps of a stock sampler at cfg 7, so a batch of two goes through the diffusion model."""
 

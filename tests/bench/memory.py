@@ -11,8 +11,6 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from hswq.calibration import monitored_layers  # noqa: E402
 from hswq.loader.loading import ATTACHMENT, load_checkpoint  # noqa: E402
-from hswq.quant import quantize  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
 
 
 def where_it_computes(layer: torch.nn.Module) -> torch.Tensor:
@@ -40,17 +38,6 @@ def measure(patcher, kept: list[str]) -> dict:
     return row
 
 
-def write_mixed(plan, path: Path) -> None:
-    """Write the model as the original's V1 does: FP8 layers among 16-bit ones, no markers."""
-    tensors = load_file(chosen.checkpoint)
-    prefix = "model.diffusion_model."
-    for name in plan.quantized:
-        key = f"{prefix}{name}.weight"
-        weight = tensors[key].to(chosen.device)
-        tensors[key] = quantize(weight, plan.layers[name].amax, scaled=False)[0].cpu()
-    save_file(tensors, path)
-
-
 def main() -> None:
     path = chosen.checkpoint
     with torch.inference_mode():
@@ -69,7 +56,7 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 mixed = Path(folder) / "mixed.safetensors"
-                write_mixed(plan, mixed)
+                common.write_quantized(path, plan, mixed, markers=False)
                 common.unload()
                 stock = comfy.sd.load_checkpoint_guess_config(str(mixed))[0]
                 results["stock loader, V1 file"] = measure(stock, plan.kept)

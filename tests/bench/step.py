@@ -10,6 +10,9 @@ chosen = common.arguments(
     only={"nargs": "*", "help": "which variants"},
 )
 
+import tempfile  # noqa: E402
+from pathlib import Path  # noqa: E402
+
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from hswq.loader.loading import load_checkpoint  # noqa: E402
@@ -21,6 +24,18 @@ def stock(**model_options):
     )[0]
 
 
+def stock_comfy_quant(measured):
+    """Return stock ComfyUI's quantized model, with FP8 matrix products as is its default."""
+    plan = load_checkpoint(chosen.checkpoint, common.planner(measured))[0].get_attachment("hswq")
+    common.unload()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "comfy_quant.safetensors"
+        common.write_quantized(chosen.checkpoint, plan, path, markers=True)
+        model = comfy.sd.load_checkpoint_guess_config(str(path))[0]
+        common.Sampling(model, chosen.size)(1)
+    return model
+
+
 def main() -> None:
     with torch.inference_mode():
         reference = stock()
@@ -28,6 +43,7 @@ def main() -> None:
         makers = {
             "FP16": lambda: reference,
             "stock FP8 cast": lambda: stock(dtype=torch.float8_e4m3fn),
+            "stock comfy_quant": lambda: stock_comfy_quant(measured),
             "HSWQ scaled": lambda: load_checkpoint(
                 chosen.checkpoint, common.planner(measured), only_model=True
             )[0],
