@@ -55,7 +55,8 @@ def statistics_state(choice: str, fingerprint: str | None) -> tuple:
     """
     if choice == AUTO:
         known = None if fingerprint is None else store.statistics_of(fingerprint)
-        return (AUTO, milestone(known.samples)) if known else (AUTO, 0)
+        usable = known is not None and store.is_usable(known)
+        return AUTO, milestone(known.samples) if usable else 0
     status = os.stat(folder_paths.get_full_path_or_raise(store.FOLDER, choice))
     return choice, status.st_size, status.st_mtime_ns
 
@@ -76,7 +77,8 @@ def choose(
         fingerprint: of the model's file, None if it has none.
         name: of the model, for messages.
         settings: mode, keep_ratio and search.
-        without: one of WITHOUT_STATISTICS, for a model with fewer than 32 recorded samples.
+        without: one of WITHOUT_STATISTICS, for a model with fewer than 32 recorded samples, or
+            with layers that no sampling has measured yet.
         keep: use and keep Plans; False for weights that are not the file's alone.
 
     Raises:
@@ -86,13 +88,12 @@ def choose(
         ValueError: keep_ratio is out of range.
     """
     statistics = _statistics(choice, fingerprint, name)
-    samples = 0 if statistics is None else statistics.samples
-    if statistics and (choice != AUTO or samples >= store.USABLE_SAMPLES):
+    if statistics and (choice != AUTO or store.is_usable(statistics)):
         key = None
         if keep and fingerprint is not None:
             key = plan_key(fingerprint, _version(choice, statistics), settings)
         return _measured(statistics, settings, key)
-    recorded = f"{samples} of {store.USABLE_SAMPLES} samples"
+    recorded = _recorded(statistics)
     if without == FAIL:
         raise StatisticsError(f"{name} has {recorded} that HSWQ needs: sample with it first")
     # Made in any case, to refuse bad settings now and not on the day of enough samples.
@@ -108,19 +109,31 @@ def choose(
 def milestone(samples: int) -> int:
     """Return the last number of samples at which the loader makes a new Plan, 0 before the first.
 
-    They are 32, 64, 128 and 256: in between, the same workflow gives the same picture.
+    They are 32, 64, 128 and the target: in between, the same workflow gives the same picture.
     """
+    target = store.target()
+    if samples >= target:
+        return target
     reached = 0
     step = store.USABLE_SAMPLES
-    while step <= min(samples, store.TARGET_SAMPLES):
+    while step <= samples:
         reached, step = step, step * 2
     return reached
+
+
+def _recorded(statistics: Statistics | None) -> str:
+    """Return how much of what a model needs was recorded."""
+    samples = 0 if statistics is None else statistics.samples
+    missing = 0 if statistics is None else store.missing_layers(statistics)
+    if samples >= store.USABLE_SAMPLES and missing:
+        return f"{len(statistics)} of {len(statistics) + missing} layers"
+    return f"{samples} of {store.USABLE_SAMPLES} samples"
 
 
 def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | None) -> Choice:
     found = find_plan(key) if key is not None else None
     source, samples = found or (_planner(statistics, settings), statistics.samples)
-    about = f"{samples} of {store.TARGET_SAMPLES} samples"
+    about = f"{samples} of {store.target()} samples"
     return Choice(source, about, samples, key)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
@@ -41,3 +42,15 @@ def _is_merge(patcher: ModelPatcher) -> bool:
         for patches in patcher.patches.values()
         for patch in patches
     )
+
+
+def networks(patcher: ModelPatcher) -> list[torch.nn.Module]:
+    """Return the diffusion model, and its clones that sample along on other GPUs."""
+    others = patcher.get_additional_models_with_key("multigpu")
+    return [one.model.diffusion_model for one in (patcher, *others)]
+
+
+def patches(patcher: ModelPatcher) -> str | None:
+    """Return a note on LoRAs and their like on a MODEL, None where it has none."""
+    patched = set(patcher.patches).union(*patcher.hook_patches.values())
+    return f"patches on {len(patched)} weights" if patched else None

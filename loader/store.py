@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import glob
 import logging
 import os
 import re
@@ -12,13 +13,15 @@ import filelock
 import folder_paths
 
 from ..calibration import Statistics, StatisticsError, load_statistics, save_statistics
+from . import settings
 
 PASSIVE_SESSION = "recorded"
 """Session of the statistics that grow in the background."""
 
 FOLDER = "hswq"
-TARGET_SAMPLES = 256
 USABLE_SAMPLES = 32
+_LOCK_SECONDS = 10  # a save takes a tenth of one
+_CACHED_FILES = 4
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHORT = 16  # hex digits of the fingerprint in a file's name
 
@@ -77,13 +80,39 @@ def statistics_of(fingerprint: str) -> Statistics | None:
     total = None
     for path in statistics_files(fingerprint):
         try:
-            found = load_statistics(path)
+            found = _load(path)
         except (StatisticsError, FileNotFoundError) as error:
             logging.warning("HSWQ: %s", error)
             continue
         if found.fingerprint == fingerprint:
             total = found if total is None else total.merge(found)
     return total
+
+
+def target() -> int:
+    """Return the samples at which passive recording ends."""
+    return settings.current().target
+
+
+def missing_layers(statistics: Statistics) -> int:
+    """Return how many of the model's layers were never measured, as far as the file says."""
+    layers = statistics.meta.get("layers")
+    return max(0, layers - len(statistics)) if type(layers) is int else 0
+
+
+def is_complete(statistics: Statistics) -> bool:
+    """Whether passive recording is over: at the target, once every layer has been measured.
+
+    A layer that was not by twice the target is one that this model does not call.
+    """
+    goal = 2 * target() if missing_layers(statistics) else target()
+    return statistics.samples >= goal
+
+
+def is_usable(statistics: Statistics) -> bool:
+    """Whether a model can be quantized by what was recorded of it: of every layer, and enough."""
+    measured = not missing_layers(statistics) or is_complete(statistics)
+    return measured and statistics.samples >= USABLE_SAMPLES
 
 
 def add_statistics(
@@ -99,7 +128,8 @@ def add_statistics(
     """
     path = statistics_path(fingerprint, session, model_name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{path}.lock"):
+    with filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
+        _sweep(path)
         total = _read_or_set_aside(path)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         meta = {"created_at": now, "model": model_name, "session": session}
@@ -110,12 +140,13 @@ def add_statistics(
             save_statistics(total, path)
         except OSError as error:  # of a full disk, it does not say which file
             raise OSError(f"{path.name} cannot be written: {error.strerror}") from error
+        _remember(path, total)
     return total
 
 
 def _read_or_set_aside(path: Path) -> Statistics | None:
     try:
-        return load_statistics(path)
+        return _load(path)
     except FileNotFoundError:
         return None
     except StatisticsError as error:
@@ -123,3 +154,41 @@ def _read_or_set_aside(path: Path) -> Statistics | None:
         os.replace(path, aside)
         logging.warning("HSWQ: %s; it is kept as %s and a new one is begun", error, aside.name)
         return None
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a process that was killed has left beside a file; its lock is held."""
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        stray.unlink(missing_ok=True)
+
+
+_cache: dict[Path, tuple[tuple, Statistics]] = {}
+
+
+def _load(path: Path) -> Statistics:
+    """Read a statistics file, or take what is known of it while it has not changed."""
+    version = _version(path)
+    known = _cache.get(path)
+    if known is not None and known[0] == version:
+        return known[1]
+    statistics = load_statistics(path)
+    if version == _version(path):
+        _keep(path, version, statistics)
+    return statistics
+
+
+def _remember(path: Path, statistics: Statistics) -> None:
+    """Know what was just written; the file's lock is held."""
+    _keep(path, _version(path), statistics)
+
+
+def _keep(path: Path, version: tuple, statistics: Statistics) -> None:
+    _cache.pop(path, None)
+    _cache[path] = version, statistics
+    while len(_cache) > _CACHED_FILES:
+        del _cache[next(iter(_cache))]
+
+
+def _version(path: Path) -> tuple:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
+
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from .. import store
 from ..patchers import identity, is_quantized
-from ..recording import WRAPPER, record, unrecordable
+from ..recording import WRAPPER, Recording, record, unrecordable
 from .common import CATEGORY, say
 
 
@@ -59,9 +62,16 @@ def _calibration(session: str, node_id: str | None):
         name, its_fingerprint = identity(patcher) or (session, None)
 
         def saved(total) -> None:
-            say(node_id, f"{total.samples} of {store.TARGET_SAMPLES} samples in {session!r}")
+            say(node_id, f"{total.samples} of {store.target()} samples in {session!r}")
 
-        with record(patcher, noise.shape[0], its_fingerprint, session, name, saved):
+        def failed(reason: str, _: bool) -> None:
+            say(node_id, f"not recorded: {reason}")
+            logging.warning("HSWQ: this sampling was not recorded: %s", reason)
+
+        name = os.path.basename(name)
+        with record(
+            patcher, noise.shape[0], Recording(its_fingerprint, session, name, saved, failed)
+        ):
             return executor(noise, *args, **kwargs)
 
     return sample

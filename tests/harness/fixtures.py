@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,8 +27,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
     """ComfyUI with the extension, the toy checkpoint as sd_xl_base_1.0 and the probe's nodes."""
     server = ComfyUIServer(tmp_path_factory.mktemp("comfyui"), {"hswq_probe": PROBE_NODES})
     make_checkpoint(server.models / "checkpoints" / CHECKPOINT)
+    record_every_layer(server)
     with server:
         yield server
+
+
+def record_every_layer(server: ComfyUIServer) -> None:
+    """Let one step of a sampling be enough, where users' samplings share the layers out."""
+    change_settings(server, {"HSWQ.Budget": 100})
+
+
+def change_settings(server: ComfyUIServer, settings: dict) -> None:
+    """Write ComfyUI's settings of its user, as its dialog does, and keep the others."""
+    path = server.base / "user" / "default" / "comfy.settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, **settings}))
 
 
 @pytest.fixture

@@ -49,7 +49,8 @@ class TestFullDisk:
             run = client.run(prompt(2))
         assert client.latent(run).isfinite().all()
         assert snapshot(server.models) == before
-        warning = next(line for line in server.log_tail().splitlines() if "not recorded" in line)
+        lines = server.log_tail().splitlines()
+        warning = next(line for line in reversed(lines) if "not recorded" in line)
         assert path.name in warning
         client.run(prompt(3))
         assert torch.load(path, weights_only=True)["meta"]["samples"] == 2

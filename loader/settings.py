@@ -1,0 +1,99 @@
+"""The settings of recording, as ComfyUI's own settings dialog keeps them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from pathlib import Path
+
+import folder_paths
+
+RECORD, TARGET, BUDGET = "HSWQ.Record", "HSWQ.Target", "HSWQ.Budget"
+"""Their ids; web/hswq.js has the same."""
+
+_RANGES = {TARGET: (32, 4096), BUDGET: (0.1, 100)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the user has chosen.
+
+    Attributes:
+        record: whether samplings are recorded in the background.
+        target: samples at which that ends; the original recommends 256.
+        budget: percent that a step may take longer for it.
+    """
+
+    record: bool = True
+    target: int = 256
+    budget: float = 2.0
+
+
+class SettingsFile:
+    """ComfyUI's file of a user's settings, read again when it has changed.
+
+    ComfyUI writes it when the dialog changes something, so that the next sampling knows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take the file; it need not exist."""
+        self._path = path
+        self._version: tuple | None = None
+        self._settings = Settings()
+
+    def current(self) -> Settings:
+        """Return the settings as they are now."""
+        try:
+            status = os.stat(self._path)
+            version = (status.st_mtime_ns, status.st_size)
+            if version != self._version:
+                self._settings = parse(json.loads(self._path.read_text("utf-8")))
+                self._version = version
+        except FileNotFoundError:
+            self._settings, self._version = Settings(), None
+        except (OSError, ValueError) as error:  # ComfyUI may be writing it: read it next time
+            logging.info("HSWQ: the settings cannot be read now: %s", error)
+        return self._settings
+
+
+def parse(values: object) -> Settings:
+    """Return the settings among ComfyUI's; the default for each that is none.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("comfy.settings.json holds no object")
+    chosen = {}
+    for key, field, kinds in (
+        (RECORD, "record", (bool,)),
+        (TARGET, "target", (int, float)),
+        (BUDGET, "budget", (int, float)),
+    ):
+        value = values.get(key)
+        if value is None:
+            continue
+        if type(value) not in kinds or not _in_range(key, value):
+            logging.warning("HSWQ: the setting %s is not %r; its default is used", key, value)
+            continue
+        chosen[field] = int(value) if key == TARGET else value
+    return Settings(**chosen)
+
+
+def _in_range(key: str, value: float) -> bool:
+    low, high = _RANGES.get(key, (value, value))
+    return low <= value <= high
+
+
+def current() -> Settings:
+    """Return the settings of ComfyUI's user; the defaults where there are several users."""
+    global _file
+    path = Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
+    if _file is None or _file[0] != path:
+        _file = path, SettingsFile(path)
+    return _file[1].current()
+
+
+_file: tuple[Path, SettingsFile] | None = None
