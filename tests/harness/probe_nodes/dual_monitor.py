@@ -8,7 +8,7 @@ from comfy.patcher_extension import WrappersMP
 
 
 class ProbeDualMonitor:
-    """Measures every sampling of a MODEL; after each writes the sums so far to output/probe/."""
+    """Measures every sampling of a MODEL; after each writes all calls so far to output/probe/."""
 
     CATEGORY = "test"
     FUNCTION = "attach"
@@ -44,9 +44,9 @@ def record(calls):
     def hook(layer, inputs, output):
         calls.append(
             {
-                "mean": output.double().mean(),
-                "mean_square": (output.double() ** 2).mean(),
-                "importance": importance(inputs[0].double()),
+                "mean": output.double().mean().item(),
+                "mean_square": (output.double() ** 2).mean().item(),
+                "importance": importance(inputs[0].double()).clone(),
             }
         )
 
@@ -67,16 +67,6 @@ def importance(x):
 
 
 def save(measured, name):
-    sums = {
-        layer: {
-            "output_sum": sum(call["mean"] for call in calls).item(),
-            "output_sq_sum": sum(call["mean_square"] for call in calls).item(),
-            "out_count": len(calls),
-            "input_imp_sum": sum(call["importance"] for call in calls).clone(),
-            "in_count": len(calls),
-        }
-        for layer, calls in measured.items()
-    }
     folder = os.path.join(folder_paths.get_output_directory(), "probe")
     os.makedirs(folder, exist_ok=True)
-    torch.save(sums, os.path.join(folder, f"{name}.pt"))
+    torch.save(measured, os.path.join(folder, f"{name}.pt"))
