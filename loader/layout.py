@@ -14,6 +14,7 @@ from comfy.quant_ops import TensorCoreFP8E4M3Layout, register_layout_class
 from ..quant import FP8_MAX, dequantize, quantize
 
 LAYOUT = "HSWQFP8Layout"
+_ROUNDED_TO_MAX = 464.0  # what would be the next value of the grid is 480
 
 
 class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
@@ -28,17 +29,13 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
         Args:
             tensor: float weight.
             scale: FP32 weight_scale to use; None or "recalculate" chooses one.
-            clipping_scale: the weight_scale before a patch, kept as long as the search could have
-                chosen it for the patched weight, which starts at half the maximum.
+            clipping_scale: the weight_scale before a patch. What is chosen is a power of 2 times
+                that, so that the search's choice of grid lasts and nothing new is clipped.
             stochastic_rounding: seed, 0 rounds to the nearest.
             inplace_ops: allows to overwrite `tensor`, which is never needed here.
         """
         if scale is None or isinstance(scale, str):
-            scale = tensor.abs().amax().to(torch.float32) / FP8_MAX
-            scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-            if clipping_scale is not None:
-                clipping_scale = clipping_scale.to(scale.device)
-                scale = torch.where(scale <= 2 * clipping_scale, clipping_scale, scale)
+            scale = _scale_for(tensor, clipping_scale)
         if stochastic_rounding:
             values = (tensor.to(torch.float32) / scale).clamp_(-FP8_MAX, FP8_MAX)
             data = comfy.float.stochastic_rounding(
@@ -62,6 +59,15 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
     def state_dict_tensors(cls, qdata, params):
         """Save real values: stock ComfyUI cannot read a scaled Conv2d (the export writes FP8)."""
         return {"": cls.dequantize(qdata, params)}
+
+
+def _scale_for(weight: torch.Tensor, clipping_scale: torch.Tensor | None) -> torch.Tensor:
+    amax = weight.abs().amax().to(torch.float32)
+    if clipping_scale is None:
+        return torch.where(amax > 0, amax / FP8_MAX, 1.0)
+    clipping_scale = clipping_scale.to(weight.device)
+    octaves = torch.ceil(torch.log2(amax / (clipping_scale * _ROUNDED_TO_MAX)))
+    return torch.where(amax > 0, clipping_scale * torch.exp2(octaves), clipping_scale)
 
 
 register_layout_class(LAYOUT, HSWQFP8Layout)

@@ -86,17 +86,25 @@ def assert_same_effect(
     change: Callable[[ModelPatcher], ModelPatcher],
     *,
     at_least: float = 0.05,
+    at_most: float = 0.5,
     **how,
 ) -> None:
     """Check that a change has the effect on the second model that it has on the first.
 
     One that is missing is off by 1, one of twice the size too; quantization alone by less than
     half of that, as long as the effect is not small.
+
+    Args:
+        models: the one in 16 bit and the quantized one.
+        change: returns a changed clone.
+        at_least: size of the effect, relative to the result without it.
+        at_most: how far off it may be, relative to its size.
+        how: arguments of `sample`.
     """
     theirs, ours = (effect(patcher, change(patcher), **how) for patcher in models)
     assert theirs.norm() > at_least * sample(models[0], **how).norm()
     off = distance(ours, theirs)
-    assert off < 0.5, f"the effect is off by {off:.2f} of its size"
+    assert off < at_most, f"the effect is off by {off:.2f} of its size"
 
 
 def patched(patcher: ModelPatcher, file: dict[str, Tensor], strength: float = 1.0) -> ModelPatcher:

@@ -43,7 +43,8 @@ class TestEffect:
         layers = layers_of(models.quantized, axes, quantized=quantized)
         assert len(layers) > 10
         file = patch_file("LoRA", layers)
-        assert_same_effect(models, lambda patcher: patched(patcher, file, 2.0))
+        # A few attention layers alone: what softmax makes of them is sensitive to quantization.
+        assert_same_effect(models, lambda patcher: patched(patcher, file), at_most=0.7)
 
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bias"])
     def test_is_in_every_weight(self, models, legacy, kind):
@@ -83,14 +84,15 @@ class TestHolding:
         for name, (data, *_) in before.items():
             assert after[name][0].dtype == data.dtype, name
 
-    def test_clipping_stays_as_the_search_chose_it(self, models, legacy):
-        """A small LoRA does not move the maximum much, so the scale is the same."""
+    @pytest.mark.parametrize("strength", [0.01, 1.0, 10.0])
+    def test_scale_stays_in_step_with_the_one_that_was_searched(self, models, legacy, strength):
+        """The same grid, so many octaves up or down that nothing is clipped."""
         before = held(models.quantized)
-        after = held(load(patched(models.quantized, patch_file("LoRA"), 0.01)))
+        after = held(load(patched(models.quantized, patch_file("LoRA"), strength)))
         scales = [name for name, (_, *scale) in before.items() if scale]
-        assert scales
-        assert all(after[name][1].equal(before[name][1]) for name in scales)
-        assert any(not after[name][0].equal(before[name][0]) for name in scales)
+        octaves = [torch.log2(after[name][1] / before[name][1]) for name in scales]
+        assert all(octave == octave.round() for octave in octaves)
+        assert (max(octaves) > 0) == (strength > 0.01)
 
 
 class TestRemoval:

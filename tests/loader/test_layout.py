@@ -1,0 +1,159 @@
+"""The quantized weight as a tensor: copied, moved and patched by ComfyUI, in and out of inference mode."""
+
+from __future__ import annotations
+
+import comfy.quant_ops
+import pytest
+import torch
+from hswq.loader.layout import LAYOUT, QuantizedTensor, hold
+from hswq.quant import FP8_MAX, quantize
+
+INSIDE = [True, False]
+
+
+def made(inside: bool, dtype=torch.float16, shape=(16, 24)) -> QuantizedTensor:
+    """Return a weight that was made in or out of inference mode."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.05
+    with torch.inference_mode(inside), torch.no_grad():
+        data, scale = quantize(values, 0.9 * values.abs().max(), scaled=True)
+        return hold(data.clone(), scale.clone(), dtype)
+
+
+def same_bytes(a: QuantizedTensor, b: QuantizedTensor) -> bool:
+    return a._qdata.view(torch.uint8).equal(b._qdata.view(torch.uint8)) and (
+        a._params.scale.equal(b._params.scale)
+    )
+
+
+def apart(a: QuantizedTensor, b: QuantizedTensor) -> bool:
+    """Whether two share no memory."""
+    pairs = ((a._qdata, b._qdata), (a._params.scale, b._params.scale))
+    return all(one.data_ptr() != other.data_ptr() for one, other in pairs)
+
+
+@pytest.fixture(params=INSIDE, ids=["made inside", "made outside"])
+def weight(request) -> QuantizedTensor:
+    return made(request.param)
+
+
+@pytest.fixture(params=INSIDE, ids=["used inside", "used outside"])
+def mode(request):
+    """Whether inference mode is on while the test runs."""
+    with torch.inference_mode(request.param), torch.no_grad():
+        yield request.param
+
+
+COPIES = {
+    "to(copy)": lambda weight: weight.to(device="cpu", copy=True),
+    "to(dtype, copy)": lambda weight: weight.to(dtype=torch.float16, copy=True),
+    "clone": lambda weight: weight.clone(),
+}
+CASTS = {
+    "to(dtype)": lambda weight: weight.to(torch.float32),
+    "to(dtype, copy)": lambda weight: weight.to(dtype=torch.float32, copy=True),
+    "to(device, dtype)": lambda weight: weight.to(torch.device("cpu"), torch.float32),
+    "to(other)": lambda weight: weight.to(torch.zeros(1)),
+    "float": lambda weight: weight.float(),
+}
+
+
+class TestCopying:
+    @pytest.mark.parametrize("copy", COPIES)
+    def test_is_a_copy(self, weight, mode, copy):
+        """Or ComfyUI's backup of a weight would be the weight itself."""
+        copied = COPIES[copy](weight)
+        assert isinstance(copied, QuantizedTensor)
+        assert same_bytes(copied, weight)
+        assert apart(copied, weight)
+
+    @pytest.mark.parametrize("cast", CASTS)
+    def test_cast_keeps_the_bytes(self, weight, mode, cast):
+        """And stays quantized: real values in the wider dtype, not 16-bit ones made wider."""
+        wide = CASTS[cast](weight)
+        assert isinstance(wide, QuantizedTensor)
+        assert same_bytes(wide, weight)
+        exact = weight._qdata.float() * weight._params.scale
+        assert wide.dequantize().equal(exact)
+        assert weight.dtype == weight._params.orig_dtype == torch.float16
+
+    def test_into_it(self, weight, mode):
+        source = made(mode)
+        source._qdata.zero_()
+        if weight.is_inference() and not mode:
+            pytest.skip("torch forbids to change what was made in inference mode, outside of it")
+        weight.copy_(source)
+        assert same_bytes(weight, source)
+        assert apart(weight, source)
+
+    def test_of_floats_into_it_quantizes_them(self, mode):
+        """ComfyUI's cache of hooked weights does that."""
+        weight = made(mode)
+        values = weight.dequantize().float() * 3
+        weight.data.copy_(values)
+        assert weight.dequantize().dtype == torch.float16
+        error = (weight.dequantize().float() - values).abs() / values.abs().clamp(min=1e-4)
+        assert error.max() < 0.07
+
+    def test_out_of_it_into_floats(self, weight, mode):
+        values = torch.empty(weight.shape)
+        values.copy_(weight)
+        assert values.equal(weight.dequantize().float())
+
+
+class TestDetaching:
+    def test_shares_its_memory(self, weight, mode):
+        for detached in (weight.detach(), weight.data, torch.nn.Parameter(weight, False)):
+            assert detached._qdata.data_ptr() == weight._qdata.data_ptr()
+            assert detached._params.scale.data_ptr() == weight._params.scale.data_ptr()
+
+    def test_setting_its_data_sets_bytes_and_scale(self, mode):
+        weight, other = torch.nn.Parameter(made(mode), False), made(mode, shape=(16, 24))
+        other._params.scale.mul_(2)
+        weight.data.copy_(other)
+        assert same_bytes(weight, other)
+
+
+class TestRequantizing:
+    def requantized(self, weight: QuantizedTensor, values: torch.Tensor, seed: int = 0):
+        return weight.requantize_from_float(values, scale="recalculate", stochastic_rounding=seed)
+
+    def test_of_its_own_values_gives_its_bytes(self, weight, mode):
+        for dtype in (torch.float32, torch.float16):
+            values = weight.to(dtype).dequantize()
+            for seed in (0, 7):
+                assert same_bytes(self.requantized(weight, values, seed), weight)
+
+    @pytest.mark.parametrize("factor", [0.001, 0.6, 1.02, 1.5, 40.0])
+    def test_moves_the_scale_by_octaves(self, weight, mode, factor):
+        values = weight.float().dequantize() * factor
+        after = self.requantized(weight, values)
+        octaves = torch.log2(after._params.scale / weight._params.scale)
+        assert octaves == octaves.round()
+        assert 0.5 * FP8_MAX * 464 / 448 <= values.abs().max() / after._params.scale <= 464
+
+    def test_of_zeros_and_without_a_scale_before(self, weight, mode):
+        nothing = self.requantized(weight, torch.zeros(weight.shape))
+        assert not nothing.dequantize().any()
+        assert nothing._params.scale.equal(weight._params.scale)
+        fresh = QuantizedTensor.from_float(torch.zeros(2, 2), LAYOUT)
+        assert fresh._params.scale == 1
+        fresh = QuantizedTensor.from_float(torch.full((2, 2), 3.0), LAYOUT)
+        assert fresh.dequantize().allclose(torch.tensor(3.0))
+
+    def test_keeps_the_effect_of_small_changes_on_average(self, weight, mode):
+        """Changes below the grid's steps: rounding to the nearest would lose them all."""
+        values = weight.float().dequantize()
+        change = 0.01 * values.abs().mean()
+        seeds = range(1, 65)
+        mean = sum(self.requantized(weight, values + change, s).dequantize() for s in seeds) / 64
+        assert ((mean - values).mean() / change - 1).abs() < 0.2
+        nearest = self.requantized(weight, values + change).dequantize()
+        assert (nearest - values).mean() / change < 0.5
+
+
+class TestComfyUI:
+    def test_knows_it(self, weight):
+        """It pins memory by the class's name, and checks for its own class elsewhere."""
+        assert isinstance(weight, comfy.quant_ops.QuantizedTensor)
+        assert type(weight).__name__ == comfy.quant_ops.QuantizedTensor.__name__
+        assert weight.nbytes == weight.numel()
