@@ -4,7 +4,9 @@ Where there is an NVIDIA GPU all of it runs there, with ComfyUI's own memory man
 Dynamic VRAM; elsewhere on the CPU.
 """
 
+import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ from comfy.model_patcher import ModelPatcher  # noqa: E402
 from harness import inprocess  # noqa: E402
 from hswq.calibration import Statistics  # noqa: E402
 from hswq.loader import loading  # noqa: E402
+from hswq.quant import Planner  # noqa: E402
 
 
 class Models(NamedTuple):
@@ -79,6 +82,12 @@ def statistics(checkpoint: Path) -> Statistics:
 
 
 @pytest.fixture(scope="session")
+def planner(statistics: Statistics) -> Callable[..., Planner]:
+    """Make a Planner for the toy: planner(keep_ratio, scaled=...)."""
+    return functools.partial(common.planner, statistics)
+
+
+@pytest.fixture(scope="session")
 def loaded() -> dict[str, tuple]:
     """The models of every memory mode, loaded once."""
     return {}
@@ -88,15 +97,14 @@ def loaded() -> dict[str, tuple]:
 def models(
     memory: str,
     checkpoint: Path,
-    statistics: Statistics,
+    planner: Callable[..., Planner],
     loaded: dict[str, tuple],
     inference_mode: None,
 ):
     """The toy in 16 bit and quantized. What a test leaves in their weights is an error."""
     if memory not in loaded:
         sixteen_bit = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)[0]
-        planner = common.planner(statistics)
-        quantized = loading.load_checkpoint(str(checkpoint), planner, only_model=True)[0]
+        quantized = loading.load_checkpoint(str(checkpoint), planner(), only_model=True)[0]
         originals = Models(sixteen_bit, quantized)
         loaded[memory] = originals, Models(*map(inprocess.held, originals))
     originals, before = loaded[memory]

@@ -1,4 +1,4 @@
-"""The quantized weight as a tensor: copied, moved and patched by ComfyUI, in and out of inference mode."""
+"""The quantized weight as a tensor: copied, moved and patched, in and out of inference mode."""
 
 from __future__ import annotations
 

@@ -1,0 +1,121 @@
+"""ComfyUI's merging nodes, with a quantized model on either side or on both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_model_merging import (
+    ModelAdd,
+    ModelMergeBlocks,
+    ModelMergeSimple,
+    ModelSubtract,
+)
+from harness.inprocess import distance, held, load, parts, patched, same, sample, unload, weight
+from harness.patches import patch_file
+from hswq.loader.converter import convert
+from hswq.loader.loading import ATTACHMENT
+from hswq.loader.patchers import identity
+from torch import Tensor
+
+Merge = Callable[[ModelPatcher, ModelPatcher], ModelPatcher]
+SIDES = ["first", "second", "both"]
+ONE_STEP = 0.05  # a weight's error by quantizing it once, relative
+
+
+def finetune(patcher: ModelPatcher) -> ModelPatcher:
+    """Return a model with other weights, by a LoRA."""
+    return patched(patcher, patch_file("LoRA", seed=7))
+
+
+def pair(models, side: str) -> tuple[ModelPatcher, ModelPatcher]:
+    """Return a model and its finetune, quantized on the given side and else in 16 bit."""
+    first = models.sixteen_bit if side == "second" else models.quantized
+    second = models.sixteen_bit if side == "first" else models.quantized
+    return first, finetune(second)
+
+
+def weights(patcher: ModelPatcher, layers) -> dict[str, Tensor]:
+    """Return the weights that a model is sampled with, in real units."""
+    load(patcher)
+    found = {name: weight(patcher, name) for name in layers}
+    unload()
+    return found
+
+
+MERGES: dict[str, tuple[Merge, Callable[[Tensor, Tensor], Tensor]]] = {
+    "ModelMergeSimple": (
+        lambda one, two: ModelMergeSimple().merge(one, two, 0.3)[0],
+        lambda one, two: 0.3 * one + 0.7 * two,
+    ),
+    "ModelMergeAdd": (lambda one, two: ModelAdd().merge(one, two)[0], lambda one, two: one + two),
+    "ModelMergeSubtract": (
+        lambda one, two: ModelSubtract().merge(one, two, 0.5)[0],
+        lambda one, two: 0.5 * one - 0.5 * two,
+    ),
+}
+
+
+class TestMerge:
+    @pytest.mark.parametrize("side", SIDES)
+    @pytest.mark.parametrize("ratio", [0.25, 0.75])
+    def test_gives_the_result_of_the_16_bit_merge(self, models, side, ratio):
+        theirs = (models.sixteen_bit, finetune(models.sixteen_bit))
+        merge = ModelMergeSimple().merge
+        latents = [sample(merge(*both, ratio)[0]) for both in (theirs, pair(models, side))]
+        apart = distance(*map(sample, theirs))
+        assert apart > 0.5
+        assert distance(latents[1], latents[0]) < apart / 2
+
+    @pytest.mark.parametrize("side", SIDES)
+    @pytest.mark.parametrize("node", MERGES)
+    def test_is_right_in_every_weight(self, models, legacy, node, side):
+        layers = models.quantized.get_attachment(ATTACHMENT).layers
+        merge, expected = MERGES[node]
+        # The second model's LoRA is merged as its file has it, not as it is requantized.
+        one, two = pair(models, side)
+        base, theirs = weights(two.parent, layers), weights(finetune(models.sixteen_bit), layers)
+        change = {n: theirs[n] - weight(models.sixteen_bit, n) for n in layers}
+        first = weights(one, layers)
+        merged = merge(one, two)
+        found = weights(merged, layers)
+        wrong = {
+            name: off
+            for name in layers
+            if (off := distance(found[name], expected(first[name], base[name] + change[name])))
+            > ONE_STEP
+        }
+        assert not wrong
+
+    def test_of_blocks(self, models):
+        ratios = {"input": 1.0, "middle": 0.0, "out": 0.5}
+        theirs = (models.sixteen_bit, finetune(models.sixteen_bit))
+        latents = [
+            sample(ModelMergeBlocks().merge(*both, **ratios)[0])
+            for both in (theirs, pair(models, "first"))
+        ]
+        assert distance(latents[1], latents[0]) < 0.3
+
+    def test_leaves_both_as_they_were(self, models):
+        before = held(models.quantized)
+        latent = sample(models.quantized)
+        sample(ModelMergeSimple().merge(*pair(models, "both"), 0.5)[0])
+        assert sample(models.quantized).equal(latent)
+        unload()
+        assert not same(held(models.quantized), before)
+
+    def test_has_no_statistics_of_its_own(self, models):
+        merged = ModelMergeSimple().merge(*pair(models, "first"), 0.5)[0]
+        assert identity(models.quantized) is not None
+        assert identity(merged) is None
+
+
+class TestOfConverted:
+    def test_a_merge_can_be_converted(self, models):
+        """And is then quantized once, from 16-bit weights."""
+        merged = ModelMergeSimple().merge(models.sixteen_bit, finetune(models.sixteen_bit), 0.5)[0]
+        converted = convert(merged, models.quantized.get_attachment(ATTACHMENT))
+        assert not converted.patches
+        assert distance(sample(converted), sample(merged)) < 0.5
+        assert any(len(parts(value)) > 1 for value in converted.model.parameters())
