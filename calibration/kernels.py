@@ -48,8 +48,8 @@ def usable(device: torch.device) -> bool:
         return False
     try:
         ones = torch.ones(2, 16, dtype=torch.float16, device=device)
-        sums = torch.zeros(2 * SLOTS + 16, dtype=torch.float64, device=device)
-        add_call(sums, 0, ones, ones, matrix_of(ones))
+        sums = torch.zeros(SLOTS + 8, 2, dtype=torch.float64, device=device)
+        add_call(sums[:SLOTS], sums[SLOTS:], ones, ones, matrix_of(ones))
         return sums.sum().item() == 18.0
     except Exception as error:  # no compiler on this machine, an unknown card: torch does it all
         logging.info("HSWQ: Triton is not usable on %s (%s)", device, str(error).split("\n", 1)[0])
@@ -88,14 +88,18 @@ def is_flat(output: torch.Tensor) -> bool:
 
 
 def add_call(
-    sums: torch.Tensor, offset: int, output: torch.Tensor, inputs: torch.Tensor, lies: Matrix
+    moments: torch.Tensor,
+    importance: torch.Tensor,
+    output: torch.Tensor,
+    inputs: torch.Tensor,
+    lies: Matrix,
 ) -> None:
     """Add one call of a layer to its sums, in one launch.
 
     Args:
-        sums: float64 on the GPU. From `offset` on: SLOTS pairs whose totals are the sums of
-            mean(Y) and mean(Y^2), then the sum of mean |X| of every channel.
-        offset: of the layer in it.
+        moments: (SLOTS, 2) float64 on the GPU, whose columns' totals are the sums of mean(Y) and
+            mean(Y^2).
+        importance: (channels,) float64 there, the sums of mean |X|.
         output: FP16, BF16 or FP32 on that GPU; see is_flat.
         inputs: likewise.
         lies: what matrix_of says of the inputs.
@@ -110,9 +114,10 @@ def add_call(
         width = max(16, min(128, triton.next_power_of_2(lies.columns)))
         steps = _CHUNK // _BLOCK
         of_input = _ceil(lies.rows, _CHUNK // width) * _ceil(lies.columns, width)
-    with torch.cuda.device_of(sums):  # Triton launches on the current device
+    with torch.cuda.device_of(moments):  # Triton launches on the current device
         _add_call[(of_output + of_input,)](
-            output, inputs, sums, offset, of_output, count, lies.rows, lies.columns, lies.channels,
+            output, inputs, moments, importance, of_output, count,
+            lies.rows, lies.columns, lies.channels,
             PLANES=lies.planes, WIDTH=width, STEPS=steps, BLOCK=_BLOCK, CHUNK=_CHUNK, SLOTS=SLOTS,
             num_warps=_WARPS,
         )  # fmt: skip
@@ -126,7 +131,7 @@ if triton is not None:
 
     @triton.jit
     def _add_moments(
-        output, sums, program, count,
+        output, moments, program, count,
         BLOCK: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         total = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -137,7 +142,7 @@ if triton is not None:
             value = tl.load(output + at, mask=at < count, other=0.0).to(tl.float32)
             total += value
             squares += value * value
-        slot = sums + (program % SLOTS) * 2
+        slot = moments + (program % SLOTS) * 2
         mean = tl.sum(total.to(tl.float64), 0) / count
         tl.atomic_add(slot, mean, sem="relaxed")
         mean_square = tl.sum(squares.to(tl.float64), 0) / count
@@ -145,7 +150,7 @@ if triton is not None:
 
     @triton.jit
     def _add_planes(
-        inputs, sums, program, rows, columns, channels,
+        inputs, importance, program, rows, columns, channels,
         WIDTH: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         HEIGHT: tl.constexpr = BLOCK // WIDTH  # noqa: N806
@@ -161,11 +166,11 @@ if triton is not None:
             total += tl.abs(value.to(tl.float32))
         count = (rows // channels).to(tl.int64) * columns
         mean = tl.sum(total.to(tl.float64), 1) / count
-        tl.atomic_add(sums + row % channels, mean, mask=row < rows, sem="relaxed")
+        tl.atomic_add(importance + row % channels, mean, mask=row < rows, sem="relaxed")
 
     @triton.jit
     def _add_columns(
-        inputs, sums, program, rows, columns,
+        inputs, importance, program, rows, columns,
         WIDTH: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         HEIGHT: tl.constexpr = BLOCK // WIDTH  # noqa: N806
@@ -180,25 +185,24 @@ if triton is not None:
             value = tl.load(inputs + at, mask=inside, other=0.0)
             total += tl.abs(value.to(tl.float32))
         mean = tl.sum(total.to(tl.float64), 0) / rows
-        tl.atomic_add(sums + column, mean, mask=column < columns, sem="relaxed")
+        tl.atomic_add(importance + column, mean, mask=column < columns, sem="relaxed")
 
     # Sizes are not specialized but where a load is wider for it: every variant is compiled anew.
-    @triton.jit(do_not_specialize=["offset", "of_output", "rows", "channels"])
+    @triton.jit(do_not_specialize=["of_output", "rows", "channels"])
     def _add_call(
-        output, inputs, sums, offset, of_output, count, rows, columns, channels,
+        output, inputs, moments, importance, of_output, count, rows, columns, channels,
         PLANES: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,  # noqa: N803
         BLOCK: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         program = tl.program_id(0)
-        sums += offset
         if program < of_output:
-            _add_moments(output, sums, program, count, BLOCK, CHUNK, SLOTS)
+            _add_moments(output, moments, program, count, BLOCK, CHUNK, SLOTS)
         elif PLANES:
             _add_planes(
-                inputs, sums + 2 * SLOTS, program - of_output, rows, columns, channels,
+                inputs, importance, program - of_output, rows, columns, channels,
                 WIDTH, STEPS, BLOCK,
             )  # fmt: skip
         else:
             _add_columns(
-                inputs, sums + 2 * SLOTS, program - of_output, rows, columns, WIDTH, STEPS, BLOCK
+                inputs, importance, program - of_output, rows, columns, WIDTH, STEPS, BLOCK
             )

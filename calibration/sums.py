@@ -6,7 +6,7 @@ and the sums come back in one transfer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -15,47 +15,36 @@ from .statistics import LayerStatistics
 
 _MOMENTS = 2 * kernels.SLOTS
 
-
 class LayerSums:
-    """Where one layer's sums are on one device."""
+    """One layer's sums on one device."""
 
-    def __init__(self, buffer: torch.Tensor, offset: int, channels: int) -> None:
-        """Take the float64 buffer, and where in it the layer's part begins."""
-        self.channels = channels
+    def __init__(self, moments: torch.Tensor, importance: torch.Tensor) -> None:
+        """Take (SLOTS, 2) and (channels,) float64 zeros; see kernels.add_call."""
         self.calls = 0
-        self._buffer = buffer
-        self._offset = offset
-        self._moments = buffer[offset : offset + 2]
-        self._importance = buffer[offset + _MOMENTS : offset + _MOMENTS + channels]
-        self._triton = kernels.usable(buffer.device)
+        self.moments = moments
+        self.importance = importance
+        self._triton = kernels.usable(moments.device)
 
     def add(self, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        """Add one call; see kernels.add_call for what is added.
+        """Add one call.
 
         Raises:
             ValueError: the input has other channels than those before.
         """
-        channels = input_channels(inputs)
-        if channels != self.channels:
-            raise ValueError(f"it had {self.channels} input channels, now {channels}")
+        channels, before = input_channels(inputs), self.importance.numel()
+        if channels != before:
+            raise ValueError(f"it had {before} input channels, now {channels}")
         if not (self._triton and self._add_in_one_launch(inputs, output)):
-            self._moments += output_moments(output)
-            self._importance += input_importance(inputs)
+            self.moments[0] += output_moments(output)
+            self.importance += input_importance(inputs)
         self.calls += 1
-
-    def read(self, buffer: torch.Tensor) -> LayerStatistics:
-        """Return the sums; `buffer` is a CPU copy of the one that they are in."""
-        end = self._offset + _MOMENTS
-        total, squares = buffer[self._offset : end].view(-1, 2).sum(0).tolist()
-        importance = buffer[end : end + self.channels].clone()
-        return LayerStatistics(total, squares, self.calls, importance, self.calls)
 
     def _add_in_one_launch(self, inputs: torch.Tensor, output: torch.Tensor) -> bool:
         """Return whether the kernel knows how these tensors lie in memory."""
         lies = kernels.matrix_of(inputs)
         if lies is None or not kernels.is_flat(output) or inputs.device != output.device:
             return False
-        kernels.add_call(self._buffer, self._offset, output, inputs, lies)
+        kernels.add_call(self.moments, self.importance, output, inputs, lies)
         return True
 
 
@@ -65,37 +54,44 @@ class DeviceSums:
     def __init__(self, channels: Mapping[str, int], device: torch.device) -> None:
         """Make room for layers of so many input channels."""
         self._channels = channels
-        self._offsets, size = {}, 0
-        for name, count in channels.items():
-            self._offsets[name] = size
-            size += _MOMENTS + count
-        self._buffer = _zeros(size, device)
-        self._layers: dict[str, LayerSums] = {}
-        self._others: dict[str, torch.Tensor] = {}  # of layers whose input is not what they say
+        self._buffer = _zeros(len(channels) * _MOMENTS + sum(channels.values()), device)
+        with torch.inference_mode(False), torch.no_grad():
+            parts = zip(channels, self._parts(self._buffer), strict=True)
+            self._layers = {name: LayerSums(*sums) for name, sums in parts}
+        self._other: set[str] = set()  # layers whose input is not what they say
+
+    def _parts(self, buffer: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Return every layer's moments and importance, where they are in the buffer."""
+        count = len(self._channels)
+        moments = buffer[: count * _MOMENTS].view(count, kernels.SLOTS, 2)
+        importances = buffer[count * _MOMENTS :]
+        return zip(moments, importances.split(list(self._channels.values())), strict=True)
 
     def add(self, name: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
         """Add one call of a layer."""
-        layer = self._layers.get(name)
-        if layer is None:
-            layer = self._layers[name] = self._begin(name, input_channels(inputs))
+        layer = self._layers[name]
+        if not layer.calls and input_channels(inputs) != self._channels[name]:
+            channels = input_channels(inputs)
+            sums = _zeros(_MOMENTS + channels, self._buffer.device)
+            layer = LayerSums(sums[:_MOMENTS].view(-1, 2), sums[_MOMENTS:])
+            self._layers[name] = layer
+            self._other.add(name)
         layer.add(inputs, output)
-
-    def _begin(self, name: str, channels: int) -> LayerSums:
-        with torch.inference_mode(False), torch.no_grad():
-            if channels == self._channels[name]:
-                return LayerSums(self._buffer, self._offsets[name], channels)
-            self._others[name] = _zeros(_MOMENTS + channels, self._buffer.device)
-            return LayerSums(self._others[name], 0, channels)
 
     def read(self) -> dict[str, LayerStatistics]:
         """Return the sums of all layers that were called, in one transfer."""
         buffer = self._buffer.to("cpu", copy=True)
-        others = {name: sums.to("cpu", copy=True) for name, sums in self._others.items()}
-        return {
-            name: layer.read(others.get(name, buffer))
-            for name, layer in self._layers.items()
-            if layer.calls
-        }
+        totals = buffer[: len(self._layers) * _MOMENTS].view(-1, kernels.SLOTS, 2).sum(1).tolist()
+        found = {}
+        for (name, layer), (_, importance), total in zip(
+            self._layers.items(), self._parts(buffer), totals, strict=True
+        ):
+            if name in self._other:
+                total = layer.moments.sum(0).tolist()
+                importance = layer.importance.to("cpu", copy=True)
+            if layer.calls:
+                found[name] = LayerStatistics(*total, layer.calls, importance, layer.calls)
+        return found
 
 
 def _zeros(size: int, device: torch.device) -> torch.Tensor:

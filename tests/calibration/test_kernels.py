@@ -47,14 +47,15 @@ def added(output: torch.Tensor, inputs: torch.Tensor, calls: int = 1, offset: in
     lies = kernels.matrix_of(inputs)
     assert lies is not None
     assert kernels.is_flat(output)
-    end = offset + 2 * kernels.SLOTS + lies.channels
+    begin, middle = offset + 3, offset + 3 + 2 * kernels.SLOTS
+    end = middle + lies.channels
     found = torch.zeros(end + 5, dtype=torch.float64, device=inputs.device)
+    moments, importance = found[begin:middle].view(-1, 2), found[middle:end]
     for _ in range(calls):
-        kernels.add_call(found, offset, output, inputs, lies)
-    assert not found[:offset].any()
+        kernels.add_call(moments, importance, output, inputs, lies)
+    assert not found[:begin].any()
     assert not found[end:].any()
-    moments = found[offset : offset + 2 * kernels.SLOTS].view(-1, 2).sum(0)
-    return moments, found[offset + 2 * kernels.SLOTS : end]
+    return moments.sum(0), importance
 
 
 def exact_importance(inputs: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,122 @@
+"""One sampling step while statistics are recorded: passively, of every layer, and naively.
+
+Naive hooks measure with torch's operations and bring every result to the host at once. Times are of
+whole samplings, with the transfer of the sums at their end; the file is written apart.
+"""
+
+import contextlib
+
+import common
+
+chosen = common.arguments(
+    __doc__,
+    size={"type": int, "default": 1024},
+    steps={"type": int, "default": 20},
+    rounds={"type": int, "default": 5},
+    budget={"type": float, "default": 2.0, "help": "percent, of passive recording"},
+    only={"nargs": "*", "help": "which variants"},
+)
+
+import tempfile  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+from hswq.calibration import DualMonitor, Rotation, monitored_layers, save_statistics  # noqa: E402
+from hswq.loader.recording import share_of  # noqa: E402
+
+
+@contextlib.contextmanager
+def naive(network: torch.nn.Module):
+    """Hook every layer as it is easiest to write."""
+    sums = {}
+
+    def measure(name):
+        def hook(_, args, output):
+            wide = output.float()
+            mean, square = wide.mean().item(), (wide * wide).mean().item()
+            axes = {4: (0, 2, 3), 3: (0, 1), 2: (0,)}[args[0].ndim]
+            importance = args[0].float().abs().mean(axes).cpu()
+            before = sums.get(name, (0, 0, 0))
+            sums[name] = (before[0] + mean, before[1] + square, before[2] + importance)
+
+        return hook
+
+    layers = monitored_layers(network)
+    handles = [layer.register_forward_hook(measure(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def measured(network: torch.nn.Module, rotation: Rotation | None = None):
+    with DualMonitor(network, rotation=rotation) as monitor:
+        yield
+    monitor.statistics()
+
+
+def kernels(sample, recording, steps: int) -> dict:
+    """Return a step's kernel time and launches, averaged over `steps` of them."""
+
+    def run(count: int) -> None:
+        with recording():
+            sample(count)
+
+    few, many = (common.gpu_kernels(lambda n=n: run(n)) for n in (2, 2 + steps))
+    time_ms, launches = ((many[i] - few[i]) / steps for i in (0, 1))
+    return {"kernel ms": round(time_ms, 2), "launches": round(launches, 1)}
+
+
+def walls(sample, recordings: dict) -> dict[str, list[float]]:
+    def run(recording) -> None:
+        with recording():
+            sample(chosen.steps)
+
+    functions = {name: lambda r=recording: run(r) for name, recording in recordings.items()}
+    return common.alternately(functions, chosen.rounds)
+
+
+def milliseconds_of_saving(network: torch.nn.Module, sample) -> float:
+    with DualMonitor(network) as monitor:
+        sample(1)
+    statistics = monitor.statistics()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "saved.pt"
+        return 1000 * common.wall(lambda: save_statistics(statistics, path))
+
+
+def main() -> None:
+    patcher = comfy.sd.load_checkpoint_guess_config(
+        chosen.checkpoint, output_clip=False, output_vae=False
+    )[0]
+    network, sample = patcher.model.diffusion_model, common.Sampling(patcher, chosen.size)
+    share = share_of(chosen.budget, patcher.load_device)
+    rotation = Rotation(list(monitored_layers(network)), share)
+    recordings = {
+        "not recording": contextlib.nullcontext,
+        "passive": lambda: measured(network, rotation),
+        "every layer": lambda: measured(network),
+        "naive hooks": lambda: naive(network),
+    }
+    recordings = {n: r for n, r in recordings.items() if not chosen.only or n in chosen.only}
+    results = {name: {} for name in recordings}
+    for name, recording in recordings.items():
+        with recording():  # warm up
+            sample(2)
+        if chosen.device == "cuda":
+            results[name] = kernels(sample, recording, max(4, len(rotation)))
+    seconds = walls(sample, recordings)
+    first = next(iter(seconds))
+    for name, found in seconds.items():
+        ratios = [ours / stock for ours, stock in zip(found, seconds[first], strict=True)]
+        results[name]["wall ms a step"] = round(1000 * common.median(found) / chosen.steps, 2)
+        results[name][f"wall vs {first}"] = round(common.median(ratios), 3)
+    common.report(f"a step while recording; passive: {share:.2g} of the layers", chosen, results)
+    print(f"writing the file: {milliseconds_of_saving(network, sample):.0f} ms a sampling")
+
+
+with torch.inference_mode():
+    main()
