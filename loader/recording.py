@@ -23,8 +23,9 @@ WRAPPER = "hswq.calibration"
 """Key of the calibration node's wrapper; passive recording leaves such a model to it."""
 
 SHARE_PER_PERCENT = 0.05
-"""Of the layers in a forward for each percent of its time: measuring all of SDXL takes 17%."""
+"""Of the layers in a forward, for each percent of its time: measuring all of SDXL takes 17%."""
 
+SHARE_PER_PERCENT_ON_CPU = 0.025
 SHARE_PER_PERCENT_WITHOUT_TRITON = 0.01
 """On a GPU where a layer's call takes seven launches, not one."""
 
@@ -151,8 +152,11 @@ class Recorder:
 
 def share_of(budget: float, device: torch.device) -> float:
     """Return the share of the layers whose measuring takes so many percent of a step."""
-    fast = device.type == "cpu" or kernels.usable(device)
-    return min(1.0, budget * (SHARE_PER_PERCENT if fast else SHARE_PER_PERCENT_WITHOUT_TRITON))
+    if device.type == "cpu":
+        share = SHARE_PER_PERCENT_ON_CPU
+    else:
+        share = SHARE_PER_PERCENT if kernels.usable(device) else SHARE_PER_PERCENT_WITHOUT_TRITON
+    return min(1.0, budget * share)
 
 
 def unrecordable(patcher: ModelPatcher) -> str | None:

@@ -1,0 +1,142 @@
+"""Recorded statistics are not lost: two processes, processes that are killed, what they leave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import folder_paths
+import pytest
+import torch
+from hswq.calibration import LayerStatistics, Statistics, load_statistics
+from hswq.loader import store
+
+HERE = Path(__file__).parent
+FINGERPRINT = "ab" * 32
+KILLS = int(os.environ.get("HSWQ_KILLS", "40"))
+
+
+def delta(layers: int = 3, **meta) -> Statistics:
+    """One sample; every sum is a whole number, so that no order of adding changes it."""
+    importance = torch.arange(4, dtype=torch.float64)
+    one = {f"layer{n}": LayerStatistics(1.0, 2.0, 1, importance, 1) for n in range(layers)}
+    return Statistics(one, {"samples": 1, "total_steps": 1, "layers": 3, **meta})
+
+
+def add(**how) -> Statistics:
+    return store.add_statistics(delta(**how), FINGERPRINT, "recorded", "toy.safetensors")
+
+
+def samples_of(statistics: Statistics) -> int:
+    """How many samples a file has, by every one of its sums."""
+    samples = statistics.samples
+    for layer in statistics.values():
+        assert (layer.output_sum, layer.output_square_sum) == (samples, 2 * samples)
+        assert layer.output_calls == layer.input_calls == samples
+        assert layer.importance_sum.tolist() == [0, samples, 2 * samples, 3 * samples]
+    return samples
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A statistics folder for the test alone."""
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, store.FOLDER, ([str(tmp_path)], {".pt"})
+    )
+    return tmp_path
+
+
+def script(folder: Path, name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(HERE / "recording_process.py"), name, str(folder),
+            *map(str, arguments)]  # fmt: skip
+
+
+class TestProcesses:
+    def test_two_add_up(self, folder):
+        running = [subprocess.Popen(script(folder, "add", 200)) for _ in range(2)]
+        assert [process.wait(120) for process in running] == [0, 0]
+        (path,) = folder.glob("*.pt")
+        assert samples_of(load_statistics(path)) == 400
+        assert not list(folder.glob(".*.tmp"))
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+    def test_killed_at_any_moment(self, folder):
+        """Each child records and saves until it is killed, and says so after every save."""
+        done = subprocess.run(
+            script(folder, "kill", KILLS), capture_output=True, text=True, timeout=60 + 2 * KILLS
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{KILLS} kills" in done.stdout
+        add()
+        assert not list(folder.glob(".*.tmp"))
+
+
+class TestFiles:
+    def test_what_a_killed_process_left_is_swept(self, folder):
+        add()
+        (path,) = folder.glob("*.pt")
+        stray = folder / f".{path.name}.0123abcd.tmp"
+        others = folder / ".other.pt.0123abcd.tmp"
+        for left in (stray, others):
+            left.write_bytes(b"half a file")
+        add()
+        assert not stray.exists()
+        assert others.exists(), "its own process may be writing it"
+
+    def test_a_damaged_one_is_set_aside(self, folder, caplog):
+        add()
+        (path,) = folder.glob("*.pt")
+        path.write_bytes(b"damaged")
+        assert samples_of(add()) == 1
+        assert path.with_name(path.name + ".damaged").read_bytes() == b"damaged"
+        assert "a new one is begun" in caplog.text
+
+    def test_is_not_read_again_until_it_changes(self, folder):
+        add()
+        first = store.statistics_of(FINGERPRINT)
+        assert store.statistics_of(FINGERPRINT) is first
+        (path,) = folder.glob("*.pt")
+        path.write_bytes(path.read_bytes())
+        again = store.statistics_of(FINGERPRINT)
+        assert again is not first
+        assert samples_of(again) == 1
+
+    def test_those_of_another_process_are_seen(self, folder):
+        assert samples_of(add()) == 1
+        subprocess.run(script(folder, "add", 3), check=True)
+        assert samples_of(store.statistics_of(FINGERPRINT)) == 4
+        assert samples_of(add()) == 5
+
+    def test_a_lock_that_is_never_given_back(self, folder, monkeypatch):
+        import filelock
+
+        monkeypatch.setattr(store, "_LOCK_SECONDS", 0.1)
+        add()
+        (path,) = folder.glob("*.pt")
+        with filelock.FileLock(f"{path}.lock"), pytest.raises(OSError, match="lock"):
+            add()
+
+
+class TestUsable:
+    def test_with_every_layer_and_enough_samples(self):
+        assert store.is_usable(delta(samples=32))
+        assert not store.is_usable(delta(samples=31))
+
+    def test_not_while_a_layer_is_missing(self):
+        assert store.missing_layers(delta(layers=2)) == 1
+        assert not store.is_usable(delta(layers=2, samples=300))
+        assert not store.is_complete(delta(layers=2, samples=300))
+
+    def test_a_layer_that_the_model_never_calls(self):
+        assert store.is_complete(delta(layers=2, samples=512))
+        assert store.is_usable(delta(layers=2, samples=512))
+
+    @pytest.mark.parametrize("layers", [None, "many", -1, True, 2.5])
+    def test_files_that_do_not_say_how_many_layers(self, layers):
+        assert store.missing_layers(odd(layers)) == 0
+
+
+def odd(layers: object) -> Statistics:
+    return Statistics(dict(delta()), {"samples": 1, "layers": layers})
