@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 from harness.client import Client, InterruptedPromptError
-from harness.fixtures import free
+from harness.fixtures import change_settings, free, record_every_layer
 from harness.prompts import Prompt, node, stock_loader, text_to_latent, through
 from harness.server import ComfyUIServer
 
@@ -56,19 +56,12 @@ def is_sum_of(calls: Sequence[dict], found: dict) -> bool:
     )
 
 
-def assert_measured(found: dict, calls: dict[str, list[dict]], session: str) -> None:
-    """Check that layers have the sums of their calls: of some of them, or by hand of all."""
-    assert found
-    assert set(found) <= set(calls)
-    assert [name for name in calls if name in found] == list(found)
+def assert_measured(found: dict, calls: dict[str, list[dict]], times: int) -> None:
+    """Check that every layer has the sums of so many of its calls."""
+    assert set(found) == set(calls)
     for name, layer in found.items():
-        assert layer["out_count"] == layer["in_count"] > 0, name
-        chosen = combinations(calls[name], layer["out_count"])
-        assert any(is_sum_of(some, layer) for some in chosen), name
-    if session == BY_HAND:
-        assert {name: layer["out_count"] for name, layer in found.items()} == {
-            name: len(each) for name, each in calls.items()
-        }
+        assert layer["out_count"] == layer["in_count"] == times, name
+        assert any(is_sum_of(some, layer) for some in combinations(calls[name], times)), name
 
 
 def hooks(client: Client) -> list[int]:
@@ -86,7 +79,7 @@ class TestStatistics:
         saved = recorded(server, session)
         assert saved["meta"]["samples"] == 4
         assert saved["meta"]["total_steps"] == 6
-        assert_measured(saved["layers"], measured(server, session), session)
+        assert_measured(saved["layers"], measured(server, session), times=6)
         assert hooks(client) == [0]
 
     def test_goes_on_after_a_restart(self, server: ComfyUIServer, client: Client):
@@ -100,7 +93,19 @@ class TestStatistics:
             saved = recorded(server, session)
             calls = measured(server, *(f"{session}-{name}" for name, _ in runs))
             assert saved["meta"]["samples"] == 2
-            assert_measured(saved["layers"], calls, session)
+            assert_measured(saved["layers"], calls, times=4)
+
+    def test_by_the_default_budget_each_layer_has_its_turn(
+        self, server: ComfyUIServer, client: Client
+    ):
+        """A tenth of the layers in each step, so all of them once in two short samplings."""
+        change_settings(server, {"HSWQ.Budget": 2.0})
+        try:
+            for seed, steps in ((1, 7), (2, 3)):
+                client.run(probed(sampling(PASSIVE, steps=steps, seed=seed), "turns"))
+        finally:
+            record_every_layer(server)
+        assert_measured(recorded(server, PASSIVE)["layers"], measured(server, "turns"), times=1)
 
     def test_the_node_says_how_far_it_is(self, client: Client):
         for seed, samples in ((1, 2), (2, 4)):
