@@ -48,11 +48,12 @@ def convert(
     _load(model, weights, assign=patcher.is_dynamic())
     fresh = type(patcher)(model, patcher.load_device, patcher.offload_device)
     converted = patcher.clone(model_override=fresh.get_clone_model_override())
-    converted.size = 0  # to be measured again: it was the 16-bit model's
+    _separate(converted)
     converted.patches = {
         key: patches for key, patches in patcher.patches.items() if not key.startswith(_PREFIX)
     }
     plan = quantizer.finish()
+    weights.forget()
     # Only Dynamic VRAM asks for it, and there the 16-bit weights stay in their file.
     converted.cached_patcher_init = (convert, (original, plan)) if original.is_dynamic() else None
     adopt(converted, plan, type(base).__name__)
@@ -70,6 +71,10 @@ class _Weights:
             key.removeprefix(_PREFIX): patches
             for key, patches in patcher.get_key_patches(_PREFIX).items()
         }
+
+    def forget(self) -> None:
+        """Let go of the 16-bit weights; the new model's operations keep this object."""
+        self._patches.clear()
 
     def unpatched(self, key: str) -> torch.Tensor:
         weight, convert_weight = self._patches[key][0]
@@ -91,6 +96,15 @@ class _Weights:
         }
 
 
+def _separate(converted: ModelPatcher) -> None:
+    """Take from a clone what it shares with the patcher of another model."""
+    converted.size = 0  # to be measured again
+    converted.parent = None  # which ComfyUI would take to be the same model, and keep
+    # What hooks have patched is in the other model's weights.
+    converted.hook_backup, converted.cached_hook_patches = {}, {}
+    converted.current_hooks = None
+
+
 def _load(model: BaseModel, weights: _Weights, *, assign: bool) -> None:
     missing, unexpected = model.diffusion_model.load_state_dict(
         weights.state_dict(), strict=False, assign=assign
@@ -109,7 +123,8 @@ def _rebuild(source: BaseModel, operations: type) -> BaseModel:
     config.unet_config = dict(config.unet_config)
     config.custom_operations = operations
     # Read from the checkpoint's keys when it was loaded; they are gone now.
-    config.model_type = lambda *_: source.model_type
+    model_type = source.model_type
+    config.model_type = lambda *_: model_type
     model = config.get_model({}, "", device=memory.unet_offload_device())
     model.model_sampling = copy.deepcopy(source.model_sampling)
     return model

@@ -77,8 +77,7 @@ def legacy(memory: str) -> None:
 @pytest.fixture(scope="session")
 def statistics(checkpoint: Path) -> Statistics:
     """Statistics of the toy's layers."""
-    stock = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)[0]
-    return common.made_up_statistics(stock)
+    return common.made_up_statistics(load_16_bit(checkpoint))
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +92,13 @@ def loaded() -> dict[str, tuple]:
     return {}
 
 
+def load_16_bit(path: Path) -> ModelPatcher:
+    """Load a checkpoint's model by stock ComfyUI; on a CPU, in 16 bit as on a GPU."""
+    return comfy.sd.load_checkpoint_guess_config(
+        str(path), output_vae=False, output_clip=False, model_options={"dtype": torch.float16}
+    )[0]
+
+
 @pytest.fixture
 def models(
     memory: str,
@@ -103,7 +109,7 @@ def models(
 ):
     """The toy in 16 bit and quantized. What a test leaves in their weights is an error."""
     if memory not in loaded:
-        sixteen_bit = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)[0]
+        sixteen_bit = load_16_bit(checkpoint)
         quantized = loading.load_checkpoint(str(checkpoint), planner(), only_model=True)[0]
         originals = Models(sixteen_bit, quantized)
         loaded[memory] = originals, Models(*map(inprocess.held, originals))
