@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 
@@ -19,6 +20,47 @@ _IGNORED_KEYS = ("comfy_quant", "input_scale", "scale_input")
 
 EXTRA_KEYS = _SCALE_KEYS + _IGNORED_KEYS
 MODEL_MARKERS = ("scaled_fp8",)
+
+MARKER = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
+"""ComfyUI's comfy_quant. Without the flag it would round activations to FP8 at scale 1."""
+
+Beside = Mapping[str, "tuple[torch.dtype, tuple[int, ...]]"]
+"""Tensors beside an FP8 weight: dtype and shape by key."""
+
+_COMFY: Beside = {"weight_scale": (torch.float32, ()), "comfy_quant": (torch.uint8, (len(MARKER),))}
+_ORIGINAL: Beside = {"scale": (torch.float32, (1,))}
+_PLAIN: Beside = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFormat:
+    """A format that files are written in.
+
+    Attributes:
+        scaled: V2 (True) or V1.
+        linear: what is beside the FP8 weight of a Linear.
+        conv: the same of a Conv2d; None leaves every Conv2d in 16 bit.
+        short: for file names.
+    """
+
+    scaled: bool
+    linear: Beside
+    conv: Beside | None
+    short: str
+
+    def beside(self, weight: torch.Tensor) -> Beside | None:
+        """Return what is beside a layer's FP8 weight; None where the layer stays 16 bit."""
+        return self.conv if weight.ndim == 4 else self.linear
+
+
+COMPATIBLE, SCALED = "compatible", "scaled"
+# Stock ComfyUI reports a marker of a Conv2d as unexpected, and has no scaled Conv2d.
+FILE_FORMATS = {
+    COMPATIBLE: FileFormat(False, _COMFY, _PLAIN, "compatible"),
+    SCALED: FileFormat(True, _COMFY, None, "scaled"),
+    "scaled, convs too": FileFormat(True, _COMFY, _COMFY, "scaled_convs"),
+    "original V2": FileFormat(True, _ORIGINAL, _ORIGINAL, "v2"),
+}
 
 
 def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Collection
 from typing import NamedTuple
 
 import comfy.utils
@@ -134,11 +135,16 @@ def _fingerprint_of_tensors(path: str) -> str:
     return _digest(path, {name: facts(tensor) for name, tensor in tensors.items()})
 
 
+def diffusion_model_prefix(names: Collection[str]) -> str:
+    """Return what the diffusion model's names begin with, "" where the file holds it alone."""
+    prefix = unet_prefix_from_state_dict(names)
+    return prefix if any(name.startswith(prefix) for name in names) else ""
+
+
 def _diffusion_model(entries: dict) -> dict:
     """Keep the diffusion model's entries, named relative to it, in the file's order."""
-    prefix = unet_prefix_from_state_dict(entries)
-    own = {name.removeprefix(prefix): e for name, e in entries.items() if name.startswith(prefix)}
-    return own or entries
+    prefix = diffusion_model_prefix(entries)
+    return {name.removeprefix(prefix): e for name, e in entries.items() if name.startswith(prefix)}
 
 
 def _digest(path: str, tensors: dict[str, tuple]) -> str:

@@ -2,6 +2,13 @@
 
 from .calibration import HSWQCalibration
 from .converter import HSWQConverter
+from .export import HSWQExport
 from .loaders import HSWQCheckpointLoader, HSWQDiffusionModelLoader
 
-NODES = [HSWQCheckpointLoader, HSWQDiffusionModelLoader, HSWQCalibration, HSWQConverter]
+NODES = [
+    HSWQCheckpointLoader,
+    HSWQDiffusionModelLoader,
+    HSWQCalibration,
+    HSWQConverter,
+    HSWQExport,
+]

@@ -1,0 +1,117 @@
+"""The export node: a quantized model as a file, for other loaders or to share."""
+
+from __future__ import annotations
+
+import os
+
+import folder_paths
+from comfy_api.latest import io
+
+from .. import choice
+from ..export import ExportSettings, export
+from ..exportpath import default_name, export_path
+from ..formats import FILE_FORMATS, SCALED
+from .common import CATEGORY, keep_ratio_input, say, statistics_input
+
+_FOLDERS = ("checkpoints", "diffusion_models")
+_WHOLE, _MODEL_ONLY = "full checkpoint", "diffusion model only"
+
+
+def _sources() -> list[str]:
+    """Return what can be exported: the files of both folders, each with its folder's name."""
+    return [
+        f"{folder}/{name}" for folder in _FOLDERS for name in folder_paths.get_filename_list(folder)
+    ]
+
+
+class HSWQExport(io.ComfyNode):
+    """Writes a model file with its diffusion model in FP8."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HSWQExport",
+            display_name="HSWQ Export",
+            category=CATEGORY,
+            description="Writes a 16-bit checkpoint or diffusion model as an FP8 file, with the "
+            "very weights that the HSWQ loaders make of it.",
+            search_aliases=["save fp8", "convert checkpoint", "quantize"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=_sources(),
+                    tooltip="A 16-bit (or 32-bit) file of models/checkpoints or "
+                    "models/diffusion_models.",
+                ),
+                statistics_input("auto: all that was recorded of these very weights. Or one file."),
+                io.Combo.Input(
+                    "format",
+                    options=list(FILE_FORMATS),
+                    default=SCALED,
+                    tooltip="scaled: ComfyUI's own FP8 format, for any recent ComfyUI; "
+                    "convolutions stay 16 bit, which stock ComfyUI cannot scale. "
+                    "scaled, convs too: smaller, for the HSWQ loaders only. "
+                    "compatible (HSWQ V1): the plain FP8 grid, for old loaders too. "
+                    "original V2: the format of the HSWQ author's own loader.",
+                ),
+                keep_ratio_input(),
+                io.Combo.Input(
+                    "what",
+                    options=[_WHOLE, _MODEL_ONLY],
+                    tooltip="full checkpoint: everything else in the file is copied as it is. "
+                    "diffusion model only: without text encoders and VAE.",
+                ),
+                io.String.Input(
+                    "filename",
+                    default="",
+                    tooltip="Below output/checkpoints or output/diffusion_models, where ComfyUI's "
+                    "loaders find it; may begin with subfolders. Empty: named after the source.",
+                ),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Replace a file of that name."
+                ),
+                io.Combo.Input(
+                    "without_statistics",
+                    options=[choice.FAIL, choice.QUANTIZE_UNIFORMLY],
+                    default=choice.FAIL,
+                    tooltip="What to do while there are too few recorded samples.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> float:
+        """Run every time: the file may have been deleted. One that is there is not made again."""
+        return float("nan")
+
+    @classmethod
+    def execute(
+        cls, source, statistics, format, keep_ratio, what, filename, overwrite, without_statistics
+    ) -> io.NodeOutput:
+        path = _source_path(source)
+        settings = ExportSettings(
+            format, statistics, keep_ratio, without_statistics, what == _MODEL_ONLY
+        )
+        folder = "diffusion_models" if what == _MODEL_ONLY else source.partition("/")[0]
+        name = filename or default_name(source, settings.file_format.short)
+        target = export_path(name, folder)
+        exported = export(path, target, settings, overwrite=overwrite)
+        shown = os.path.relpath(target, folder_paths.get_output_directory())
+        did = "is there already" if exported.plan is None else "written"
+        say(
+            cls.hidden.unique_id,
+            f"{shown} {did}: {exported.quantized} layers FP8, {exported.kept} in 16 bit, "
+            f"{exported.size / 2**20:.0f} MiB; {exported.about}",
+        )
+        saved = {"filename": target.name, "subfolder": os.path.dirname(shown), "type": "output"}
+        return io.NodeOutput(ui={"models": [saved]})
+
+
+def _source_path(source: str) -> str:
+    """Return the path of one of _sources; a link may bring anything into the input."""
+    folder, _, name = source.partition("/") if isinstance(source, str) else ("", "", "")
+    if folder not in _FOLDERS or name not in folder_paths.get_filename_list(folder):
+        raise ValueError(f"there is no model file {source!r} in ComfyUI's folders")
+    return folder_paths.get_full_path_or_raise(folder, name)
