@@ -68,10 +68,14 @@ class DualMonitor:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> DualMonitor:
-        if self._rotation is None:
-            self._hook(self._layers)
-        else:
-            self._begin = self._model.register_forward_pre_hook(self._next_group)
+        try:
+            if self._rotation is None:
+                self._hook(self._layers)
+            else:
+                self._begin = self._model.register_forward_pre_hook(self._next_group)
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
