@@ -4,7 +4,6 @@ Where there is an NVIDIA GPU all of it runs there, with ComfyUI's own memory man
 Dynamic VRAM; elsewhere on the CPU.
 """
 
-import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +31,7 @@ from comfy.model_patcher import ModelPatcher  # noqa: E402
 from harness import inprocess  # noqa: E402
 from hswq.calibration import Statistics  # noqa: E402
 from hswq.loader import loading  # noqa: E402
-from hswq.quant import Planner  # noqa: E402
+from hswq.quant import Planner, SearchSettings  # noqa: E402
 
 
 class Models(NamedTuple):
@@ -82,8 +81,13 @@ def statistics(checkpoint: Path) -> Statistics:
 
 @pytest.fixture(scope="session")
 def planner(statistics: Statistics) -> Callable[..., Planner]:
-    """Make a Planner for the toy: planner(keep_ratio, scaled=...)."""
-    return functools.partial(common.planner, statistics)
+    """Make a Planner for the toy, which searches roughly: planner(keep_ratio, scaled=...)."""
+
+    def make(keep_ratio: float = 0.25, *, scaled: bool = True) -> Planner:
+        settings = SearchSettings(bins=256, candidates=20, refinements=1)
+        return Planner(statistics, keep_ratio, scaled=scaled, settings=settings)
+
+    return make
 
 
 @pytest.fixture(scope="session")
