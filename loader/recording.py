@@ -105,13 +105,18 @@ class Recorder:
                 self._failed[target.fingerprint] = reason
             self._note(target, FAILED, reason)
 
-        recording = Recording(target.fingerprint, store.PASSIVE_SESSION, target.name, saved, failed)
+        recording = Recording(
+            target.fingerprint, store.PASSIVE_SESSION, target.name, saved, failed, self._is_on
+        )
         with record(patcher, samples, recording, rotation):
             yield
 
+    def _is_on(self) -> bool:
+        return self.enabled and settings.current().record
+
     def _target(self, patcher: ModelPatcher) -> Target | None:
         """Return which model to record, None with the reason noted."""
-        if not (self.enabled and settings.current().record):
+        if not self._is_on():
             return None
         if WRAPPER in patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
             return None
@@ -179,6 +184,7 @@ class Recording(NamedTuple):
         name: of the model, for people.
         saved: is called with the file's new content.
         failed: is called with what went wrong, and whether it will go wrong again.
+        wanted: whether the statistics are still wanted when the sampling has ended.
     """
 
     fingerprint: str | None
@@ -188,6 +194,7 @@ class Recording(NamedTuple):
     failed: Callable[[str, bool], None] = lambda reason, _: logging.warning(
         "HSWQ: this sampling was not recorded: %s", reason
     )
+    wanted: Callable[[], bool] = lambda: True
 
 
 @contextmanager
@@ -215,7 +222,7 @@ def record(
             monitors = []
             _report(recording, f"it cannot be measured: {error}", for_good=True)
         yield
-    if monitors:
+    if monitors and recording.wanted():
         _save(patcher, samples, recording, monitors)
 
 

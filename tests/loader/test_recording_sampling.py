@@ -113,6 +113,10 @@ class TestPassive:
         sample(model)
         assert recorded(checkpoint).samples == 1
 
+    def test_off_while_a_sampling_runs(self, model, checkpoint, recorder, choose):
+        sample(model, steps=2, callback=lambda *_: choose(Record=False))
+        assert recorded(checkpoint) is None
+
 
 class TestStatus:
     def test_of_a_model_that_is_recorded(self, model, checkpoint, recorder):

@@ -98,10 +98,10 @@ class TestStatistics:
     def test_by_the_default_budget_each_layer_has_its_turn(
         self, server: ComfyUIServer, client: Client
     ):
-        """A tenth of the layers in each step, so all of them once in two short samplings."""
+        """A twentieth of the layers in each step on a CPU, so all of them once in 20 steps."""
         change_settings(server, {"HSWQ.Budget": 2.0})
         try:
-            for seed, steps in ((1, 7), (2, 3)):
+            for seed, steps in ((1, 13), (2, 7)):
                 client.run(probed(sampling(PASSIVE, steps=steps, seed=seed), "turns"))
         finally:
             record_every_layer(server)
@@ -140,3 +140,25 @@ class TestStatistics:
         assert path.read_bytes() == complete
         assert without.equal(while_recording)
         assert without.equal(by_hand)
+
+
+class TestSettings:
+    """As ComfyUI's dialog changes them, while it runs."""
+
+    @pytest.fixture(autouse=True)
+    def settings(self, server: ComfyUIServer):
+        yield
+        change_settings(server, {"HSWQ.Record": True})
+        record_every_layer(server)
+
+    def test_off_is_off_at_once(self, server: ComfyUIServer, client: Client):
+        client.post("/settings/HSWQ.Record", False)
+        client.run(sampling(PASSIVE))
+        assert not list((server.models / "hswq").glob("*.pt"))
+        client.post("/settings/HSWQ.Record", True)
+        client.run(sampling(PASSIVE, seed=1))
+        assert recorded(server, PASSIVE)["meta"]["samples"] == 1
+
+    def test_the_page_gets_the_dialogs_entries(self, client: Client):
+        (script,) = [path for path in client.get_json("/extensions") if path.endswith("hswq.js")]
+        assert b"HSWQ.Record" in client.get(script)
