@@ -185,7 +185,7 @@ class _Export:
         """Write the file and return the Plan."""
         device = memory.get_torch_device()
         memory.free_memory(_WORK_BYTES, device)
-        progress = comfy.utils.ProgressBar(self.file.size)
+        progress = comfy.utils.ProgressBar(self.file.size - len(self.file.header))
         written = 0
         with atomic_file(target) as stream:
             self.file.begin(stream)
