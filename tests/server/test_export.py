@@ -78,9 +78,7 @@ def large(server: ComfyUIServer) -> str:
 
 
 class TestExport:
-    def test_writes_a_file_that_loads_as_the_checkpoint_does(
-        self, recorded: Client, output: Path
-    ):
+    def test_writes_a_file_that_loads_as_the_checkpoint_does(self, recorded: Client, output: Path):
         ours = recorded.latent(recorded.run(text_to_latent(hswq_loader())))
         events = []
         run = recorded.run(export(format="scaled, convs too"), events.append)

@@ -52,6 +52,8 @@ class TestFullDisk:
         lines = server.log_tail().splitlines()
         warning = next(line for line in reversed(lines) if "not recorded" in line)
         assert path.name in warning
+        if session != "recorded":
+            assert run.text("calibrate").startswith(f"not recorded: {path.name}")
         client.run(prompt(3))
         assert torch.load(path, weights_only=True)["meta"]["samples"] == 2
 

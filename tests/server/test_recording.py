@@ -56,12 +56,20 @@ def is_sum_of(calls: Sequence[dict], found: dict) -> bool:
     )
 
 
-def assert_measured(found: dict, calls: dict[str, list[dict]], times: int) -> None:
-    """Check that every layer has the sums of so many of its calls."""
-    assert set(found) == set(calls)
+def assert_measured(found: dict, calls: dict[str, list[dict]]) -> None:
+    """Check that each layer has the sums of as many of its calls as it says."""
+    assert set(found) <= set(calls)
     for name, layer in found.items():
-        assert layer["out_count"] == layer["in_count"] == times, name
-        assert any(is_sum_of(some, layer) for some in combinations(calls[name], times)), name
+        assert layer["out_count"] == layer["in_count"] > 0, name
+        chosen = combinations(calls[name], layer["out_count"])
+        assert any(is_sum_of(some, layer) for some in chosen), name
+
+
+def assert_all_measured(found: dict, calls: dict[str, list[dict]]) -> None:
+    """Check that each layer has the sums of all its calls."""
+    counts = {name: len(each) for name, each in calls.items()}
+    assert {name: layer["out_count"] for name, layer in found.items()} == counts
+    assert_measured(found, calls)
 
 
 def hooks(client: Client) -> list[int]:
@@ -79,7 +87,7 @@ class TestStatistics:
         saved = recorded(server, session)
         assert saved["meta"]["samples"] == 4
         assert saved["meta"]["total_steps"] == 6
-        assert_measured(saved["layers"], measured(server, session), times=6)
+        assert_all_measured(saved["layers"], measured(server, session))
         assert hooks(client) == [0]
 
     def test_goes_on_after_a_restart(self, server: ComfyUIServer, client: Client):
@@ -93,7 +101,7 @@ class TestStatistics:
             saved = recorded(server, session)
             calls = measured(server, *(f"{session}-{name}" for name, _ in runs))
             assert saved["meta"]["samples"] == 2
-            assert_measured(saved["layers"], calls, times=4)
+            assert_all_measured(saved["layers"], calls)
 
     def test_by_the_default_budget_each_layer_has_its_turn(
         self, server: ComfyUIServer, client: Client
@@ -105,7 +113,11 @@ class TestStatistics:
                 client.run(probed(sampling(PASSIVE, steps=steps, seed=seed), "turns"))
         finally:
             record_every_layer(server)
-        assert_measured(recorded(server, PASSIVE)["layers"], measured(server, "turns"), times=1)
+        found, calls = recorded(server, PASSIVE)["layers"], measured(server, "turns")
+        assert_measured(found, calls)
+        times = [found[name]["out_count"] if name in found else 0 for name in calls]
+        assert max(times) - min(times) <= 1
+        assert 0 < sum(times) < sum(map(len, calls.values())) / 2
 
     def test_the_node_says_how_far_it_is(self, client: Client):
         for seed, samples in ((1, 2), (2, 4)):
