@@ -1,0 +1,122 @@
+"""Model files are read without trusting them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hswq.loader.modelfile import ModelFileError, fingerprint, load_tensors, read_header
+from safetensors.torch import save_file
+from toy.checkpoint import make_checkpoint
+
+MUTATIONS = int(os.environ.get("HSWQ_MUTATIONS", "500"))
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """A safetensors file whose header is most of it."""
+    tensors = {f"model.diffusion_model.{i}.weight": torch.randn(4, 4).half() for i in range(20)}
+    save_file(tensors, tmp_path / "small.safetensors", metadata={"format": "pt"})
+    return tmp_path / "small.safetensors"
+
+
+def mutated(data: bytes, header: int, source: random.Random) -> bytes:
+    """Change, remove or repeat some bytes of the header, or its length."""
+    changed = bytearray(data)
+    for _ in range(source.randint(1, 6)):
+        at = source.randrange(8 + header)
+        kind = source.randrange(5)
+        if kind == 0:
+            changed[at] = source.randrange(256)
+        elif kind == 1:
+            changed[at : at + 1] = bytes([source.choice(b'0123456789-.e[]{}",:')])
+        elif kind == 2:
+            del changed[at : at + source.randint(1, 40)]
+        elif kind == 3:
+            changed[at:at] = changed[at : at + source.randint(1, 40)]
+        else:
+            changed[:8] = struct.pack("<Q", source.choice([0, 1, header - 1, header + 1, 2**63]))
+    return bytes(changed)
+
+
+class TestHeader:
+    def test_gives_every_tensors_place(self, small):
+        entries = read_header(str(small))
+        assert len(entries) == 20
+        assert {(entry.dtype, entry.shape, entry.end - entry.start) for entry in entries.values()}
+        assert max(entry.end for entry in entries.values()) == small.stat().st_size
+
+    def test_mutations_are_refused_or_read_within_the_file(self, small, tmp_path):
+        data = small.read_bytes()
+        header = struct.unpack("<Q", data[:8])[0]
+        source = random.Random(0)
+        refused = 0
+        for number in range(MUTATIONS):
+            path = tmp_path / f"{number}.safetensors"
+            path.write_bytes(mutated(data, header, source))
+            try:
+                for entry in read_header(str(path)).values():
+                    assert 0 <= entry.start <= entry.end <= path.stat().st_size
+                fingerprint(str(path))
+                load_tensors(str(path))
+            except ModelFileError as error:
+                refused += 1
+                assert path.name in str(error)
+            path.unlink()
+        assert refused > MUTATIONS / 2
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"[]",
+            b'"' + b"[" * 5000,
+            b"[" * 100_000,
+            b'{"a": {"dtype": "F16", "shape": [1e400], "data_offsets": [0, 2]}}',
+            b'{"a": {"dtype": "F16", "shape": [-1], "data_offsets": [0, -2]}}',
+            b'{"a": {"dtype": "F16", "shape": [9999999999999], "data_offsets": [0, 2]}}',
+            b'{"a": {"dtype": "NONE", "shape": [1], "data_offsets": [0, 2]}}',
+            b'{"a": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2, 4]}}',
+            b'{"a": {"dtype": ["F16"], "shape": [1], "data_offsets": [0, 2]}}',
+            b'{"a": null}',
+        ],
+    )
+    def test_hostile_ones_are_refused(self, tmp_path, header):
+        path = tmp_path / "hostile.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(2))
+        with pytest.raises(ModelFileError, match=r"hostile\.safetensors"):
+            read_header(str(path))
+
+    @pytest.mark.parametrize("keep", [0, 5, 8, 100, -1])
+    def test_a_truncated_file_is_refused(self, small, keep):
+        data = small.read_bytes()
+        small.write_bytes(data[:keep])
+        with pytest.raises(ModelFileError, match=r"small\.safetensors"):
+            read_header(str(small))
+
+
+class TestFingerprint:
+    def test_is_of_the_weights_and_not_of_the_name(self, checkpoint, tmp_path):
+        renamed = tmp_path / "another name.safetensors"
+        renamed.write_bytes(checkpoint.read_bytes())
+        assert fingerprint(str(renamed)) == fingerprint(str(checkpoint))
+        other = make_checkpoint(tmp_path / "finetune.safetensors", seed=1)
+        assert fingerprint(str(other)) != fingerprint(str(checkpoint))
+
+    def test_is_the_same_of_a_ckpt(self, checkpoint, tmp_path):
+        tensors, _ = load_tensors(str(checkpoint))
+        torch.save({"state_dict": tensors}, tmp_path / "toy.ckpt")
+        assert fingerprint(str(tmp_path / "toy.ckpt")) == fingerprint(str(checkpoint))
+
+    def test_changes_with_the_file(self, small):
+        before = fingerprint(str(small))
+        data = bytearray(small.read_bytes())
+        length = struct.unpack("<Q", data[:8])[0]
+        places = json.loads(data[8 : 8 + length])["model.diffusion_model.3.weight"]["data_offsets"]
+        data[8 + length + places[0]] ^= 1
+        small.write_bytes(data)
+        assert fingerprint(str(small)) != before
