@@ -115,9 +115,7 @@ def export(
     """
     source = _Source(path, settings.model_only)
     wanted = QuantizeSettings(settings.file_format.scaled, settings.keep_ratio)
-    chosen = choose(
-        settings.statistics, fingerprint(path), source.name, wanted, settings.without
-    )
+    chosen = choose(settings.statistics, fingerprint(path), source.name, wanted, settings.without)
     job = _Export(source, chosen, settings)
     if target.exists() and not overwrite and job.file.is_at(target):
         return job.result(None)
@@ -199,8 +197,9 @@ class _Export:
     def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Return dtype and shape of all that will be in the file."""
         source = self._source
-        facts = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in
-                 source.tensors.items()}
+        facts = {
+            name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in source.tensors.items()
+        }
         for layer, weight in source.layers.items():
             beside = self._beside.get(layer)
             dtype = self._kept_dtype(weight) if beside is None else STORED_DTYPE

@@ -29,6 +29,7 @@ import comfy.model_patcher  # noqa: E402
 import comfy.sd  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from harness import inprocess  # noqa: E402
+from harness.exports import folders, plans, recorded  # noqa: E402, F401
 from hswq.calibration import Statistics  # noqa: E402
 from hswq.loader import loading  # noqa: E402
 from hswq.quant import Planner, SearchSettings  # noqa: E402

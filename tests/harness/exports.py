@@ -1,0 +1,83 @@
+"""What the tests of the export share: folders, Plans, and exporting.
+
+Import it where ComfyUI is up (tests/loader/conftest.py, which has the fixtures).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+import pytest
+import torch
+from hswq.loader import choice, store
+from hswq.loader.export import ExportSettings, export
+from hswq.loader.exportpath import export_path
+from hswq.loader.layers import layers_of
+from hswq.loader.modelfile import fingerprint, load_tensors
+from hswq.loader.quantizer import QuantizeSettings
+from hswq.quant import Plan, make_plan
+
+SAMPLES = 40
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """An empty models folder, and an output folder whose models ComfyUI offers."""
+    paths = {
+        "checkpoints": ([str(tmp_path / "output" / "checkpoints")], {".safetensors"}),
+        "diffusion_models": ([str(tmp_path / "output" / "diffusion_models")], {".safetensors"}),
+        "embeddings": ([], set()),
+    }
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    store.register_folder()
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def plans(checkpoint, statistics) -> dict[bool, Plan]:
+    """The loader's Plans of the toy, of both modes; they are searched once for all tests."""
+    layers = layers_of(str(checkpoint), *load_tensors(str(checkpoint)))
+    return {scaled: make_plan(layers, statistics, 0.25, scaled) for scaled in (True, False)}
+
+
+@pytest.fixture
+def recorded(checkpoint, statistics, plans) -> str:
+    """The toy with enough recorded samples, loaded before."""
+    path = str(checkpoint)
+    record(path, statistics)
+    for scaled, plan in plans.items():
+        settings = QuantizeSettings(scaled)
+        choice.choose(choice.AUTO, fingerprint(path), "", settings, choice.FAIL).keep(plan)
+    return path
+
+
+def record(path: str, statistics) -> None:
+    delta = type(statistics)(statistics, {"samples": SAMPLES, "total_steps": 1})
+    store.add_statistics(delta, fingerprint(path), store.PASSIVE_SESSION, "toy.safetensors")
+
+
+def wanted(kind: str = "scaled", **changes) -> ExportSettings:
+    return ExportSettings(
+        **{
+            "format": kind, "statistics": choice.AUTO, "keep_ratio": 0.25,
+            "without": choice.FAIL, "model_only": False, **changes,
+        }
+    )  # fmt: skip
+
+
+def target_of(settings: ExportSettings, name: str = "exported") -> Path:
+    return export_path(name, "diffusion_models" if settings.model_only else "checkpoints")
+
+
+def written(path: str, settings: ExportSettings) -> tuple[Path, Plan]:
+    target = target_of(settings)
+    return target, export(path, target, settings).plan
+
+
+def identical(a: torch.Tensor, b: torch.Tensor) -> bool:
+    flat = [tensor.contiguous().flatten().view(torch.uint8) for tensor in (a, b)]
+    return a.dtype == b.dtype and a.shape == b.shape and flat[0].equal(flat[1])
