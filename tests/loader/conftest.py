@@ -19,9 +19,11 @@ DYNAMIC_VRAM = common.start_comfyui(
     common.default_device(),
     "--base-directory",
     BASE.name,
+    "--use-pytorch-cross-attention",  # as on a GPU
     dynamic=torch.cuda.is_available(),
 )
 
+# The toy's layers are too small to share, and the machine may have other work.
 torch.set_num_threads(1)
 
 import comfy.memory_management  # noqa: E402
