@@ -161,6 +161,8 @@ def _digest(path: str, tensors: dict[str, tuple]) -> str:
 def load_tensors(path: str) -> tuple[dict[str, torch.Tensor], dict | None]:
     """Read a model file through ComfyUI's safe loader; safetensors stay mapped, not copied.
 
+    Read in inference mode they could not become parameters outside of it without a copy.
+
     Returns:
         The state dict on the CPU and the file's metadata.
 
@@ -170,7 +172,8 @@ def load_tensors(path: str) -> tuple[dict[str, torch.Tensor], dict | None]:
     if path.lower().endswith((".safetensors", ".sft")):
         read_header(path)
     try:
-        tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+        with torch.inference_mode(False):
+            tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
         return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, metadata
     except OSError:
         raise

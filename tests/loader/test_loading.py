@@ -15,7 +15,8 @@ from comfy.quant_ops import QuantizedTensor
 from harness.inprocess import distance, held, parts, same, sample, unload
 from hswq.calibration import Statistics, monitored_layers
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.quant import Planner, quantize
+from hswq.loader.modelfile import load_tensors
+from hswq.quant import Planner, SearchSettings, quantize
 from safetensors.torch import load_file
 from toy.checkpoint import make_checkpoint, make_diffusion_model
 
@@ -82,6 +83,20 @@ class TestWeights:
             for value in layer.parameters():
                 assert not value.is_inference()
                 assert not any(part.is_inference() for part in parts(value))
+
+    def test_stay_in_the_file_where_they_are_kept(self, models, memory):
+        """Under Dynamic VRAM, as the stock loader's do: they take no memory of their own."""
+        if memory != "dynamic":
+            pytest.skip("without Dynamic VRAM ComfyUI copies all weights")
+        network = models.quantized.model.diffusion_model
+        for name in models.quantized.get_attachment(ATTACHMENT).kept:
+            storage = network.get_submodule(name).weight.untyped_storage()
+            assert hasattr(storage, "_comfy_tensor_file_slice"), name
+
+    def test_are_read_without_inference_mode(self, checkpoint):
+        """So that keeping them takes no copy."""
+        tensors, _ = load_tensors(str(checkpoint))
+        assert not any(tensor.is_inference() for tensor in tensors.values())
 
     @pytest.mark.parametrize("keep_ratio", [0.0, 1.0])
     def test_all_or_none_quantized(self, memory, checkpoint, planner, keep_ratio):
@@ -157,7 +172,7 @@ class TestMemory:
     def test_statistics_go_when_it_is_loaded(self, memory, checkpoint, statistics):
         copied = Statistics(statistics)
         gone = weakref.ref(copied)
-        planner = Planner(copied, 0.25, scaled=True)
+        planner = Planner(copied, 0.25, scaled=True, settings=SearchSettings(256, 20, 1))
         del copied
         patcher = load_checkpoint(str(checkpoint), planner, only_model=True)[0]
         del planner
@@ -215,7 +230,7 @@ class TestAgain:
         assert sample(again).equal(sample(models.quantized))
 
     def test_without_statistics_quantizes_all(self, memory, checkpoint, models):
-        uniform = Planner(None, 0.25, scaled=True)
+        uniform = Planner(None, 0.25, scaled=True, settings=SearchSettings(256, 20, 1))
         patcher = load_checkpoint(str(checkpoint), uniform, only_model=True)[0]
         assert len(patcher.get_attachment(ATTACHMENT).kept) == 0
         assert 0.01 < distance(sample(patcher), sample(models.sixteen_bit)) < 0.5
