@@ -246,7 +246,11 @@ def _save(
         try:
             recording.saved(
                 store.add_statistics(
-                    delta, recording.fingerprint, recording.session, recording.name
+                    delta,
+                    recording.fingerprint,
+                    recording.session,
+                    recording.name,
+                    monitored_layers(patcher.model.diffusion_model),
                 )
             )
         except Exception as error:

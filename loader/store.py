@@ -7,12 +7,19 @@ import glob
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import filelock
 import folder_paths
 
-from ..calibration import Statistics, StatisticsError, load_statistics, save_statistics
+from ..calibration import (
+    LayerStatistics,
+    Statistics,
+    StatisticsError,
+    load_statistics,
+    save_statistics,
+)
 from . import settings
 
 PASSIVE_SESSION = "recorded"
@@ -116,11 +123,17 @@ def is_usable(statistics: Statistics) -> bool:
 
 
 def add_statistics(
-    delta: Statistics, fingerprint: str | None, session: str, model_name: str
+    delta: Statistics,
+    fingerprint: str | None,
+    session: str,
+    model_name: str,
+    order: Iterable[str] = (),
 ) -> Statistics:
     """Add new sums to a model's file under its lock, and return the file's new content.
 
     Two processes that record the same model add up. A damaged file is set aside as `.damaged`.
+    `order` names the model's layers as they come in it: that decides between equal
+    sensitivities, and a sampling need not have measured all layers.
 
     Raises:
         OSError: the file cannot be written; it is left as it was.
@@ -135,13 +148,18 @@ def add_statistics(
         meta = {"created_at": now, "model": model_name, "session": session}
         delta = Statistics(delta, {**meta, **delta.meta, "fingerprint": fingerprint})
         total = delta if total is None else total.merge(delta)
-        total = Statistics(total, {**total.meta, "last_run": now})
+        total = Statistics(_in_order(total, order), {**total.meta, "last_run": now})
         try:
             save_statistics(total, path)
         except OSError as error:  # of a full disk, it does not say which file
             raise OSError(f"{path.name} cannot be written: {error.strerror}") from error
         _remember(path, total)
     return total
+
+
+def _in_order(statistics: Statistics, order: Iterable[str]) -> dict[str, LayerStatistics]:
+    first = {name: statistics[name] for name in order if name in statistics}
+    return {**first, **statistics}
 
 
 def _read_or_set_aside(path: Path) -> Statistics | None:

@@ -86,6 +86,14 @@ class TestPassive:
         assert {layer.calls for layer in found.values()} <= {1}
         assert found.samples == 4
 
+    def test_keeps_the_models_order(self, model, checkpoint, recorder):
+        """Layers that are measured later come where they are in the model, not last."""
+        for _ in range(2):
+            sample(model, steps=3)
+        found = list(recorded(checkpoint))
+        order = [name for name in monitored_layers(model.model.diffusion_model) if name in found]
+        assert found == order
+
     def test_records_batches(self, model, checkpoint, recorder):
         sample(model, batch=3)
         assert recorded(checkpoint).samples == 3
