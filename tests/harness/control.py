@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from toy.shapes import CHANNELS
-from toy.weights import unet_tensors
 
-from harness.patches import RANK
+from harness.patches import RANK, unet
 
 File = dict[str, Tensor]
 
@@ -41,7 +40,7 @@ def _new_layers() -> File:
 
 
 def _copied() -> File:
-    return {key: value for key, value in unet_tensors().items() if key.startswith(SHARED)}
+    return {key: value for key, value in unet().items() if key.startswith(SHARED)}
 
 
 def controlnet() -> File:

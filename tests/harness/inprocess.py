@@ -5,7 +5,6 @@ Import it where ComfyUI is up (tests/loader/conftest.py).
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 
 import comfy.model_management
@@ -130,7 +129,6 @@ def unload() -> None:
     """Do what POST /free does: unload all models, outside of inference mode."""
     with torch.inference_mode(False):
         comfy.model_management.unload_all_models()
-        gc.collect()
         comfy.model_management.soft_empty_cache()
 
 
@@ -141,11 +139,11 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor,)
 
 
-def held(patcher: ModelPatcher) -> dict[str, tuple[Tensor, ...]]:
-    """Return a copy of all that a model's weights are held in, as they are now."""
+def held(patcher: ModelPatcher, *, copy: bool = True) -> dict[str, tuple[Tensor, ...]]:
+    """Return all that a model's weights are held in, as they are now; copied, or to look at."""
     with torch.inference_mode():
         return {
-            name: tuple(part.detach().to("cpu", copy=True) for part in parts(parameter))
+            name: tuple(part.detach().to("cpu", copy=copy) for part in parts(parameter))
             for name, parameter in patcher.model.diffusion_model.named_parameters()
         }
 

@@ -86,26 +86,34 @@ KINDS: dict[str, Callable[[_Layer], File]] = {
 }
 
 
-def patch_file(kind: str, layers: Collection[str] | None = None, seed: int = 0) -> File:
-    """Return a file's content that patches some layers of the toy, or all.
+def patch_file(
+    kind: str, layers: Collection[str] | None = None, seed: int = 0, every: int = 3
+) -> File:
+    """Return a file's content that patches some layers of the toy.
 
     Args:
         kind: one of KINDS.
-        layers: names of Linear and Conv2d layers relative to the diffusion model.
+        layers: names of Linear and Conv2d layers relative to the diffusion model; None for all
+            that there are, but one of so many as `every` says, which is quicker.
         seed: of the values.
+        every: 1 for really all.
     """
+    weights = {
+        name.removesuffix(".weight"): value for name, value in unet().items() if value.ndim > 1
+    }
+    if kind == "bias":
+        weights = {name: value for name, value in weights.items() if f"{name}.bias" in unet()}
+    chosen = list(weights)[::every] if layers is None else layers
     tensors = {}
-    for number, (name, weight) in enumerate(_weights().items()):
-        layer = name.removesuffix(".weight")
-        wanted = layers is None or layer in layers
-        if weight.ndim == 1 or not wanted or (kind == "bias" and f"{layer}.bias" not in _weights()):
-            continue
-        prefix = "lora_unet_" + layer.replace(".", "_")
-        for key, value in KINDS[kind](_Layer(weight, seed * 1000 + number)).items():
-            tensors[f"{prefix}.{key}"] = value
+    for number, (name, weight) in enumerate(weights.items()):
+        if name in chosen:
+            prefix = "lora_unet_" + name.replace(".", "_")
+            for key, value in KINDS[kind](_Layer(weight, seed * 1000 + number)).items():
+                tensors[f"{prefix}.{key}"] = value
     return tensors
 
 
 @functools.cache
-def _weights() -> File:
+def unet() -> File:
+    """Return the toy's diffusion model in FP32; not to be changed."""
     return unet_tensors()

@@ -124,4 +124,4 @@ def models(
     yield Models(*(patcher.clone() for patcher in originals))
     inprocess.unload()
     for patcher, weights in zip(originals, before, strict=True):
-        assert not inprocess.same(inprocess.held(patcher), weights)
+        assert not inprocess.same(inprocess.held(patcher, copy=False), weights)

@@ -15,7 +15,6 @@ from harness.patches import patch_file
 PARTS = [
     "diffusion_model.time_embed",
     "diffusion_model.middle_block.0.in_layers",
-    "diffusion_model.middle_block.0.out_layers",
     "diffusion_model.middle_block.1.transformer_blocks.0",
 ]
 

@@ -49,7 +49,7 @@ class TestOneGroup:
 
     def test_follows_its_keyframes(self, models):
         node = nodes_hooks.SetHookKeyframes()
-        for strengths in ((1.0, 0.0), (0.0, 1.0), (0.5, -0.5)):
+        for strengths in ((1.0, 0.0), (0.5, -0.5)):
             hooks = node.set_hook_keyframes(lora_hook(), keyframes(*strengths))[0]
             theirs, ours = effects(models, hooked(hooks), steps=2)
             assert distance(ours, theirs) < 0.5, strengths

@@ -49,7 +49,7 @@ class TestPartlyLoaded:
             plain = predicted(load(patcher))
             unload()
             with_lora = load_partly(patched(patcher, patch_file("LoRA")), 0.01)
-            assert waiting(with_lora) > 200
+            assert waiting(with_lora) > 80
             changes.append(predicted(with_lora) - plain)
             unload()
         assert changes[0].norm() > 0
@@ -70,7 +70,7 @@ class TestPartlyLoaded:
         latent = predicted(load(patcher))
         freed = patcher.partially_unload(patcher.offload_device, 0.5 * patcher.model_size())
         assert freed >= 0.5 * patcher.model_size()
-        assert waiting(patcher) > 50
+        assert waiting(patcher) > 20
         assert distance(predicted(patcher), latent) < 0.5  # not requantized, so not the same
         patcher.partially_load(patcher.load_device, 1e32)
         assert waiting(patcher) == 0

@@ -24,7 +24,7 @@ ONE_STEP = 0.05  # a weight's error by quantizing it once, relative
 
 def finetune(patcher: ModelPatcher) -> ModelPatcher:
     """Return a model with other weights, by a LoRA."""
-    return patched(patcher, patch_file("LoRA", seed=7))
+    return patched(patcher, patch_file("LoRA", seed=7, every=1))
 
 
 def pair(models, side: str) -> tuple[ModelPatcher, ModelPatcher]:

