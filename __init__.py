@@ -2,6 +2,7 @@
 
 WEB_DIRECTORY = "./web"
 
+
 async def comfy_entrypoint():
     """Return the extension to ComfyUI."""
     from .loader.extension import HSWQExtension

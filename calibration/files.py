@@ -163,8 +163,10 @@ def _parse_layer(name: str, layer: object) -> LayerStatistics | None:
 
 
 def _importance(name: str, value: object) -> torch.Tensor:
-    plain = isinstance(value, torch.Tensor) and value.layout is torch.strided and (
-        value.device.type == "cpu" and value.is_floating_point() and not value.is_quantized
+    plain = (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and (value.device.type == "cpu" and value.is_floating_point() and not value.is_quantized)
     )
     expanded = plain and 0 in value.stride() and value.numel() > 1
     if not plain or expanded or value.ndim != 1 or not 1 <= value.numel() <= MAX_CHANNELS:

@@ -15,6 +15,7 @@ from .statistics import LayerStatistics
 
 _MOMENTS = 2 * kernels.SLOTS
 
+
 class LayerSums:
     """One layer's sums on one device."""
 

@@ -103,8 +103,10 @@ def _fingerprint(path: str, size: int, modified: int) -> str:
             file.seek(entry.start + (entry.end - entry.start - length) // 2)
             return file.read(length)
 
-        return _digest(path, {name: (e.dtype, e.shape, sample(e)) for name, e in
-                              _diffusion_model(entries).items()})
+        return _digest(
+            path,
+            {name: (e.dtype, e.shape, sample(e)) for name, e in _diffusion_model(entries).items()},
+        )
 
 
 def is_stored_quantized(path: str) -> bool:

@@ -71,9 +71,7 @@ class Recorder:
     def remove(self) -> None:
         """Put ComfyUI's own function back, unless somebody wrapped ours since: then fall silent."""
         self.enabled = False
-        if self._original is not None and (
-            comfy.samplers.CFGGuider.outer_sample is self._patched
-        ):
+        if self._original is not None and (comfy.samplers.CFGGuider.outer_sample is self._patched):
             comfy.samplers.CFGGuider.outer_sample = self._original
             self._original = self._patched = None
 

@@ -103,6 +103,10 @@ def _cast_to_fp8(values: torch.Tensor) -> torch.Tensor:
     if device_casts_fp8(values.device.type):
         return values.to(torch.float8_e4m3fn)
     # The bytes can be stored there, only the cast is missing (MPS).
-    return values.cpu().to(torch.float8_e4m3fn).view(torch.uint8).to(values.device).view(
-        torch.float8_e4m3fn
+    return (
+        values.cpu()
+        .to(torch.float8_e4m3fn)
+        .view(torch.uint8)
+        .to(values.device)
+        .view(torch.float8_e4m3fn)
     )

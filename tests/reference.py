@@ -71,9 +71,7 @@ def mse(of: Histogram, amax: float, scaled: bool) -> float:
     return math.fsum(of.density[filled] * error**2)
 
 
-def search(
-    of: Histogram, *, scaled: bool, candidates: int = 200, refinements: int = 3
-) -> Found:
+def search(of: Histogram, *, scaled: bool, candidates: int = 200, refinements: int = 3) -> Found:
     """Try every candidate of every round, one by one."""
     low, high = 0.5 * of.maximum, of.maximum
     best = Found(of.maximum, math.inf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,11 +77,25 @@ def free(client: Client, *, results: bool = True) -> None:
 
     Asked while it collects garbage after a prompt, ComfyUI notes it, and goes to sleep: so ask on.
     """
+    wait_until_gone(
+        client,
+        "alive" if results else "loaded",
+        lambda: client.free(unload_models=True, free_memory=results),
+    )
+
+
+def wait_until_gone(
+    client: Client, models: str = "alive", ask: Callable[[], None] = lambda: None
+) -> None:
+    """Wait until no model is "alive", or "loaded".
+
+    A prompt's last event is sent before its frames are gone, and the models in them.
+    """
     began = time.monotonic()
     while True:
-        client.free(unload_models=True, free_memory=results)
+        ask()
         time.sleep(0.1)
-        if not client.get_json("/probe/models")["alive" if results else "loaded"]:
+        if not client.get_json("/probe/models")[models]:
             return
         assert time.monotonic() - began < FREE_SECONDS, "there are still models in memory"
 

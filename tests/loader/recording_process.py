@@ -1,7 +1,7 @@
 """A process that records into a statistics folder, for tests that run two or kill one.
 
-    recording_process.py add FOLDER COUNT    adds COUNT samples
-    recording_process.py kill FOLDER COUNT   kills COUNT children that add samples, and checks
+recording_process.py add FOLDER COUNT    adds COUNT samples
+recording_process.py kill FOLDER COUNT   kills COUNT children that add samples, and checks
 """
 
 from __future__ import annotations

@@ -43,9 +43,7 @@ def saved(patcher: ModelPatcher, name: str) -> dict[str, torch.Tensor]:
 
 def own(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
-        key.removeprefix(PREFIX): value
-        for key, value in tensors.items()
-        if key.startswith(PREFIX)
+        key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)
     }
 
 
@@ -90,9 +88,7 @@ class TestFile:
         assert not differing(saved(models.quantized, "plain"), current(models.quantized))
 
     def test_is_loaded_by_stock_comfyui(self, models, checkpoint):
-        _, clip, vae = load_checkpoint(
-            str(checkpoint), models.quantized.get_attachment(ATTACHMENT)
-        )
+        _, clip, vae = load_checkpoint(str(checkpoint), models.quantized.get_attachment(ATTACHMENT))
         latent = sample(models.quantized)
         CheckpointSave().save(models.quantized, clip, vae, "saved/checkpoint")
         path = newest_file("saved")

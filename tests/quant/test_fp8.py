@@ -78,9 +78,7 @@ class TestQuantize:
     def test_all_bytes_come_back_scaled(self, amax, device):
         finite = ALL_BYTES[~ALL_BYTES.float().isnan()].to(device)
         scale = torch.tensor(amax / 448, dtype=torch.float32, device=device)
-        stored, found = quantize(
-            dequantize(finite, scale, torch.float32), scale * 448, scaled=True
-        )
+        stored, found = quantize(dequantize(finite, scale, torch.float32), scale * 448, scaled=True)
         assert torch.equal(stored.view(torch.uint8), finite.view(torch.uint8))
         assert found.item() == pytest.approx(scale.item(), rel=1e-6)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from harness.client import Client, InterruptedPromptError
-from harness.fixtures import free
+from harness.fixtures import free, wait_until_gone
 from harness.prompts import Prompt, hswq_loader, node, stock_loader, text_to_latent, through
 from harness.server import ComfyUIServer, snapshot
 
@@ -68,11 +68,12 @@ class TestInterrupt:
         files = snapshot(server.models)
 
         def interrupt(event: dict) -> None:
-            if event["type"] == "progress":
+            if event["type"] == "progress" and event["data"]["node"] == "loader":
                 recorded.interrupt()
 
         with pytest.raises(InterruptedPromptError, match="loader"):
             recorded.run(prompt, interrupt)
+        wait_until_gone(recorded)
         assert recorded.get_json("/probe/models") == {"loaded": [], "alive": 0}
         assert snapshot(server.models) == files
         searched = recorded.latent(recorded.run(prompt))
