@@ -23,6 +23,9 @@ DYNAMIC_VRAM = common.start_comfyui(
     dynamic=torch.cuda.is_available(),
 )
 
+# The toy's layers are too small to share, and the machine may have other work.
+torch.set_num_threads(1)
+
 import comfy.memory_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sd  # noqa: E402
@@ -45,15 +48,6 @@ class Models(NamedTuple):
 def checkpoint() -> Path:
     """The toy checkpoint, in FP16."""
     return make_checkpoint(Path(BASE.name) / "models" / "checkpoints" / "toy.safetensors")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The toy's layers are too small to share, and the machine may have other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
