@@ -93,6 +93,10 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
             if not isinstance(target, comfy.quant_ops.QuantizedTensor):
                 return func(target, source.dequantize(), *rest, **(kwargs or {}))
             args = (target, _like(target, source), *rest)
+        if func.is_view:
+            # A view has to be made in the mode that its base was made in.
+            with torch.inference_mode(args[0].is_inference()), torch.no_grad():
+                return super().__torch_dispatch__(func, types, args, kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def detach(self) -> QuantizedTensor:
@@ -104,6 +108,10 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
     def data(self) -> QuantizedTensor:
         """Shares bytes and scale, so that copying into it (ComfyUI's hooks) sets both."""
         return self.detach()
+
+    def contiguous(self, memory_format=torch.contiguous_format) -> torch.Tensor:
+        """Return the float weight: who asks for this is about to read memory, to save it."""
+        return self.dequantize().contiguous(memory_format=memory_format)
 
     def _copy_with(self, qdata=None, params=None, clone_params=True) -> QuantizedTensor:
         copied = super()._copy_with(qdata, params, clone_params)

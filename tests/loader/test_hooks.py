@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy.hooks import EnumHookMode, HookGroup
 from comfy_extras import nodes_hooks
-from harness.inprocess import conditioning, distance, held, patched, same, sample, unload
+from harness.inprocess import conditioning, distance, held, load, patched, same, sample, unload
 from harness.patches import patch_file
 
 MODES = [EnumHookMode.MinVram, EnumHookMode.MaxSpeed]
@@ -45,6 +45,17 @@ class TestOneGroup:
     @pytest.mark.parametrize("kind", ["LoRA", "difference", "bias"])
     def test_has_the_effect_that_it_has_on_16_bit(self, models, kind):
         theirs, ours = effects(models, hooked(lora_hook(kind=kind)))
+        assert distance(ours, theirs) < 0.5
+
+    def test_of_a_whole_model_has_the_effect_that_it_has_on_16_bit(self, models):
+        """The difference to another checkpoint: the node "Create Hook Model as LoRA"."""
+        other = held(models.sixteen_bit)
+        changed = held(load(patched(models.sixteen_bit, patch_file("difference"))))
+        unload()
+        weights = {f"diffusion_model.{name}": changed[name][0] for name in other}
+        hooks = comfy.hooks.create_hook_model_as_lora(weights, None, 1.0, 0.0)
+        theirs, ours = effects(models, hooked(hooks))
+        assert theirs.norm() > 0.1 * sample(models.sixteen_bit).norm()
         assert distance(ours, theirs) < 0.5
 
     def test_follows_its_keyframes(self, models):

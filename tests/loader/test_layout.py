@@ -100,6 +100,33 @@ class TestCopying:
         assert values.equal(weight.dequantize().float())
 
 
+VIEWS = {
+    "flatten": lambda tensor: tensor.flatten(),
+    "view": lambda tensor: tensor.view(-1),
+    "reshape": lambda tensor: tensor.reshape(24, 16),
+    "squeeze": lambda tensor: tensor.squeeze(),
+    "t": lambda tensor: tensor.t(),
+    "transpose": lambda tensor: tensor.transpose(0, 1),
+    "narrow": lambda tensor: tensor.narrow(0, 2, 4),
+    "row": lambda tensor: tensor[3],
+}
+
+
+class TestReading:
+    @pytest.mark.parametrize("view", VIEWS)
+    def test_a_part_of_it_or_another_shape(self, weight, mode, view):
+        """Nodes that look at weights do that, such as Extract and Save LoRA."""
+        found, expected = VIEWS[view](weight), VIEWS[view](weight.dequantize())
+        assert found.shape == expected.shape
+        assert (found + 0).allclose(expected, rtol=2e-3)  # comfy_kitchen multiplies in FP16
+
+    def test_its_memory_in_order_is_that_of_a_float_tensor(self, weight, mode):
+        """What saves tensors asks for this first, and then reads as many bytes as floats take."""
+        values = weight.contiguous()
+        assert type(values) is torch.Tensor
+        assert values.equal(weight.dequantize())
+
+
 class TestDetaching:
     def test_shares_its_memory(self, weight, mode):
         for detached in (weight.detach(), weight.data, torch.nn.Parameter(weight, False)):
