@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import datetime
-import glob
+import functools
 import logging
 import os
 import re
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-import filelock
 import folder_paths
 
-from ..calibration import (
-    LayerStatistics,
-    Statistics,
-    StatisticsError,
-    load_statistics,
-    save_statistics,
-)
-from . import settings
+from ..calibration import LayerStatistics, Statistics, StatisticsError
+from . import settings, statisticsfile
 
 PASSIVE_SESSION = "recorded"
 """Session of the statistics that grow in the background."""
 
+RECORDING, MERGED = "recording", "merged"
+"""In a file's meta: the id of what was recorded into it, and the ids that were merged into it."""
+
 FOLDER = "hswq"
 USABLE_SAMPLES = 32
-_LOCK_SECONDS = 10  # a save takes a tenth of one
-_CACHED_FILES = 4
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHORT = 16  # hex digits of the fingerprint in a file's name
 
@@ -82,18 +77,39 @@ def statistics_files(fingerprint: str) -> list[Path]:
 def statistics_of(fingerprint: str) -> Statistics | None:
     """Return the sums of all sessions of one model, None where nothing was recorded.
 
-    A damaged file is reported in the log and left out.
+    A damaged file is reported in the log and left out. So is the smaller of two that sum up the
+    same recording, as a merged file and one that was merged into it: nothing counts twice.
     """
-    total = None
+    found = []
     for path in statistics_files(fingerprint):
         try:
-            found = _load(path)
+            statistics = statisticsfile.read(path)
         except (StatisticsError, FileNotFoundError) as error:
             logging.warning("HSWQ: %s", error)
             continue
-        if found.fingerprint == fingerprint:
-            total = found if total is None else total.merge(found)
-    return total
+        if statistics.fingerprint == fingerprint:
+            found.append(statistics)
+    counted = {id(statistics) for statistics in once_each(found)}
+    parts = [statistics for statistics in found if id(statistics) in counted]
+    return functools.reduce(Statistics.merge, parts) if parts else None
+
+
+def recordings(statistics: Statistics) -> frozenset[str]:
+    """Return which recordings a file sums up: its own, and those that were merged into it."""
+    own, merged = (statistics.meta.get(key) for key in (RECORDING, MERGED))
+    return frozenset(f"{own or ''} {merged or ''}".split())
+
+
+def once_each(found: Iterable[Statistics]) -> list[Statistics]:
+    """Return those to count, the largest first, so that no recording counts twice."""
+    counted: set[str] = set()
+    chosen = []
+    for statistics in sorted(found, key=lambda one: -one.samples):
+        its = recordings(statistics)
+        if counted.isdisjoint(its):
+            chosen.append(statistics)
+            counted |= its
+    return chosen
 
 
 def target() -> int:
@@ -140,73 +156,45 @@ def add_statistics(
         ValueError: the file's layers have other shapes than the new ones.
     """
     path = statistics_path(fingerprint, session, model_name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
-        _sweep(path)
-        total = _read_or_set_aside(path)
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    with statisticsfile.locked(path):
+        total = statisticsfile.read_or_set_aside(path)
+        now = _now()
         meta = {"created_at": now, "model": model_name, "session": session}
+        meta[RECORDING] = secrets.token_hex(8)
         delta = Statistics(delta, {**meta, **delta.meta, "fingerprint": fingerprint})
         total = delta if total is None else total.merge(delta)
         total = Statistics(_in_order(total, order), {**total.meta, "last_run": now})
-        try:
-            save_statistics(total, path)
-        except OSError as error:  # of a full disk, it does not say which file
-            raise OSError(f"{path.name} cannot be written: {error.strerror}") from error
-        _remember(path, total)
+        statisticsfile.write(total, path)
     return total
+
+
+def replace_merged(merged: Statistics, session: str) -> Path:
+    """Write statistics that sum up other recordings as a session's file; return its path.
+
+    Args:
+        merged: has `model`, `fingerprint` and MERGED in its meta.
+        session: its file may be there, from merging before.
+
+    Raises:
+        OSError: the file cannot be written; it is left as it was.
+        ValueError: something was recorded into that session, which would be lost.
+    """
+    path = statistics_path(merged.fingerprint, session, merged.meta["model"])
+    with statisticsfile.locked(path):
+        before = statisticsfile.read_or_set_aside(path)
+        if before is not None and (RECORDING in before.meta or MERGED not in before.meta):
+            raise ValueError(f"session {session!r} has recordings of its own: choose another name")
+        same = before is not None and before.meta[MERGED] == merged.meta[MERGED]
+        created = before.meta["created_at"] if same else _now()
+        meta = {**merged.meta, "session": session, "created_at": created}
+        statisticsfile.write(Statistics(merged, meta), path)
+    return path
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _in_order(statistics: Statistics, order: Iterable[str]) -> dict[str, LayerStatistics]:
     first = {name: statistics[name] for name in order if name in statistics}
     return {**first, **statistics}
-
-
-def _read_or_set_aside(path: Path) -> Statistics | None:
-    try:
-        return _load(path)
-    except FileNotFoundError:
-        return None
-    except StatisticsError as error:
-        aside = path.with_name(path.name + ".damaged")
-        os.replace(path, aside)
-        logging.warning("HSWQ: %s; it is kept as %s and a new one is begun", error, aside.name)
-        return None
-
-
-def _sweep(path: Path) -> None:
-    """Remove what a process that was killed has left beside a file; its lock is held."""
-    for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        stray.unlink(missing_ok=True)
-
-
-_cache: dict[Path, tuple[tuple, Statistics]] = {}
-
-
-def _load(path: Path) -> Statistics:
-    """Read a statistics file, or take what is known of it while it has not changed."""
-    version = _version(path)
-    known = _cache.get(path)
-    if known is not None and known[0] == version:
-        return known[1]
-    statistics = load_statistics(path)
-    if version == _version(path):
-        _keep(path, version, statistics)
-    return statistics
-
-
-def _remember(path: Path, statistics: Statistics) -> None:
-    """Know what was just written; the file's lock is held."""
-    _keep(path, _version(path), statistics)
-
-
-def _keep(path: Path, version: tuple, statistics: Statistics) -> None:
-    _cache.pop(path, None)
-    _cache[path] = version, statistics
-    while len(_cache) > _CACHED_FILES:
-        del _cache[next(iter(_cache))]
-
-
-def _version(path: Path) -> tuple:
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from harness.inprocess import patched, sample
 from harness.patches import patch_file
 from hswq.calibration import DualMonitor, monitored_layers
-from hswq.loader import recording, store
+from hswq.loader import recording, statisticsfile, store
 from hswq.loader.modelfile import fingerprint
 from hswq.loader.recording import Recorder, Recording, record
 from hswq.loader.status import COMPLETE, FAILED, NOT_RECORDED, RECORDING
@@ -109,7 +109,7 @@ class TestPassive:
         path = next(store.statistics_folder().glob("*.pt"))
         before = path.stat().st_mtime_ns
         monkeypatch.delattr(recording, "record")  # it is not even called
-        monkeypatch.delattr(store, "load_statistics")  # nor is the file read again
+        monkeypatch.delattr(statisticsfile, "load_statistics")  # nor is the file read again
         sample(model)
         assert path.stat().st_mtime_ns == before
 

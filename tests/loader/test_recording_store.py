@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from hswq.calibration import LayerStatistics, Statistics, load_statistics
-from hswq.loader import store
+from hswq.loader import statisticsfile, store
 
 HERE = Path(__file__).parent
 FINGERPRINT = "ab" * 32
@@ -112,7 +112,7 @@ class TestFiles:
     def test_a_lock_that_is_never_given_back(self, folder, monkeypatch):
         import filelock
 
-        monkeypatch.setattr(store, "_LOCK_SECONDS", 0.1)
+        monkeypatch.setattr(statisticsfile, "_LOCK_SECONDS", 0.1)
         add()
         (path,) = folder.glob("*.pt")
         with filelock.FileLock(f"{path}.lock"), pytest.raises(OSError, match="lock"):

@@ -1,0 +1,93 @@
+"""Reading and writing a statistics file that other processes may write too."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from ..calibration import Statistics, StatisticsError, load_statistics, save_statistics
+
+_LOCK_SECONDS = 10  # a save takes a tenth of one
+_CACHED_FILES = 4
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a file, and sweep away what killed ones left of it.
+
+    Raises:
+        OSError: another process keeps the lock, or the folder cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
+        _sweep(path)
+        yield
+
+
+def write(statistics: Statistics, path: Path) -> None:
+    """Replace a file whose lock is held.
+
+    Raises:
+        OSError: it cannot be written; it is left as it was.
+    """
+    try:
+        save_statistics(statistics, path)
+    except OSError as error:  # of a full disk, it does not say which file
+        raise OSError(f"{path.name} cannot be written: {error.strerror}") from error
+    _keep(path, _version(path), statistics)
+
+
+def read_or_set_aside(path: Path) -> Statistics | None:
+    """Read a file whose lock is held, None where there is none; a damaged one is moved away."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except StatisticsError as error:
+        aside = path.with_name(path.name + ".damaged")
+        os.replace(path, aside)
+        logging.warning("HSWQ: %s; it is kept as %s and a new one is begun", error, aside.name)
+        return None
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a process that was killed has left beside a file; its lock is held."""
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        stray.unlink(missing_ok=True)
+
+
+_cache: dict[Path, tuple[tuple, Statistics]] = {}
+
+
+def read(path: Path) -> Statistics:
+    """Read a statistics file, or take what is known of it while it has not changed.
+
+    Raises:
+        OSError, StatisticsError: as `load_statistics`.
+    """
+    version = _version(path)
+    known = _cache.get(path)
+    if known is not None and known[0] == version:
+        return known[1]
+    statistics = load_statistics(path)
+    if version == _version(path):
+        _keep(path, version, statistics)
+    return statistics
+
+
+def _keep(path: Path, version: tuple, statistics: Statistics) -> None:
+    _cache.pop(path, None)
+    _cache[path] = version, statistics
+    while len(_cache) > _CACHED_FILES:
+        del _cache[next(iter(_cache))]
+
+
+def _version(path: Path) -> tuple:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size, status.st_ino
