@@ -6,6 +6,8 @@ commands:
   serve [ARG ...]        ComfyUI with this extension and the toy model; arguments go to ComfyUI
   bench NAME [ARG ...]   one benchmark of tests/bench
 
+With --comfyui VERSION each of them runs on that release, in a folder of its own under .dev/.
+
 The first run installs torch and ComfyUI (8 GB, some minutes). Later runs only look whether all
 of it is still there. A setup that was stopped goes on where it was; .dev/ may be deleted.
 """
@@ -83,15 +85,23 @@ def has_cuda(host: Host) -> bool:
     return run(host, "-c", query) == 0
 
 
+def release_first(words: list[str]) -> list[str]:
+    """Move --comfyui before the command: what comes after that is the command's own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--comfyui")
+    found, others = parser.parse_known_args(words)
+    return [*(["--comfyui", found.comfyui] if found.comfyui else []), *others]
+
+
 def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=ENVIRONMENT_HELP, formatter_class=raw, allow_abbrev=False
     )
-    parser.add_argument("--comfyui", choices=sorted(RELEASES), help=f"default: {DEFAULT_RELEASE}")
+    parser.add_argument("--comfyui", choices=RELEASES, help=f"default: {DEFAULT_RELEASE}")
     parser.add_argument("command", choices=COMMANDS, help="see above")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(release_first(sys.argv[1:]))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         return COMMANDS[options.command](choose_host(options.comfyui), options.arguments)

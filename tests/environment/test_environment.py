@@ -1,12 +1,13 @@
 """The setup's own rules, without network: when a step is made again, what is unpacked, errors."""
 
+import importlib.util
 import io
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from environment.host import Host, SetupError, choose_host, python_of
+from environment.host import RELEASES, ROOT, Host, SetupError, choose_host, python_of
 from environment.install import is_whole, unpack
 from environment.steps import ensure, explain
 
@@ -120,6 +121,13 @@ class TestChooseHost:
         assert (host.release, host.lender) == ("0.30.0", None)
         assert [host.comfyui.name, host.venv.name] == ["ComfyUI", "venv"]
 
+    @pytest.mark.parametrize("release", sorted(RELEASES))
+    def test_each_release_has_a_place_of_its_own(self, monkeypatch, release):
+        monkeypatch.delenv("COMFYUI_PATH", raising=False)
+        host, others = choose_host(release), map(choose_host, RELEASES.keys() - {release})
+        own = {host.comfyui, host.venv, host.base}
+        assert not any(own & {other.comfyui, other.venv, other.base} for other in others)
+
     def test_a_tree_without_python_runs_in_our_venv(self, tree):
         host = choose_host(None)
         assert (host.comfyui, host.venv.name, host.lender) == (tree, "venv", None)
@@ -146,6 +154,32 @@ class TestChooseHost:
         host = Host(tmp_path / "ComfyUI", tmp_path / "venv", tmp_path / "base")
         assert host.environment["PATH"].startswith(str(host.python.parent))
         assert "PYTHONPATH" not in host.environment
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def dev(self):
+        spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["--comfyui", "0.27.0", "test", "tests/quant", "-k", "golden"],
+            ["test", "--comfyui", "0.27.0", "tests/quant", "-k", "golden"],
+            ["test", "tests/quant", "-k", "golden", "--comfyui=0.27.0"],
+        ],
+    )
+    def test_the_release_may_stand_anywhere(self, dev, words):
+        assert dev.release_first(words) == [
+            "--comfyui", "0.27.0", "test", "tests/quant", "-k", "golden",
+        ]  # fmt: skip
+
+    def test_all_else_is_left_alone(self, dev):
+        words = ["serve", "--port", "8189", "--", "-x", "--comfy"]
+        assert dev.release_first(words) == words
 
 
 class TestExplain:
