@@ -4,6 +4,7 @@ from .calibration import HSWQCalibration
 from .converter import HSWQConverter
 from .export import HSWQExport
 from .loaders import HSWQCheckpointLoader, HSWQDiffusionModelLoader
+from .merge import HSWQMergeStatistics
 
 NODES = [
     HSWQCheckpointLoader,
@@ -11,4 +12,5 @@ NODES = [
     HSWQCalibration,
     HSWQConverter,
     HSWQExport,
+    HSWQMergeStatistics,
 ]

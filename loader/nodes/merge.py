@@ -1,0 +1,60 @@
+"""The merge node: one session of what many machines recorded."""
+
+from __future__ import annotations
+
+import logging
+
+from comfy_api.latest import io
+
+from ..gather import ALL, folders, gather
+from .common import CATEGORY, say
+
+
+class HSWQMergeStatistics(io.ComfyNode):
+    """Sums up the statistics files of a folder, each model's into one file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HSWQMergeStatistics",
+            display_name="HSWQ Merge Statistics",
+            category=CATEGORY,
+            description="Sums up statistics files that other machines recorded, each model's into "
+            "one file, which the loaders then count. Run it again when they have grown: nothing "
+            "counts twice.",
+            search_aliases=["render farm", "collect statistics", "calibration"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=folders(),
+                    default=ALL,
+                    tooltip="A folder below models/hswq with the other machines' files, whatever "
+                    "their names. all: every file there that no session counts yet.",
+                ),
+                io.String.Input(
+                    "session",
+                    default="merged",
+                    tooltip="Of the new file, which is made anew from the folder each time.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> float:
+        """Run every time: the files may have grown."""
+        return float("nan")
+
+    @classmethod
+    def execute(cls, folder, session) -> io.NodeOutput:
+        written, left_out = gather(folder, session)
+        parts = [
+            f"{one.samples} samples of {one.files} file{'s' * (one.files > 1)} in {one.path.name}"
+            for one in written
+        ]
+        parts += [f"left out {name}: {reason}" for name, reason in left_out.items()]
+        text = "; ".join(parts)
+        logging.info("HSWQ: %s", text)
+        say(cls.hidden.unique_id, text)
+        return io.NodeOutput()
