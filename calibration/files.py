@@ -1,4 +1,7 @@
-"""The statistics file: the `.pt` of the ComfyUI quantizer "hswq_dual_monitor_v2" (HSWQ.md)."""
+"""The statistics file: the `.pt` of the ComfyUI quantizer "hswq_dual_monitor_v2" (HSWQ.md).
+
+A layer has one key more, `input_amax`, where it was recorded; other tools do not look at it.
+"""
 
 from __future__ import annotations
 
@@ -95,12 +98,14 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def _layer_table(layer: LayerStatistics) -> dict:
     # A copy of its own: torch.save writes all of the storage that a view shows a part of.
     importance = layer.importance_sum.detach().to("cpu", torch.float64)
+    amax = {} if layer.input_amax is None else {"input_amax": float(layer.input_amax)}
     return {
         "output_sum": float(layer.output_sum),
         "output_sq_sum": float(layer.output_square_sum),
         "out_count": layer.output_calls,
         "input_imp_sum": importance.clone(memory_format=torch.contiguous_format),
         "in_count": layer.input_calls,
+        **amax,
     }
 
 
@@ -159,6 +164,7 @@ def _parse_layer(name: str, layer: object) -> LayerStatistics | None:
         output_calls,
         _importance(name, layer["input_imp_sum"]),
         input_calls,
+        _amax(f"input_amax of layer {name!r}", layer.get("input_amax")),
     )
 
 
@@ -189,6 +195,13 @@ def _float(what: str, value: object) -> float:
     if not abs(value) <= sys.float_info.max:  # nan and integers beyond float too
         raise ValueError(f"{what} is no finite number")
     return float(value)
+
+
+def _amax(what: str, value: object) -> float | None:
+    """Return the largest |X| of a layer, None where its file does not say."""
+    if value is not None and _float(what, value) < 0:
+        raise ValueError(f"{what} is negative")
+    return None if value is None else float(value)
 
 
 def _count(what: str, value: object) -> int:

@@ -1,4 +1,4 @@
-"""A Triton kernel that adds a layer's call to its sums in one launch; torch needs seven.
+"""A Triton kernel that adds a layer's call to its sums in one launch; torch needs nine.
 
 Launches are what measuring costs on a GPU: SDXL has 794 layers, and each of their calls is over in
 microseconds. Every program sums a part in FP32 and adds it to the layer's float64 sums, so the
@@ -20,7 +20,10 @@ except ImportError:  # Windows and macOS builds of torch come without it
     triton = None
 
 SLOTS = 16
-"""Pairs of a layer's output sums, so that programs seldom add to the same address at once."""
+"""Copies of a layer's moments, so that programs seldom add to the same address at once."""
+
+MOMENTS = 3
+"""Sum of mean(Y), sum of mean(Y^2), largest |X|."""
 
 _BLOCK = 2048  # values at a time, eight for each of 256 threads
 _CHUNK = 8 * _BLOCK  # values a program
@@ -48,9 +51,12 @@ def usable(device: torch.device) -> bool:
         return False
     try:
         ones = torch.ones(2, 16, dtype=torch.float16, device=device)
-        sums = torch.zeros(SLOTS + 8, 2, dtype=torch.float64, device=device)
-        add_call(sums[:SLOTS], sums[SLOTS:], ones, ones, matrix_of(ones))
-        return sums.sum().item() == 18.0
+        moments, importance = (
+            torch.zeros(shape, dtype=torch.float64, device=device)
+            for shape in ((SLOTS, MOMENTS), (16,))
+        )
+        add_call(moments, importance, ones, 2 * ones, matrix_of(ones))
+        return [*moments.sum(0).tolist(), importance.sum().item()] == [1.0, 1.0, 2.0, 32.0]
     except Exception as error:  # no compiler on this machine, an unknown card: torch does it all
         logging.info("HSWQ: Triton is not usable on %s (%s)", device, str(error).split("\n", 1)[0])
         return False
@@ -97,8 +103,8 @@ def add_call(
     """Add one call of a layer to its sums, in one launch.
 
     Args:
-        moments: (SLOTS, 2) float64 on the GPU, whose columns' totals are the sums of mean(Y) and
-            mean(Y^2).
+        moments: (SLOTS, MOMENTS) float64 on the GPU. The first two columns' totals are the sums
+            of mean(Y) and mean(Y^2), the third one's maximum is the largest |X|; nan wins.
         importance: (channels,) float64 there, the sums of mean |X|.
         output: FP16, BF16 or FP32 on that GPU; see is_flat.
         inputs: likewise.
@@ -119,7 +125,7 @@ def add_call(
             output, inputs, moments, importance, of_output, count,
             lies.rows, lies.columns, lies.channels,
             PLANES=lies.planes, WIDTH=width, STEPS=steps, BLOCK=_BLOCK, CHUNK=_CHUNK, SLOTS=SLOTS,
-            num_warps=_WARPS,
+            MOMENTS=MOMENTS, num_warps=_WARPS,
         )  # fmt: skip
 
 
@@ -131,8 +137,7 @@ if triton is not None:
 
     @triton.jit
     def _add_moments(
-        output, moments, program, count,
-        BLOCK: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr,  # noqa: N803
+        output, slot, program, count, BLOCK: tl.constexpr, CHUNK: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         total = tl.zeros((BLOCK,), dtype=tl.float32)
         squares = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -142,15 +147,25 @@ if triton is not None:
             value = tl.load(output + at, mask=at < count, other=0.0).to(tl.float32)
             total += value
             squares += value * value
-        slot = moments + (program % SLOTS) * 2
         mean = tl.sum(total.to(tl.float64), 0) / count
         tl.atomic_add(slot, mean, sem="relaxed")
         mean_square = tl.sum(squares.to(tl.float64), 0) / count
         tl.atomic_add(slot + 1, mean_square, sem="relaxed")
 
     @triton.jit
+    def _bits(magnitude):
+        # In the order of the numbers, which are not negative; above all of them, nan.
+        return magnitude.to(tl.int32, bitcast=True)
+
+    @triton.jit
+    def _raise_amax(slot, largest):
+        amax = tl.max(tl.max(largest, 1), 0).to(tl.float32, bitcast=True).to(tl.float64)
+        place = (slot + 2).to(tl.pointer_type(tl.int64), bitcast=True)
+        tl.atomic_max(place, amax.to(tl.int64, bitcast=True), sem="relaxed")
+
+    @triton.jit
     def _add_planes(
-        inputs, importance, program, rows, columns, channels,
+        inputs, importance, slot, program, rows, columns, channels,
         WIDTH: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         HEIGHT: tl.constexpr = BLOCK // WIDTH  # noqa: N806
@@ -159,18 +174,22 @@ if triton is not None:
         first = (program % tiles) * (WIDTH * STEPS)
         start_of_row = (row.to(tl.int64) * columns)[:, None]
         total = tl.zeros((HEIGHT, WIDTH), dtype=tl.float32)
+        largest = tl.zeros((HEIGHT, WIDTH), dtype=tl.int32)
         for start in range(0, WIDTH * STEPS, WIDTH):
             column = (first + start + tl.arange(0, WIDTH))[None, :]
             inside = (row[:, None] < rows) & (column < columns)
             value = tl.load(inputs + start_of_row + column, mask=inside, other=0.0)
-            total += tl.abs(value.to(tl.float32))
+            magnitude = tl.abs(value.to(tl.float32))
+            total += magnitude
+            largest = tl.maximum(largest, _bits(magnitude))
         count = (rows // channels).to(tl.int64) * columns
         mean = tl.sum(total.to(tl.float64), 1) / count
         tl.atomic_add(importance + row % channels, mean, mask=row < rows, sem="relaxed")
+        _raise_amax(slot, largest)
 
     @triton.jit
     def _add_columns(
-        inputs, importance, program, rows, columns,
+        inputs, importance, slot, program, rows, columns,
         WIDTH: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         HEIGHT: tl.constexpr = BLOCK // WIDTH  # noqa: N806
@@ -178,31 +197,36 @@ if triton is not None:
         column = (program % tiles) * WIDTH + tl.arange(0, WIDTH)
         first = (program // tiles) * (HEIGHT * STEPS)
         total = tl.zeros((HEIGHT, WIDTH), dtype=tl.float32)
+        largest = tl.zeros((HEIGHT, WIDTH), dtype=tl.int32)
         for start in range(0, HEIGHT * STEPS, HEIGHT):
             row = (first + start + tl.arange(0, HEIGHT))[:, None]
             inside = (row < rows) & (column < columns)[None, :]
             at = row.to(tl.int64) * columns + column[None, :]
-            value = tl.load(inputs + at, mask=inside, other=0.0)
-            total += tl.abs(value.to(tl.float32))
+            magnitude = tl.abs(tl.load(inputs + at, mask=inside, other=0.0).to(tl.float32))
+            total += magnitude
+            largest = tl.maximum(largest, _bits(magnitude))
         mean = tl.sum(total.to(tl.float64), 0) / rows
         tl.atomic_add(importance + column, mean, mask=column < columns, sem="relaxed")
+        _raise_amax(slot, largest)
 
     # Sizes are not specialized but where a load is wider for it: every variant is compiled anew.
     @triton.jit(do_not_specialize=["of_output", "rows", "channels"])
     def _add_call(
         output, inputs, moments, importance, of_output, count, rows, columns, channels,
         PLANES: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,  # noqa: N803
-        BLOCK: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr,  # noqa: N803
+        BLOCK: tl.constexpr, CHUNK: tl.constexpr,  # noqa: N803
+        SLOTS: tl.constexpr, MOMENTS: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         program = tl.program_id(0)
+        slot = moments + (program % SLOTS) * MOMENTS
         if program < of_output:
-            _add_moments(output, moments, program, count, BLOCK, CHUNK, SLOTS)
+            _add_moments(output, slot, program, count, BLOCK, CHUNK)
         elif PLANES:
             _add_planes(
-                inputs, importance, program - of_output, rows, columns, channels,
+                inputs, importance, slot, program - of_output, rows, columns, channels,
                 WIDTH, STEPS, BLOCK,
             )  # fmt: skip
         else:
             _add_columns(
-                inputs, importance, program - of_output, rows, columns, WIDTH, STEPS, BLOCK
+                inputs, importance, slot, program - of_output, rows, columns, WIDTH, STEPS, BLOCK
             )

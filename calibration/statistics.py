@@ -20,6 +20,8 @@ class LayerStatistics:
         output_calls: number of calls in both.
         importance_sum: (in channels,) float64 CPU tensor, sum of the calls' mean |X|.
         input_calls: number of calls in it.
+        input_amax: largest |X| of all calls, what FP8 activations are scaled by; None where it was
+            not recorded (other tools do not).
     """
 
     output_sum: float
@@ -27,6 +29,7 @@ class LayerStatistics:
     output_calls: int
     importance_sum: torch.Tensor
     input_calls: int
+    input_amax: float | None = None
 
     @property
     def sensitivity(self) -> float:
@@ -47,12 +50,12 @@ class LayerStatistics:
 
     @property
     def finite(self) -> bool:
-        """Whether every sum is a finite number."""
-        sums = (self.output_sum, self.output_square_sum)
-        return all(map(math.isfinite, sums)) and bool(self.importance_sum.isfinite().all())
+        """Whether every number is finite."""
+        numbers = (self.output_sum, self.output_square_sum, self.input_amax or 0.0)
+        return all(map(math.isfinite, numbers)) and bool(self.importance_sum.isfinite().all())
 
     def merge(self, other: LayerStatistics) -> LayerStatistics:
-        """Return the sums of both.
+        """Return the sums of both, and the larger of what both know of the largest |X|.
 
         Raises:
             ValueError: they have different numbers of input channels.
@@ -68,7 +71,14 @@ class LayerStatistics:
             self.output_calls + other.output_calls,
             self.importance_sum + other.importance_sum,
             self.input_calls + other.input_calls,
+            _larger(self.input_amax, other.input_amax),
         )
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one if one > other or math.isnan(one) else other  # nan, if either is
 
 
 class Statistics(Mapping[str, LayerStatistics]):

@@ -13,14 +13,14 @@ import torch
 from . import kernels
 from .statistics import LayerStatistics
 
-_MOMENTS = 2 * kernels.SLOTS
+_MOMENTS = kernels.MOMENTS * kernels.SLOTS
 
 
 class LayerSums:
     """One layer's sums on one device."""
 
     def __init__(self, moments: torch.Tensor, importance: torch.Tensor) -> None:
-        """Take (SLOTS, 2) and (channels,) float64 zeros; see kernels.add_call."""
+        """Take (SLOTS, MOMENTS) and (channels,) float64 zeros; see kernels.add_call."""
         self.calls = 0
         self.moments = moments
         self.importance = importance
@@ -36,9 +36,15 @@ class LayerSums:
         if channels != before:
             raise ValueError(f"it had {before} input channels, now {channels}")
         if not (self._triton and self._add_in_one_launch(inputs, output)):
-            self.moments[0] += output_moments(output)
-            self.importance += input_importance(inputs)
+            self._add_with_torch(inputs, output)
         self.calls += 1
+
+    def _add_with_torch(self, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        importance, amax = input_magnitudes(inputs)
+        totals = self.moments[0]
+        totals[:2] += output_moments(output)
+        torch.maximum(totals[2], amax, out=totals[2])
+        self.importance += importance
 
     def _add_in_one_launch(self, inputs: torch.Tensor, output: torch.Tensor) -> bool:
         """Return whether the kernel knows how these tensors lie in memory."""
@@ -64,7 +70,7 @@ class DeviceSums:
     def _parts(self, buffer: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         """Return every layer's moments and importance, where they are in the buffer."""
         count = len(self._channels)
-        moments = buffer[: count * _MOMENTS].view(count, kernels.SLOTS, 2)
+        moments = buffer[: count * _MOMENTS].view(count, kernels.SLOTS, kernels.MOMENTS)
         importances = buffer[count * _MOMENTS :]
         return zip(moments, importances.split(list(self._channels.values())), strict=True)
 
@@ -74,7 +80,7 @@ class DeviceSums:
         if not layer.calls and input_channels(inputs) != self._channels[name]:
             channels = input_channels(inputs)
             sums = _zeros(_MOMENTS + channels, self._buffer.device)
-            layer = LayerSums(sums[:_MOMENTS].view(-1, 2), sums[_MOMENTS:])
+            layer = LayerSums(sums[:_MOMENTS].view(-1, kernels.MOMENTS), sums[_MOMENTS:])
             self._layers[name] = layer
             self._other.add(name)
         layer.add(inputs, output)
@@ -82,16 +88,17 @@ class DeviceSums:
     def read(self) -> dict[str, LayerStatistics]:
         """Return the sums of all layers that were called, in one transfer."""
         buffer = self._buffer.to("cpu", copy=True)
-        totals = buffer[: len(self._layers) * _MOMENTS].view(-1, kernels.SLOTS, 2).sum(1).tolist()
         found = {}
-        for (name, layer), (_, importance), total in zip(
-            self._layers.items(), self._parts(buffer), totals, strict=True
+        for (name, layer), (moments, importance) in zip(
+            self._layers.items(), self._parts(buffer), strict=True
         ):
             if name in self._other:
-                total = layer.moments.sum(0).tolist()
-                importance = layer.importance.to("cpu", copy=True)
+                moments, importance = layer.moments.cpu(), layer.importance.to("cpu", copy=True)
             if layer.calls:
-                found[name] = LayerStatistics(*total, layer.calls, importance, layer.calls)
+                mean, square, _ = moments.sum(0).tolist()
+                amax = moments[:, 2].amax().item()
+                calls = layer.calls
+                found[name] = LayerStatistics(mean, square, calls, importance, calls, amax)
         return found
 
 
@@ -119,17 +126,22 @@ def output_moments(output: torch.Tensor) -> torch.Tensor:
     return torch.stack((mean, values.to(torch.float32).square().mean()))
 
 
-def input_importance(inputs: torch.Tensor) -> torch.Tensor:
-    """Return (channels,) FP32: mean |x| over every axis but the channel.
+def input_magnitudes(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (channels,) FP32: mean |x| over every axis but the channel; and the largest |x|.
 
     The channel is axis 1 of a 4-D input and the last axis of a 3-D or 2-D one; any other input
-    gives the single value 1.
+    has the single mean 1.
     """
-    axes = {4: (0, 2, 3), 3: (0, 1), 2: (0,)}.get(inputs.ndim)
-    if axes is None:
-        return torch.ones(1, device=inputs.device)
     values = inputs.detach()
-    if values.is_cuda:
-        norm = torch.linalg.vector_norm(values, 1, axes, dtype=torch.float32)
-        return norm / (values.numel() / max(1, norm.numel()))
-    return values.abs().mean(axes, dtype=torch.float32)
+    axes = {4: (0, 2, 3), 3: (0, 1), 2: (0,)}.get(values.ndim)
+    values = values if values.is_cuda else values.abs()  # there, norms need no copy
+    if axes is None:
+        means = torch.ones(1, device=values.device)
+    elif values.is_cuda:
+        sums = torch.linalg.vector_norm(values, 1, axes, dtype=torch.float32)
+        means = sums / (values.numel() / max(1, sums.numel()))
+    else:
+        means = values.mean(axes, dtype=torch.float32)
+    if not values.numel():
+        return means, torch.zeros((), device=values.device)
+    return means, torch.linalg.vector_norm(values, torch.inf, dtype=torch.float32)

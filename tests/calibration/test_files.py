@@ -111,7 +111,22 @@ class TestFormat:
         assert set(content) == {"meta", "layers"}
         assert {"type", "created_at", "total_steps"} <= set(content["meta"])
         assert set(content["layers"]) == {"a", "out.2"}
-        assert all(set(layer) == set(LAYER) for layer in content["layers"].values())
+        documented = [set(layer) - {"input_amax"} for layer in content["layers"].values()]
+        assert documented == [set(LAYER)] * 2
+
+    def test_the_largest_input_is_a_key_of_its_own_where_it_is_known(self, path):
+        known, unknown = layer_statistics(seed=0), layer_statistics(seed=2)
+        save_statistics(Statistics({"known": known, "unknown": unknown}), path)
+        layers = torch.load(path, weights_only=True)["layers"]
+        assert type(layers["known"]["input_amax"]) is float
+        assert "input_amax" not in layers["unknown"]
+        loaded = load_statistics(path)
+        assert loaded["known"].input_amax == known.input_amax > 0
+        assert loaded["unknown"].input_amax is unknown.input_amax is None
+
+    @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "1", True, torch.ones(())])
+    def test_a_largest_input_that_is_none(self, path, value):
+        assert_refused(path, {"input_amax": value}, "input_amax of layer 'mid.0' is n")
 
     def test_has_the_documented_types(self, content):
         assert content["meta"]["type"] == "hswq_dual_monitor_v2"
@@ -262,6 +277,7 @@ class TestSaveStatistics:
             {"importance_sum": torch.tensor([-1.0])},
             {"importance_sum": torch.empty(0)},
             {"output_calls": 2**53 + 1},
+            {"input_amax": math.nan},
         ],
     )
     def test_what_could_not_be_read_again_is_not_written(self, path, unreadable):

@@ -43,19 +43,19 @@ def values(*shape: int) -> torch.Tensor:
 
 
 def added(output: torch.Tensor, inputs: torch.Tensor, calls: int = 1, offset: int = 0):
-    """The three sums that the kernel leaves; around them nothing may change."""
+    """The sums and the maximum that the kernel leaves; around them nothing may change."""
     lies = kernels.matrix_of(inputs)
     assert lies is not None
     assert kernels.is_flat(output)
-    begin, middle = offset + 3, offset + 3 + 2 * kernels.SLOTS
+    begin, middle = offset + 3, offset + 3 + kernels.MOMENTS * kernels.SLOTS
     end = middle + lies.channels
     found = torch.zeros(end + 5, dtype=torch.float64, device=inputs.device)
-    moments, importance = found[begin:middle].view(-1, 2), found[middle:end]
+    moments, importance = found[begin:middle].view(-1, kernels.MOMENTS), found[middle:end]
     for _ in range(calls):
         kernels.add_call(moments, importance, output, inputs, lies)
     assert not found[:begin].any()
     assert not found[end:].any()
-    return moments.sum(0), importance
+    return moments[:, :2].sum(0), importance, moments[:, 2].amax()
 
 
 def exact_importance(inputs: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,8 @@ def exact_importance(inputs: torch.Tensor) -> torch.Tensor:
 
 
 def assert_exact(output: torch.Tensor, inputs: torch.Tensor, calls: int = 1, **where) -> None:
-    moments, importance = added(output, inputs, calls, **where)
+    moments, importance, amax = added(output, inputs, calls, **where)
+    assert amax.item() == inputs.double().abs().max().item()
     wide = output.double()
     size = wide.square().mean().sqrt().item()
     assert moments[0].item() == pytest.approx(calls * wide.mean().item(), abs=1e-6 * calls * size)
@@ -98,17 +99,25 @@ class TestAddCall:
     def test_what_is_not_finite_stays_so(self):
         output = values(4, 6).to(DEVICE)
         output[1, 2] = torch.inf
-        moments, importance = added(output, output)
+        moments, importance, amax = added(output, output)
         assert moments.isfinite().tolist() == [False, False]
         assert importance.isfinite().tolist() == [True, True, False, True, True, True]
+        assert amax.item() == torch.inf
+
+    @pytest.mark.parametrize("shape", [(4, 6), (2, 6, 4, 4)])
+    @pytest.mark.parametrize("nan", [torch.nan, -torch.nan])
+    def test_nan_is_above_all(self, shape, nan):
+        inputs = values(*shape).to(DEVICE)
+        inputs.view(-1)[3], inputs.view(-1)[9] = nan, torch.inf
+        assert added(inputs, inputs, calls=2)[2].isnan()
 
     def test_equals_torchs_path(self):
         inputs, output = values(2, 6, 9, 7).to(DEVICE), values(2, 8, 9, 7).to(DEVICE)
-        moments, importance = added(output, inputs)
+        moments, importance, amax = added(output, inputs)
+        means, largest = sums.input_magnitudes(inputs)
         torch.testing.assert_close(moments, sums.output_moments(output).double(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(
-            importance, sums.input_importance(inputs).double(), rtol=1e-6, atol=0
-        )
+        torch.testing.assert_close(importance, means.double(), rtol=1e-6, atol=0)
+        assert amax == largest
 
 
 class TestMatrixOf:

@@ -58,6 +58,7 @@ def assert_is_the_reference(layer, inputs, outputs, rel: float = 1e-6) -> None:
     assert layer.output_sum == pytest.approx(sums.mean, rel=rel, abs=rel * size)
     assert layer.output_square_sum == pytest.approx(sums.mean_square, rel=rel)
     assert layer.importance.tolist() == pytest.approx(reference.importance(inputs), rel=rel)
+    assert layer.input_amax == max(values.double().abs().max().item() for values in inputs)
     assert layer.output_calls == layer.input_calls == layer.calls == len(inputs)
 
 
@@ -122,11 +123,22 @@ class TestExactness:
         layer, _ = measured(Echo(torch.ones_like), [activation((4, 6))])
         assert layer.sensitivity == 0
 
-    def test_what_is_not_finite_stays_so(self):
-        values = activation((4, 6))
-        values[1] = torch.inf
-        layer, _ = measured(Echo(), [values])
-        assert not layer.finite
+    @pytest.mark.parametrize("value", [torch.inf, torch.nan])
+    @pytest.mark.parametrize("shape", SHAPES[:3], ids=[f"{len(s)}-D" for s in SHAPES[:3]])
+    def test_what_is_not_finite_stays_so(self, shape, value, device):
+        values = activation(shape).to(device)
+        values[1] = value
+        for order in ([values, activation(shape)], [activation(shape), values]):
+            layer, _ = measured(Echo(), [values.to(device) for values in order])
+            assert not layer.finite
+            assert str(layer.input_amax) == str(float(value))
+
+    def test_the_largest_input_is_of_all_calls(self, device):
+        """And of both signs; what the output is has nothing to do with it."""
+        sizes = [2.0, -7.0, 3.0]
+        inputs = [torch.tensor([[size, 1.0, 0, 0, 0, 0]], device=device) for size in sizes]
+        layer, _ = measured(Echo(lambda values: values * 100), inputs)
+        assert layer.input_amax == 7
 
     def test_a_call_of_nothing_is_none(self):
         inputs = [activation((4, 6)), torch.empty(0, 6), activation((4, 6), seed=1)]

@@ -94,6 +94,7 @@ class TestMonitor:
             assert layer.importance.tolist() == pytest.approx(
                 reference.importance(passed), rel=1e-6
             )
+            assert layer.input_amax == max(values.abs().max().item() for values in passed)
             sums = reference.moments(outputs)
             assert layer.output_square_sum == pytest.approx(sums.mean_square, rel=1e-6)
             assert layer.output_sum == pytest.approx(sums.mean, abs=1e-6 * sums.mean_square**0.5)

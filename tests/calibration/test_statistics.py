@@ -1,5 +1,6 @@
 """Statistics are sums, and sums add up."""
 
+import dataclasses
 import math
 
 import pytest
@@ -100,6 +101,22 @@ class TestMerge:
         merged = parts[0].merge(parts[1]).merge(parts[2])
         assert_same_layers(merged, monitor.statistics(), rel=1e-14)
         assert merged.meta["total_steps"] == 6
+
+    @pytest.mark.parametrize(
+        ("one", "other", "both"),
+        [
+            (2.0, 3.0, 3.0),
+            (None, 3.0, 3.0),
+            (0.0, None, 0.0),
+            (None, None, None),
+            (math.nan, 3.0, math.nan),
+            (math.inf, 3.0, math.inf),
+        ],
+    )
+    def test_takes_the_largest_input_that_is_known(self, one, other, both):
+        layers = [dataclasses.replace(layer_statistics(), input_amax=a) for a in (one, other)]
+        for first, second in (layers, layers[::-1]):
+            assert str(first.merge(second).input_amax) == str(both)
 
     def test_is_associative(self):
         parts = [
