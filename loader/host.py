@@ -1,0 +1,39 @@
+"""Whether HSWQ works on the ComfyUI that it was put into."""
+
+from __future__ import annotations
+
+import re
+
+OLDEST = "0.27.0"
+"""The oldest ComfyUI that the tests pass on; pyproject.toml says the same."""
+
+
+def problem() -> str | None:
+    """Return in a sentence why HSWQ cannot work here, None where it can.
+
+    Imports nothing of ComfyUI that an older one lacks.
+    """
+    version = _version()
+    if _numbers(version) < _numbers(OLDEST):
+        return f"HSWQ needs ComfyUI {OLDEST} or newer, this is {version or 'an older one'}"
+    import comfy.quant_ops
+
+    if not hasattr(comfy.quant_ops.QuantizedTensor, "requantize_from_float"):
+        return (
+            "HSWQ needs the comfy-kitchen of ComfyUI's requirements.txt, which is missing or older"
+        )
+    return None
+
+
+def _version() -> str:
+    try:
+        import comfyui_version
+
+        return comfyui_version.__version__
+    except (ImportError, AttributeError):
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return what versions are compared by: "0.30.0-dev1" is (0, 30, 0)."""
+    return tuple(map(int, [*re.findall(r"\d+", version), 0, 0, 0][:3]))

@@ -1,0 +1,77 @@
+"""An older ComfyUI gets one sentence and no nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import sys
+from pathlib import Path
+
+import comfy.quant_ops
+import comfyui_version
+import nodes
+import pytest
+from hswq.loader import host
+
+ROOT = Path(host.__file__).resolve().parents[1]
+NODE = "HSWQCheckpointLoader"
+
+
+class TestProblem:
+    def test_none_here(self):
+        assert host.problem() is None
+
+    @pytest.mark.parametrize("version", [host.OLDEST, "0.27.1", "0.30", "1.0.0", "0.100.0-dev1"])
+    def test_none_from_the_oldest_on(self, monkeypatch, version):
+        monkeypatch.setattr(comfyui_version, "__version__", version)
+        assert host.problem() is None
+
+    @pytest.mark.parametrize("version", ["0.26.99", "0.3.77", "0.18.2", "0.9"])
+    def test_names_both_versions(self, monkeypatch, version):
+        monkeypatch.setattr(comfyui_version, "__version__", version)
+        assert host.problem() == f"HSWQ needs ComfyUI {host.OLDEST} or newer, this is {version}"
+
+    def test_a_comfyui_from_before_it_had_versions(self, monkeypatch):
+        monkeypatch.delattr(comfyui_version, "__version__")
+        assert host.problem().endswith("or newer, this is an older one")
+
+    def test_a_comfyui_whose_requirements_were_not_updated(self, monkeypatch):
+        class QuantizedTensor:
+            """What ComfyUI has without comfy-kitchen."""
+
+        monkeypatch.setattr(comfy.quant_ops, "QuantizedTensor", QuantizedTensor)
+        assert "comfy-kitchen of ComfyUI's requirements.txt" in host.problem()
+
+    def test_pyproject_says_the_same(self):
+        line = re.search(r'requires-comfyui = "(.*)"', (ROOT / "pyproject.toml").read_text())
+        assert line[1] == f">={host.OLDEST}"
+
+
+class TestStart:
+    @pytest.fixture
+    def load(self, monkeypatch, tmp_path, caplog):
+        """Let ComfyUI load the extension from its folder; returns whether it did, and the log."""
+        place = tmp_path / "custom_nodes" / "hswq_here"
+        place.parent.mkdir()
+        place.symlink_to(ROOT, target_is_directory=True)
+        for registry in ("NODE_CLASS_MAPPINGS", "EXTENSION_WEB_DIRS", "LOADED_MODULE_DIRS"):
+            monkeypatch.setattr(nodes, registry, {})
+
+        def load() -> tuple[bool, list[str]]:
+            with caplog.at_level(logging.INFO):
+                loaded = asyncio.run(nodes.load_custom_node(str(place)))
+            return loaded, caplog.messages
+
+        yield load
+        for name in [name for name in sys.modules if name.startswith(str(place))]:
+            del sys.modules[name]
+
+    def test_of_an_older_one(self, load, monkeypatch):
+        monkeypatch.setattr(comfyui_version, "__version__", "0.18.2")
+        loaded, messages = load()
+        assert loaded  # else ComfyUI calls it "IMPORT FAILED"
+        sentence = f"HSWQ needs ComfyUI {host.OLDEST} or newer, this is 0.18.2"
+        assert messages == [f"{sentence}: its nodes are not loaded."]
+        assert not nodes.NODE_CLASS_MAPPINGS
+        assert not nodes.EXTENSION_WEB_DIRS
