@@ -1,6 +1,7 @@
 """The nodes: adapters between ComfyUI's graph and the rooms that do the work."""
 
 from .calibration import HSWQCalibration
+from .compare import HSWQCompare
 from .converter import HSWQConverter
 from .export import HSWQExport
 from .loaders import HSWQCheckpointLoader, HSWQDiffusionModelLoader
@@ -13,4 +14,5 @@ NODES = [
     HSWQConverter,
     HSWQExport,
     HSWQMergeStatistics,
+    HSWQCompare,
 ]
