@@ -11,7 +11,7 @@ import folder_paths
 from ..calibration import Statistics, StatisticsError, load_statistics
 from ..quant import Plan, Planner
 from . import store
-from .plans import find_plan, keep_plan, plan_key
+from .plans import find_findings, findings_key, keep_findings
 from .quantizer import QuantizeSettings
 
 AUTO = "auto"
@@ -29,7 +29,7 @@ class Choice:
         source: a Plan made before, a Planner to make one, or None to leave the model in 16 bit.
         about: a line for people.
         samples: that the statistics come from.
-        key: under which the Plan is kept, None where it is not.
+        key: under which what is found is kept, None where it is not.
     """
 
     source: Plan | Planner | None
@@ -38,9 +38,9 @@ class Choice:
     key: str | None = None
 
     def keep(self, plan: Plan) -> None:
-        """Keep the Plan that was made, for the next load."""
+        """Keep what was found for the Plan, for the next load."""
         if self.key is not None and plan is not self.source:
-            keep_plan(self.key, plan, self.samples)
+            keep_findings(self.key, plan, self.samples)
 
 
 def statistics_choices() -> list[str]:
@@ -91,18 +91,18 @@ def choose(
     if statistics and (choice != AUTO or store.is_usable(statistics)):
         key = None
         if keep and fingerprint is not None:
-            key = plan_key(fingerprint, _version(choice, statistics), settings)
+            key = findings_key(fingerprint, statistics_version(choice, statistics), settings)
         return _measured(statistics, settings, key)
     recorded = _recorded(statistics)
     if without == FAIL:
         raise StatisticsError(f"{name} has {recorded} that HSWQ needs: sample with it first")
     # Made in any case, to refuse bad settings now and not on the day of enough samples.
-    planner = _planner(None, settings)
+    planner = planner_for(None, settings)
     if without == QUANTIZE_UNIFORMLY:
-        key = plan_key(fingerprint, "", settings) if keep and fingerprint is not None else None
+        key = findings_key(fingerprint, "", settings) if keep and fingerprint is not None else None
         about = f"without statistics ({recorded} recorded)"
-        found = find_plan(key) if key is not None else None
-        return Choice(found[0] if found else planner, about, 0, key)
+        planner = planner_for(None, settings, key)
+        return Choice(planner.known_plan() or planner, about, 0, key)
     return Choice(None, f"16 bit for now: {recorded} recorded")
 
 
@@ -131,15 +131,28 @@ def _recorded(statistics: Statistics | None) -> str:
 
 
 def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | None) -> Choice:
-    found = find_plan(key) if key is not None else None
-    source, samples = found or (_planner(statistics, settings), statistics.samples)
-    about = f"{samples} of {store.target()} samples"
-    return Choice(source, about, samples, key)
+    planner = planner_for(statistics, settings, key)
+    about = f"{planner.samples} of {store.target()} samples"
+    return Choice(planner.known_plan() or planner, about, planner.samples, key)
 
 
-def _planner(statistics: Statistics | None, settings: QuantizeSettings) -> Planner:
+def planner_for(
+    statistics: Statistics | None, settings: QuantizeSettings, key: str | None = None
+) -> Planner:
+    """Return a Planner that knows what was found under a key.
+
+    Raises:
+        ValueError: keep_ratio is out of range.
+    """
+    found = find_findings(key) if key is not None else None
+    known = statistics if found is None else found
     return Planner(
-        statistics, settings.keep_ratio, scaled=settings.scaled, settings=settings.search
+        statistics,
+        settings.keep_ratio,
+        scaled=settings.scaled,
+        settings=settings.search,
+        samples=0 if known is None else known.samples,
+        known=found,
     )
 
 
@@ -155,12 +168,13 @@ def _statistics(choice: str, fingerprint: str | None, name: str) -> Statistics |
     return statistics
 
 
-def _version(choice: str, statistics: Statistics) -> str:
+def statistics_version(choice: str, statistics: Statistics) -> str:
     """Return what tells statistics from others that a new Plan shall be made for.
 
     Recorded ones count as the same until the next milestone, unless they were begun anew.
     """
     if choice == AUTO:
-        return f"{statistics.meta.get('created_at')} {milestone(statistics.samples)}"
+        begun = [statistics.meta.get(key) for key in ("created_at", store.RECORDING)]
+        return f"{begun} {milestone(statistics.samples)}"
     with open(folder_paths.get_full_path_or_raise(store.FOLDER, choice), "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()

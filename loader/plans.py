@@ -1,4 +1,4 @@
-"""Plans that were made, kept beside the statistics so that the search runs once."""
+"""What searches have found, kept beside the statistics so that no layer is searched twice."""
 
 from __future__ import annotations
 
@@ -10,57 +10,66 @@ import os
 from pathlib import Path
 
 from ..calibration import atomic_file
-from ..quant import Plan
+from ..quant import Findings, Plan
 from .quantizer import QuantizeSettings
+from .status import changed
 from .store import statistics_folder
 
-_KEPT_PLANS = 64
-_VERSION = 1  # of the algorithm and the file
+_KEPT_FILES = 64
+_VERSION = 2  # of the algorithm and the file
+_SHORT = 16  # hex digits of the fingerprint in a file's name
 
 
-def plan_key(fingerprint: str, statistics: str, settings: QuantizeSettings) -> str:
-    """Return what a Plan depends on, as a file name.
+def findings_key(fingerprint: str, statistics: str, settings: QuantizeSettings) -> str:
+    """Return what a layer's search depends on, as a file name: not on keep_ratio.
 
     Args:
         fingerprint: of the model's weights.
         statistics: what tells these statistics from others.
-        settings: mode, keep_ratio and search.
+        settings: mode and search.
     """
-    facts = [_VERSION, fingerprint, statistics, dataclasses.asdict(settings)]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
+    search = dataclasses.asdict(settings.search)
+    facts = [_VERSION, fingerprint, statistics, settings.scaled, search]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return f"{fingerprint[:_SHORT]}.{digest[:32]}"
 
 
-def find_plan(key: str) -> tuple[Plan, int] | None:
-    """Return a kept Plan and the samples that it was made from; None where there is none.
+def find_findings(key: str) -> Findings | None:
+    """Return what was found before; None where there is nothing.
 
-    One that cannot be read counts as none: it is made again.
+    A file that cannot be read counts as none: it is made again.
     """
     try:
-        data = json.loads(_path(key).read_text(encoding="utf-8"))
-        return Plan.from_json(data["plan"]), int(data["samples"])
+        return Findings.from_json(json.loads(_path(key).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.warning("HSWQ: a kept plan cannot be read and is made again: %s", error)
         return None
 
 
-def keep_plan(key: str, plan: Plan, samples: int) -> None:
-    """Keep a Plan for the next load, and forget the ones not used for longest.
+def keep_findings(key: str, plan: Plan, samples: int) -> None:
+    """Keep what a Plan has found, and forget the files not written for longest.
 
-    A plan that cannot be written is no reason to fail: the next load searches again.
+    A file that cannot be written is no reason to fail: the next load searches again.
     """
-    path = _path(key)
-    text = json.dumps({"plan": plan.to_json(), "samples": samples}, allow_nan=False)
+    path, before = _path(key), find_findings(key)
+    found = Findings.of(plan, samples) if before is None else before.including(plan)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
-            file.write(text.encode())
-        plans = sorted(path.parent.glob("*.json"), key=os.path.getmtime)
-        for old in plans[:-_KEPT_PLANS]:
+            file.write(json.dumps(found.to_json(), allow_nan=False).encode())
+        for old in sorted(path.parent.glob("*.json"), key=os.path.getmtime)[:-_KEPT_FILES]:
             old.unlink(missing_ok=True)
     except OSError as error:
         logging.warning("HSWQ: the plan is not kept for the next load: %s", error)
+    changed()
+
+
+def forget_findings(fingerprint: str) -> None:
+    """Remove all that was found of a model."""
+    for path in _path("").parent.glob(f"{fingerprint[:_SHORT]}.*.json"):
+        path.unlink(missing_ok=True)
 
 
 def _path(key: str) -> Path:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import comfy.samplers
 import torch
@@ -17,7 +18,16 @@ from comfy.patcher_extension import WrappersMP
 from ..calibration import DualMonitor, Rotation, Statistics, kernels, monitored_layers
 from . import settings, store
 from .patchers import identity, is_quantized, networks, patches
-from .status import COMPLETE, FAILED, NOT_RECORDED, RECORDING, ModelStatus, StatusTable
+from .status import (
+    COMPLETE,
+    FAILED,
+    NOT_RECORDED,
+    QUANTIZED,
+    RECORDING,
+    ModelStatus,
+    StatusTable,
+    sampling,
+)
 
 WRAPPER = "hswq.calibration"
 """Key of the calibration node's wrapper; passive recording leaves such a model to it."""
@@ -51,8 +61,20 @@ class Recorder:
         self._status = StatusTable()
         self._failed: dict[str, str] = {}  # fingerprint: what went wrong in measuring
         self._rotations: dict[str, tuple[tuple, Rotation]] = {}
+        self._complete: WeakKeyDictionary[torch.nn.Module, tuple] = WeakKeyDictionary()
         self._original: Callable | None = None
         self._patched: Callable | None = None
+
+    def follow_settings(self) -> None:
+        """Be installed while the settings say so; asked for every prompt that is queued.
+
+        ComfyUI tells nobody when a setting changes, and no prompt is sampled without this. One
+        that was queued before recording was turned off removes the patch when it samples.
+        """
+        if settings.current().record:
+            self.install()
+        else:
+            self.remove()
 
     def install(self) -> None:
         """Wrap `CFGGuider.outer_sample`, through which every sampler goes. Idempotent."""
@@ -83,6 +105,8 @@ class Recorder:
     def _recording(self, patcher: ModelPatcher, noise: torch.Tensor) -> Iterator[None]:
         target = rotation = None
         try:  # the picture must be made whatever happens here
+            if not settings.current().record:
+                self.remove()
             target = self._target(patcher)
             rotation = target and self._rotation(target.fingerprint, patcher)
             samples = noise.shape[0]
@@ -114,7 +138,8 @@ class Recorder:
 
     def _target(self, patcher: ModelPatcher) -> Target | None:
         """Return which model to record, None with the reason noted."""
-        if not self._is_on():
+        state = store.state()
+        if not self.enabled or self._complete.get(patcher.model) == state:
             return None
         if WRAPPER in patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
             return None
@@ -129,6 +154,7 @@ class Recorder:
         target = Target(os.path.basename(path), fingerprint, known.samples if known else 0)
         if known and store.is_complete(known):
             self._note(target, COMPLETE)
+            self._complete[patcher.model] = state  # nothing to look up until that changes
             return None
         failure = self._failed.get(fingerprint)
         reason = failure or unrecordable(patcher)
@@ -165,7 +191,7 @@ def share_of(budget: float, device: torch.device) -> float:
 def unrecordable(patcher: ModelPatcher) -> str | None:
     """Return why a model's statistics would not be those of 16-bit weights, None if they are."""
     if is_quantized(patcher):
-        return "its weights are quantized"
+        return QUANTIZED
     if patcher.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
         return "it is compiled"
     if patcher.model.diffusion_model.training:
@@ -215,6 +241,7 @@ def record(
         try:
             for network in networks(patcher):
                 monitors.append(hooks.enter_context(DualMonitor(network, rotation=rotation)))
+            hooks.enter_context(sampling(recording.fingerprint))
         except Exception as error:
             hooks.close()
             monitors = []

@@ -1,12 +1,19 @@
-"""What recording does, model by model: for the log now, and for whoever asks."""
+"""What recording does, model by model: for the log, and for whoever asks or listens."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 RECORDING, COMPLETE, NOT_RECORDED, FAILED = "recording", "complete", "not recorded", "failed"
+
+QUANTIZED = "its weights are quantized"
+"""Reason of a model that samples in FP8: it is past recording."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +50,59 @@ class StatusTable:
         before = self._models.pop(key, None)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         self._models[key] = dataclasses.replace(status, last_run=now)
+        changed()
         if status.reason is None or (before is not None and before.reason == status.reason):
             return
         level = logging.WARNING if status.state == FAILED else logging.INFO
         logging.log(level, "HSWQ: %s is not recorded: %s", status.name, status.reason)
 
+    def forget(self, fingerprint: str) -> None:
+        """Know nothing of a model any more."""
+        self._models.pop(fingerprint, None)
+
     def all(self) -> list[ModelStatus]:
         """Return the status of every model, the last one sampled with last."""
         return list(self._models.values())
+
+
+_listeners: list[Callable[[], None]] = []
+
+
+def on_change(listener: Callable[[], None]) -> None:
+    """Call a function whenever anything changes that a user may see.
+
+    From any thread, and while objects are collected: it must not wait, and must not raise.
+    """
+    _listeners.append(listener)
+
+
+def changed() -> None:
+    """Tell the listeners that recording, statistics, findings or models in memory are others."""
+    for listener in _listeners:
+        listener()
+
+
+_sampling: collections.Counter[str] = collections.Counter()
+_sampling_lock = threading.Lock()
+
+
+@contextmanager
+def sampling(fingerprint: str | None) -> Iterator[None]:
+    """Note that a model's sampling is being recorded; None is of no file."""
+    _count(fingerprint, 1)
+    try:
+        yield
+    finally:
+        _count(fingerprint, -1)
+
+
+def is_sampling(fingerprint: str) -> bool:
+    """Whether a sampling of a model is being recorded now."""
+    return _sampling[fingerprint] > 0
+
+
+def _count(fingerprint: str | None, change: int) -> None:
+    if fingerprint is not None:
+        with _sampling_lock:
+            _sampling[fingerprint] += change
+        changed()

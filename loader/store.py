@@ -15,6 +15,7 @@ import folder_paths
 
 from ..calibration import LayerStatistics, Statistics, StatisticsError
 from . import settings, statisticsfile
+from .status import changed
 
 PASSIVE_SESSION = "recorded"
 """Session of the statistics that grow in the background."""
@@ -112,6 +113,14 @@ def once_each(found: Iterable[Statistics]) -> list[Statistics]:
     return chosen
 
 
+def state() -> tuple[int, int]:
+    """Return what changes when a model that was complete may be so no more."""
+    try:
+        return target(), os.stat(statistics_folder()).st_mtime_ns
+    except FileNotFoundError:
+        return target(), 0
+
+
 def target() -> int:
     """Return the samples at which passive recording ends."""
     return settings.current().target
@@ -165,6 +174,7 @@ def add_statistics(
         total = delta if total is None else total.merge(delta)
         total = Statistics(_in_order(total, order), {**total.meta, "last_run": now})
         statisticsfile.write(total, path)
+    changed()
     return total
 
 
@@ -188,6 +198,7 @@ def replace_merged(merged: Statistics, session: str) -> Path:
         created = before.meta["created_at"] if same else _now()
         meta = {**merged.meta, "session": session, "created_at": created}
         statisticsfile.write(Statistics(merged, meta), path)
+    changed()
     return path
 
 

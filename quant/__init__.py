@@ -3,20 +3,25 @@
 Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain mappings.
 """
 
+from .findings import Findings, LayerFinding
 from .fp8 import FP8_MAX, dequantize, quantize
 from .histogram import WeightedHistogram, weighted_histogram
-from .plan import LayerPlan, Plan, Planner, make_plan
+from .plan import LayerPlan, Plan, expected_error
+from .planner import Planner, make_plan
 from .search import DEFAULT_SETTINGS, SearchSettings, optimal_amax, search_amax, weighted_mse
 
 __all__ = [
     "DEFAULT_SETTINGS",
     "FP8_MAX",
+    "Findings",
+    "LayerFinding",
     "LayerPlan",
     "Plan",
     "Planner",
     "SearchSettings",
     "WeightedHistogram",
     "dequantize",
+    "expected_error",
     "make_plan",
     "optimal_amax",
     "quantize",

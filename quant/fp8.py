@@ -89,6 +89,19 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
     return (quantized.to(torch.float32) * scale).to(dtype)
 
 
+def quantize_input(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return a layer's input as float8_e4m3fn for products in FP8; what is too large is clipped.
+
+    Args:
+        values: contiguous FP16, BF16 or FP32, of any shape.
+        scale: FP32 scalar tensor (input_scale), the largest |x| over 448.
+    """
+    if not torch.compiler.is_compiling() and kernels.usable(values.device):
+        return kernels.quantize_input(values, scale)
+    quantized = values.to(torch.float32) * scale.reciprocal()
+    return quantized.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+
+
 @functools.cache
 def device_casts_fp8(device_type: str) -> bool:
     """Whether this kind of torch device can cast to and from float8_e4m3fn."""

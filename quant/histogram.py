@@ -91,12 +91,13 @@ def _count(
 def _count_with_kernels(
     weight: torch.Tensor, importance: torch.Tensor | None, bins: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    largest, finite = kernels.largest_magnitude(weight)
-    maximum = _positive(largest)
     if importance is None:
         importance = torch.ones(1, dtype=torch.float64)
     importance = importance.to(weight.device, non_blocking=True)
-    return maximum, kernels.add_to_histogram(weight, maximum, importance, bins), finite
+    with torch.cuda.device_of(weight):  # Triton launches on the current device
+        largest, finite = kernels.largest_magnitude(weight)
+        maximum = _positive(largest)
+        return maximum, kernels.add_to_histogram(weight, maximum, importance, bins), finite
 
 
 def _positive(maximum: torch.Tensor) -> torch.Tensor:

@@ -45,31 +45,56 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
         dtype: of the result, which has the memory format of `quantized`.
     """
     out = torch.empty_like(quantized, dtype=dtype)
-    arguments = quantized.view(torch.uint8), scale, out, out.numel()
-    grid = ((arguments[3] + _BLOCK - 1) // _BLOCK, 1, 1)
-    compiled = _compiled_for(arguments)
-    if compiled is not None:
-        compiled[grid](*arguments, _BLOCK)
-    else:
-        _dequantize[grid](*arguments, BLOCK=_BLOCK, num_warps=8)
+    _launch(_dequantize, quantized.view(torch.uint8), scale, out)
     return out
 
 
-_compiled: dict[tuple[int, torch.dtype], object] = {}
+def quantize_input(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return `values / scale` as float8_e4m3fn, in one launch (see fp8.quantize_input).
+
+    Args:
+        values: contiguous FP16, BF16 or FP32 on a GPU that has FP8 (from Ada on).
+        scale: FP32 scalar tensor there.
+    """
+    out = torch.empty_like(values, dtype=torch.float8_e4m3fn)
+    _launch(_quantize_input, values, scale, out)
+    return out
 
 
-def _compiled_for(arguments: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]) -> object | None:
+def _launch(kernel: object, source: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
+    """Run a kernel over all elements; Triton launches on the current device."""
+    if out.is_cuda and out.get_device() != torch.cuda.current_device():
+        with torch.cuda.device_of(out):
+            return _launch(kernel, source, scale, out)
+    arguments = source, scale, out, out.numel()
+    compiled = _compiled_for(kernel, arguments)
+    if compiled is not None:
+        compiled[((arguments[3] + _BLOCK - 1) // _BLOCK, 1, 1)](*arguments, _BLOCK)
+    else:
+        _run(kernel, (arguments[3] + _BLOCK - 1) // _BLOCK, arguments)
+    return None
+
+
+_Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]
+_compiled: dict[tuple, object] = {}
+
+
+def _run(kernel: object, programs: int, arguments: _Arguments) -> object:
+    return kernel[(programs,)](*arguments, BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False)
+
+
+def _compiled_for(kernel: object, arguments: _Arguments) -> object | None:
     """Return the kernel compiled for such arguments, None where Triton is to find it.
 
     This runs for every layer of every step, and finding the kernel takes the CPU longer than all
     else. What Triton compiled for sizes and addresses that divide by 16 fits all of them.
     """
-    raw, scale, out, count = arguments
-    if (count | raw.data_ptr() | scale.data_ptr() | out.data_ptr()) % 16 or count >= 1 << 31:
+    source, scale, out, count = arguments
+    if (count | source.data_ptr() | scale.data_ptr() | out.data_ptr()) % 16 or count >= 1 << 31:
         return None
-    key = out.device.index, out.dtype
+    key = kernel, out.device.index, source.dtype, out.dtype
     if key not in _compiled:
-        compiled = _dequantize[_ONE_PROGRAM](*arguments, BLOCK=_BLOCK, num_warps=8)
+        compiled = _run(kernel, 1, arguments)
         try:
             compiled[(1, 1, 1)](*arguments, _BLOCK)
         except TypeError:  # a Triton whose compiled kernels are called otherwise
@@ -160,6 +185,14 @@ if triton is not None:
         value = bits.to(tl.float16, bitcast=True).to(tl.float32) * (tl.load(scale) * 256.0)
         value = tl.where((byte & 0x7F) == 0x7F, float("nan"), value)
         tl.store(out + at, value.to(out.dtype.element_ty), mask=at < count)
+
+    @triton.jit
+    def _quantize_input(values, scale, out, count, BLOCK: tl.constexpr):  # noqa: N803
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(values + at, mask=at < count, other=0.0).to(tl.float32)
+        value *= tl.div_rn(1.0, tl.load(scale))
+        value = tl.where(value > 448.0, 448.0, tl.where(value < -448.0, -448.0, value))  # or nan
+        tl.store(out + at, value.to(tl.float8e4nv), mask=at < count)
 
     @triton.jit
     def _finite_magnitude(weight, at, inside):

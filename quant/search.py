@@ -129,13 +129,14 @@ def search_amax(
     Everything stays on the histogram's device; nothing is read back.
     """
     if kernels.usable(histogram.density.device):
-        found = kernels.search_amax(
-            histogram.maximum,
-            histogram.density,
-            settings.candidates,
-            settings.refinements,
-            scaled=scaled,
-        )
+        with torch.cuda.device_of(histogram.density):  # Triton launches on the current device
+            found = kernels.search_amax(
+                histogram.maximum,
+                histogram.density,
+                settings.candidates,
+                settings.refinements,
+                scaled=scaled,
+            )
         return Found(*found)
     maximum = histogram.maximum.to(torch.float64)
     low, high = maximum * 0.5, maximum

@@ -9,10 +9,11 @@ from bench import common
 from harness.inprocess import held, same
 from hswq.calibration import Statistics
 from hswq.loader import choice, plans, store
+from hswq.loader.layers import layers_of
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import fingerprint
+from hswq.loader.modelfile import fingerprint, load_tensors
 from hswq.loader.quantizer import QuantizeSettings
-from hswq.quant import Plan, Planner
+from hswq.quant import Findings, Plan, Planner, SearchSettings, make_plan
 from toy.checkpoint import make_diffusion_model
 
 SETTINGS = QuantizeSettings()
@@ -66,13 +67,34 @@ class TestKeptPlan:
         assert isinstance(chosen(of).source, Planner)
         assert "70 of 256" in chosen(of).about
 
-    @pytest.mark.parametrize("change", [{"scaled": False}, {"keep_ratio": 0.5}])
-    def test_is_not_used_for_other_settings(self, checkpoint, statistics, models, change):
+    def test_is_not_used_for_the_other_mode(self, checkpoint, statistics, models):
         of = fingerprint(str(checkpoint))
         record(statistics, of, 40)
         chosen(of).keep(models.quantized.get_attachment(ATTACHMENT))
-        other = chosen(of, dataclasses.replace(SETTINGS, **change))
-        assert isinstance(other.source, Planner)
+        other = chosen(of, dataclasses.replace(SETTINGS, scaled=False)).source
+        assert all(other.searches(name) for name in statistics if other.quantizes(name))
+
+    def test_serves_every_keep_ratio(self, checkpoint, statistics, models):
+        """A higher one needs no search, a lower one that of the layers kept before."""
+        of = fingerprint(str(checkpoint))
+        record(statistics, of, 40)
+        rough = dataclasses.replace(SETTINGS, search=SearchSettings(256, 20, 1))
+        first = chosen(of, rough)
+        model = load_checkpoint(str(checkpoint), first.source, only_model=True)[0]
+        plan = model.get_attachment(ATTACHMENT)
+        first.keep(plan)
+        higher = chosen(of, dataclasses.replace(rough, keep_ratio=0.5)).source
+        assert isinstance(higher, Plan)
+        assert set(higher.quantized) < set(plan.quantized)
+        assert all(higher.layers[name] == plan.layers[name] for name in higher.quantized)
+        everything = dataclasses.replace(rough, keep_ratio=0.0)
+        lower = chosen(of, everything)
+        assert {name for name in statistics if lower.source.searches(name)} == set(plan.kept)
+        model = load_checkpoint(str(checkpoint), lower.source, only_model=True)[0]
+        lower.keep(model.get_attachment(ATTACHMENT))
+        layers = layers_of(str(checkpoint), *load_tensors(str(checkpoint)))
+        fresh = make_plan(layers, statistics, 0.0, True, rough.search)
+        assert chosen(of, everything).source == fresh == model.get_attachment(ATTACHMENT)
 
     def test_that_is_damaged_is_made_again(self, checkpoint, statistics, models, folder):
         of = fingerprint(str(checkpoint))
@@ -85,9 +107,9 @@ class TestKeptPlan:
     def test_the_oldest_are_forgotten(self, models, folder):
         plan = models.quantized.get_attachment(ATTACHMENT)
         for number in range(70):
-            plans.keep_plan(f"{number:040d}", plan, 32)
+            plans.keep_findings(f"{number:040d}", plan, 32)
         assert len(list((folder / "plans").glob("*.json"))) == 64
-        assert plans.find_plan(f"{69:040d}") == (plan, 32)
+        assert plans.find_findings(f"{69:040d}") == Findings.of(plan, 32)
 
 
 class TestMilestone:

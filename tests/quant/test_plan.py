@@ -1,7 +1,6 @@
 """What happens to every layer, and why."""
 
 import dataclasses
-import json
 import math
 
 import pytest
@@ -24,6 +23,7 @@ from hswq.quant.plan import (
     KEPT_UNMEASURED,
     QUANTIZED,
     QUANTIZED_UNIFORM,
+    expected_error,
     select_kept,
 )
 
@@ -239,34 +239,11 @@ class TestPlan:
         statistics = {**sensitivities(1, 2, math.nan), "layer3": Measured(0.5, torch.ones(9))}
         return plan_of(statistics, 5, 0.34)
 
-    def test_json_round_trip(self, plan):
-        text = json.dumps(plan.to_json(), allow_nan=False)
-        assert Plan.from_json(json.loads(text)) == plan
-
     def test_is_frozen(self, plan):
         with pytest.raises(dataclasses.FrozenInstanceError):
             plan.scaled = False
         with pytest.raises(TypeError):
             plan.layers["layer0"] = None
-
-    @pytest.mark.parametrize(
-        ("change", "error"),
-        [
-            ({"keep_ratio": 2}, ValueError),
-            ({"settings": {"bins": 0}}, ValueError),
-            ({"settings": {"bits": 8}}, TypeError),
-            ({"layers": [{"name": "layer0"}]}, TypeError),
-        ],
-    )
-    def test_json_that_is_no_plan(self, plan, change, error):
-        with pytest.raises(error):
-            Plan.from_json({**plan.to_json(), **change})
-
-    def test_json_that_lacks_something(self, plan):
-        data = plan.to_json()
-        del data["scaled"]
-        with pytest.raises(KeyError):
-            Plan.from_json(data)
 
     @pytest.mark.parametrize("scaled", [False, True])
     def test_applied_as_a_source_it_decides_as_its_planner_did(self, scaled):
@@ -290,3 +267,25 @@ class TestPlan:
     def test_quantizes(self, plan):
         assert [name for name in plan.layers if plan.quantizes(name)] == plan.quantized
         assert not plan.quantizes("other")
+
+
+class TestExpectedError:
+    def test_is_the_root_of_the_mean_over_all_parameters(self):
+        assert expected_error([(0.3, 100), (0.0, 300)]) == pytest.approx(0.15)
+        assert expected_error([(0.02, 1), (0.02, 1000)]) == pytest.approx(0.02)
+
+    def test_of_nothing_is_none(self):
+        assert expected_error([]) == 0
+
+    def test_is_that_of_the_weights_themselves(self):
+        """Of layers of one size and variance, the error over all of them."""
+        layers = weights(4, 64, 48)
+        plan = make_plan(layers, None, 0, True)
+        errors = [
+            dequantize(*quantize(layers[name], layer.amax, scaled=True), torch.float64)
+            - layers[name]
+            for name, layer in plan.layers.items()
+        ]
+        norms = [sum(x.double().square().sum() for x in xs) for xs in (errors, layers.values())]
+        pairs = [(layer.relative_error, 64 * 48) for layer in plan.layers.values()]
+        assert expected_error(pairs) == pytest.approx((norms[0] / norms[1]).sqrt().item(), rel=0.02)

@@ -1,0 +1,100 @@
+"""What searches have found of a model's layers, which no keep_ratio changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+from .plan import KEPT_NOT_FINITE, LayerPlan, Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerFinding:
+    """What is known of one layer.
+
+    Attributes:
+        sensitivity: output variance; None where not measured, nan where not finite.
+        amax: that the search found; None where the layer was not searched.
+        relative_error: as LayerPlan's; None where the layer was not searched.
+        warnings: as LayerPlan's.
+    """
+
+    sensitivity: float | None
+    amax: float | None = None
+    relative_error: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    # With it this is a MeasuredLayer, by which layers are selected.
+    importance: ClassVar[None] = None
+
+    @classmethod
+    def of(cls, layer: LayerPlan) -> LayerFinding:
+        """Return what a Plan says of a layer, without its fate."""
+        sensitivity = math.nan if layer.reason == KEPT_NOT_FINITE else layer.sensitivity
+        return cls(sensitivity, layer.amax, layer.relative_error, layer.warnings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What Plans of one model, mode, statistics and search settings have found.
+
+    A Planner that knows them selects by their sensitivities and searches only what they lack.
+
+    Attributes:
+        layers: every Linear and Conv2d by name, in the model's order.
+        samples: latent images that the sensitivities come from.
+    """
+
+    layers: Mapping[str, LayerFinding]
+    samples: int = 0
+
+    @classmethod
+    def of(cls, plan: Plan, samples: int) -> Findings:
+        """Return what one Plan has found."""
+        layers = {name: LayerFinding.of(layer) for name, layer in plan.layers.items()}
+        return cls(MappingProxyType(layers), samples)
+
+    @property
+    def measured(self) -> dict[str, LayerFinding]:
+        """The layers that have statistics."""
+        return {k: layer for k, layer in self.layers.items() if layer.sensitivity is not None}
+
+    def amax(self, name: str) -> float | None:
+        """Return a layer's amax, None where it was not searched."""
+        return self.layers[name].amax if name in self.layers else None
+
+    def including(self, plan: Plan) -> Findings:
+        """Return these with what a Plan that knew them has found."""
+        layers = dict(self.layers)
+        for name in plan.quantized:
+            if name in layers:
+                layers[name] = LayerFinding.of(plan.layers[name])
+        return Findings(MappingProxyType(layers), self.samples)
+
+    def to_json(self) -> dict:
+        """Return a JSON-ready dict that from_json turns back into equal findings."""
+        layers = {}
+        for name, layer in self.layers.items():
+            layers[name] = dataclasses.asdict(layer)
+            if layer.sensitivity is not None and math.isnan(layer.sensitivity):
+                layers[name]["sensitivity"] = "nan"  # which JSON has not
+        return {"samples": self.samples, "layers": layers}
+
+    @classmethod
+    def from_json(cls, data: dict) -> Findings:
+        """Rebuild findings.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: `data` is not what to_json returned.
+        """
+        layers = {}
+        for name, layer in data["layers"].items():
+            numbers = {
+                key: None if layer[key] is None else float(layer[key])
+                for key in ("sensitivity", "amax", "relative_error")
+            }
+            layers[name] = LayerFinding(**numbers, warnings=tuple(map(str, layer["warnings"])))
+        return cls(MappingProxyType(layers), int(data["samples"]))
