@@ -115,7 +115,7 @@ class TestFile:
         found = metadata_of(target)
         layers = int(found.pop("hswq.quantized_layers")), int(found.pop("hswq.kept_layers"))
         assert sum(layers) == len(plan.layers)
-        assert len(found.pop("hswq.plan")) == 40
+        assert found.pop("hswq.plan").startswith(fingerprint(path)[:16])
         assert found == {
             "format": "pt", "modelspec.title": "Mine", "hswq.version": "1",
             "hswq.format": "scaled", "hswq.mode": "scaled", "hswq.keep_ratio": "0.5",
