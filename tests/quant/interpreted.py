@@ -44,6 +44,19 @@ def dequantize_agrees() -> None:
             assert torch.equal(found.nan_to_num(9e9), expected.nan_to_num(9e9)), (scale, dtype)
 
 
+def quantize_input_agrees() -> None:
+    """On values of the grid and beyond its end: the interpreter truncates where a GPU rounds."""
+    finite = [byte for byte in range(256) if byte & 0x7F != 0x7F]
+    grid = torch.tensor(finite, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    beyond = torch.tensor([449.0, -1000.0, torch.inf, -torch.inf])
+    for scale in (1.0, 0.25, 32.0):
+        for dtype in (torch.float16, torch.float32):
+            values = (torch.cat((grid, beyond)) * scale).to(dtype).repeat(40)
+            found = kernels.quantize_input(values, torch.tensor(scale))
+            expected = fp8.quantize_input(values, torch.tensor(scale))
+            assert torch.equal(found.float(), expected.float()), (scale, dtype)
+
+
 def main() -> None:
     channels = torch.linspace(0, 2, 24, dtype=torch.float64)
     for weight in (gaussian(16, 24), gaussian(16, 24, 3, 3), gaussian(5000, 2).to(torch.bfloat16)):
@@ -55,6 +68,7 @@ def main() -> None:
     odd[0, :2] = torch.tensor([torch.inf, torch.nan])
     histogram_agrees(odd, channels)
     dequantize_agrees()
+    quantize_input_agrees()
 
 
 main()

@@ -8,7 +8,7 @@ import reference
 import torch
 from helpers import DTYPES, gaussian
 from hswq.quant import FP8_MAX, dequantize, quantize
-from hswq.quant.fp8 import positive_grid, quotient, round_to_grid
+from hswq.quant.fp8 import positive_grid, quantize_input, quotient, round_to_grid
 
 GRID = torch.tensor(sorted({abs(value) for value in reference.GRID}), dtype=torch.float32)
 MIDPOINTS = (GRID[1:] + GRID[:-1]) / 2
@@ -153,6 +153,32 @@ class TestQuantize:
         for other in (weight.to(memory_format=torch.channels_last), weight.mT.contiguous().mT):
             stored, _ = quantize(other, 0.03, scaled=scaled)
             assert torch.equal(stored.float(), expected.float())
+
+
+class TestQuantizeInput:
+    @pytest.fixture
+    def rounds(self, device) -> None:
+        if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+            pytest.skip("Triton has no FP8 there, or goes through FP16 to it")
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("amax", [0.02, 3.0, 448.0, 30000.0])
+    def test_is_the_nearest_of_the_quotient(self, dtype, amax, device, rounds):
+        values = (gaussian(64, 300) * amax * 25).to(dtype)
+        scale = torch.tensor(amax / 448)
+        expected = (values.float() * (1 / scale)).clamp(-448, 448).to(torch.float8_e4m3fn)
+        found = quantize_input(values.to(device), scale.to(device))
+        assert found.shape == values.shape
+        assert torch.equal(found.float().cpu(), expected.float())
+        assert (expected.float().abs() == 448).any()
+
+    def test_infinite_values_are_clipped_and_nan_stays(self, device, rounds):
+        values = torch.tensor([math.inf, -math.inf, math.nan, 1.0], dtype=torch.float16)
+        before = values.clone()
+        found = quantize_input(values.to(device), torch.tensor(0.5, device=device)).float().cpu()
+        assert found[[0, 1, 3]].tolist() == [448.0, -448.0, 2.0]
+        assert found[2].isnan()
+        assert values[[0, 1, 3]].equal(before[[0, 1, 3]])
 
 
 class TestDequantize:
