@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
 
 from .nodes import NODES
 from .recording import recorder
@@ -15,8 +16,15 @@ class HSWQExtension(ComfyExtension):
     async def on_load(self) -> None:
         """Make the statistics folder known and start recording."""
         register_folder()
-        recorder.install()
+        recorder.follow_settings()
+        PromptServer.instance.add_on_prompt_handler(_follow_settings)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes."""
         return NODES
+
+
+def _follow_settings(prompt: dict) -> dict:
+    """Let recording follow the settings; the prompt goes on as it is."""
+    recorder.follow_settings()
+    return prompt

@@ -6,6 +6,7 @@ Import it where ComfyUI is up (tests/loader/conftest.py).
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
@@ -21,6 +22,13 @@ from toy.shapes import CONTEXT, POOLED
 
 LATENT = (1, 4, 16, 16)
 Conditioning = list
+
+
+def load_16_bit(path: Path) -> ModelPatcher:
+    """Load a checkpoint's model by stock ComfyUI; on a CPU, in 16 bit as on a GPU."""
+    return comfy.sd.load_checkpoint_guess_config(
+        str(path), output_vae=False, output_clip=False, model_options={"dtype": torch.float16}
+    )[0]
 
 
 def noise(seed: int = 0, batch: int = 1) -> Tensor:

@@ -32,6 +32,7 @@ import comfy.sd  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from harness import inprocess  # noqa: E402
 from harness.exports import folders, plans, recorded  # noqa: E402, F401
+from harness.recording import choose, folder, model, recorder  # noqa: E402, F401
 from hswq.calibration import Statistics  # noqa: E402
 from hswq.loader import loading  # noqa: E402
 from hswq.quant import Planner, SearchSettings  # noqa: E402
@@ -79,7 +80,7 @@ def legacy(memory: str) -> None:
 @pytest.fixture(scope="session")
 def statistics(checkpoint: Path) -> Statistics:
     """Statistics of the toy's layers."""
-    return common.made_up_statistics(load_16_bit(checkpoint))
+    return common.made_up_statistics(inprocess.load_16_bit(checkpoint))
 
 
 @pytest.fixture(scope="session")
@@ -99,13 +100,6 @@ def loaded() -> dict[str, tuple]:
     return {}
 
 
-def load_16_bit(path: Path) -> ModelPatcher:
-    """Load a checkpoint's model by stock ComfyUI; on a CPU, in 16 bit as on a GPU."""
-    return comfy.sd.load_checkpoint_guess_config(
-        str(path), output_vae=False, output_clip=False, model_options={"dtype": torch.float16}
-    )[0]
-
-
 @pytest.fixture
 def models(
     memory: str,
@@ -116,7 +110,7 @@ def models(
 ):
     """The toy in 16 bit and quantized. What a test leaves in their weights is an error."""
     if memory not in loaded:
-        sixteen_bit = load_16_bit(checkpoint)
+        sixteen_bit = inprocess.load_16_bit(checkpoint)
         quantized = loading.load_checkpoint(str(checkpoint), planner(), only_model=True)[0]
         originals = Models(sixteen_bit, quantized)
         loaded[memory] = originals, Models(*map(inprocess.held, originals))

@@ -3,69 +3,19 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
-from pathlib import Path
 
-import comfy.samplers
-import folder_paths
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from harness.inprocess import patched, sample
 from harness.patches import patch_file
+from harness.recording import hooks, recorded
 from hswq.calibration import DualMonitor, monitored_layers
-from hswq.loader import recording, statisticsfile, store
+from hswq.loader import recording, store
 from hswq.loader.modelfile import fingerprint
-from hswq.loader.recording import Recorder, Recording, record
-from hswq.loader.status import COMPLETE, FAILED, NOT_RECORDED, RECORDING
-
-CFGGuider = comfy.samplers.CFGGuider
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Statistics and settings for the test alone."""
-    folders = folder_paths.folder_names_and_paths
-    monkeypatch.setitem(folders, store.FOLDER, ([str(tmp_path / "hswq")], {".pt"}))
-    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
-    return tmp_path / "hswq"
-
-
-@pytest.fixture
-def choose(folder: Path):
-    """Changes the settings as ComfyUI's dialog does."""
-
-    def write(**settings: object) -> None:
-        path = folder.parent / "user" / "default" / "comfy.settings.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({f"HSWQ.{key}": value for key, value in settings.items()}))
-
-    return write
-
-
-@pytest.fixture
-def recorder(folder: Path):
-    """A recorder of the test's own."""
-    own = CFGGuider.outer_sample
-    recorder = Recorder()
-    recorder.install()
-    yield recorder
-    CFGGuider.outer_sample = own
-
-
-@pytest.fixture
-def model(models):
-    return models.sixteen_bit
-
-
-def hooks(patcher) -> int:
-    modules = patcher.model.diffusion_model.modules()
-    return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in modules)
-
-
-def recorded(checkpoint: Path):
-    return store.statistics_of(fingerprint(str(checkpoint)))
+from hswq.loader.recording import Recording, record
+from hswq.loader.status import FAILED, NOT_RECORDED, RECORDING
 
 
 class TestPassive:
@@ -101,29 +51,6 @@ class TestPassive:
     def test_notes_a_lora(self, model, checkpoint, recorder):
         sample(patched(model, patch_file("LoRA")))
         assert recorded(checkpoint).meta["lora"].startswith("patches on ")
-
-    def test_ends_at_the_target(self, model, checkpoint, recorder, choose, monkeypatch):
-        choose(Target=32, Budget=100)
-        sample(model, batch=32)
-        assert recorder.status()[-1].state == COMPLETE
-        path = next(store.statistics_folder().glob("*.pt"))
-        before = path.stat().st_mtime_ns
-        monkeypatch.delattr(recording, "record")  # it is not even called
-        monkeypatch.delattr(statisticsfile, "load_statistics")  # nor is the file read again
-        sample(model)
-        assert path.stat().st_mtime_ns == before
-
-    def test_off_is_off_at_once(self, model, checkpoint, recorder, choose):
-        choose(Record=False)
-        sample(model)
-        assert recorded(checkpoint) is None
-        choose(Record=True)
-        sample(model)
-        assert recorded(checkpoint).samples == 1
-
-    def test_off_while_a_sampling_runs(self, model, checkpoint, recorder, choose):
-        sample(model, steps=2, callback=lambda *_: choose(Record=False))
-        assert recorded(checkpoint) is None
 
 
 class TestStatus:
@@ -239,45 +166,6 @@ class TestInTheWay:
         handle.remove()
         assert all(layer.finite for layer in recorded(checkpoint).values())
         assert recorded(checkpoint).samples < 25
-
-
-class TestPatch:
-    def test_is_idempotent_and_removable(self, recorder):
-        ours = CFGGuider.outer_sample
-        recorder.install()
-        assert CFGGuider.outer_sample is ours
-        recorder.remove()
-        assert CFGGuider.outer_sample is ours.__wrapped__
-        recorder.remove()
-
-    def test_of_others_before_and_after(self, model, checkpoint, recorder):
-        recorder.remove()
-        seen, stock = [], CFGGuider.outer_sample
-
-        def wrap(name: str):
-            inner = CFGGuider.outer_sample
-
-            def outer_sample(*args, **kwargs):
-                seen.append(name)
-                return inner(*args, **kwargs)
-
-            CFGGuider.outer_sample = outer_sample
-            return outer_sample
-
-        wrap("before")
-        recorder.install()
-        after = wrap("after")
-        sample(model)
-        assert seen == ["after", "before"]
-        assert recorded(checkpoint).samples == 1
-        recorder.remove()
-        assert CFGGuider.outer_sample is after, "it is not ours to take away"
-        sample(model)
-        assert recorded(checkpoint).samples == 1
-        recorder.install()
-        sample(model)
-        assert recorded(checkpoint).samples == 2
-        CFGGuider.outer_sample = stock
 
 
 class TestClones:

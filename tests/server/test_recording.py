@@ -77,6 +77,11 @@ def hooks(client: Client) -> list[int]:
     return [model["hooks"] for model in client.get_json("/probe/models")["loaded"]]
 
 
+def is_patched(client: Client) -> bool:
+    """Whether ComfyUI's own sampling function is wrapped."""
+    return client.get_json("/probe/models")["patched"]
+
+
 class TestStatistics:
     @pytest.mark.parametrize("session", [PASSIVE, BY_HAND])
     def test_two_runs_equal_an_independent_monitor(
@@ -164,12 +169,15 @@ class TestSettings:
         record_every_layer(server)
 
     def test_off_is_off_at_once(self, server: ComfyUIServer, client: Client):
+        assert is_patched(client)
         client.post("/settings/HSWQ.Record", False)
         client.run(sampling(PASSIVE))
         assert not list((server.models / "hswq").glob("*.pt"))
+        assert not is_patched(client)
         client.post("/settings/HSWQ.Record", True)
         client.run(sampling(PASSIVE, seed=1))
         assert recorded(server, PASSIVE)["meta"]["samples"] == 1
+        assert is_patched(client)
 
     def test_the_page_gets_the_dialogs_entries(self, client: Client):
         (script,) = [path for path in client.get_json("/extensions") if path.endswith("hswq.js")]

@@ -7,6 +7,7 @@ import comfy.model_management
 import torch
 from aiohttp import web
 from comfy.model_base import BaseModel
+from comfy.samplers import CFGGuider
 from server import PromptServer
 
 
@@ -20,7 +21,9 @@ def add_route():
         models = [patcher.model for patcher in patchers if patcher is not None]
         models = [model for model in models if isinstance(model, BaseModel)]
         alive = sum(isinstance(thing, BaseModel) for thing in gc.get_objects())
-        return web.json_response({"loaded": [facts(model) for model in models], "alive": alive})
+        patched = hasattr(CFGGuider.outer_sample, "__wrapped__")
+        answer = {"loaded": [facts(model) for model in models], "alive": alive, "patched": patched}
+        return web.json_response(answer)
 
 
 class ProbeModel:
