@@ -20,12 +20,14 @@ class LayerFinding:
         amax: that the search found; None where the layer was not searched.
         relative_error: as LayerPlan's; None where the layer was not searched.
         warnings: as LayerPlan's.
+        input_amax: as LayerPlan's.
     """
 
     sensitivity: float | None
     amax: float | None = None
     relative_error: float | None = None
     warnings: tuple[str, ...] = ()
+    input_amax: float | None = None
 
     # With it this is a MeasuredLayer, by which layers are selected.
     importance: ClassVar[None] = None
@@ -34,7 +36,8 @@ class LayerFinding:
     def of(cls, layer: LayerPlan) -> LayerFinding:
         """Return what a Plan says of a layer, without its fate."""
         sensitivity = math.nan if layer.reason == KEPT_NOT_FINITE else layer.sensitivity
-        return cls(sensitivity, layer.amax, layer.relative_error, layer.warnings)
+        found = layer.amax, layer.relative_error, layer.warnings, layer.input_amax
+        return cls(sensitivity, *found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Findings:
         for name, layer in data["layers"].items():
             numbers = {
                 key: None if layer[key] is None else float(layer[key])
-                for key in ("sensitivity", "amax", "relative_error")
+                for key in ("sensitivity", "amax", "relative_error", "input_amax")
             }
             layers[name] = LayerFinding(**numbers, warnings=tuple(map(str, layer["warnings"])))
         return cls(MappingProxyType(layers), int(data["samples"]))

@@ -43,6 +43,7 @@ class LayerPlan:
         relative_error: weighted root mean square error over the weighted root mean square of the
             weights, of the quantized layer; None for a kept one.
         warnings: sentences about statistics that do not fit the weights.
+        input_amax: largest |x| of the layer's input, None where not measured.
     """
 
     name: str
@@ -51,6 +52,7 @@ class LayerPlan:
     sensitivity: float | None = None
     relative_error: float | None = None
     warnings: tuple[str, ...] = ()
+    input_amax: float | None = None
 
     @property
     def quantized(self) -> bool:
@@ -98,6 +100,10 @@ class Plan:
     def quantizes(self, name: str) -> bool:
         """Whether a layer becomes FP8: a finished Plan used as a Planner."""
         return name in self.layers and self.layers[name].quantized
+
+    def input_amax(self, name: str) -> float | None:
+        """Return the largest |x| of a layer's input, None where it is not known."""
+        return self.layers[name].input_amax if name in self.layers else None
 
     def add(self, name: str, weight: torch.Tensor) -> float | None:
         """Return the amax of a layer, None to keep it; nothing is searched.

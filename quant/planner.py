@@ -75,6 +75,11 @@ class Planner:
         """Whether `add` looks at a layer's weight: it becomes FP8, and its amax is not known."""
         return self.quantizes(name) and self._known.amax(name) is None
 
+    def input_amax(self, name: str) -> float | None:
+        """Return the largest |x| of a layer's input, None where the statistics do not say."""
+        amax = getattr(self._ranked.get(name), "input_amax", None)
+        return None if amax is None or not math.isfinite(amax) else amax
+
     def reason(self, name: str) -> str:
         """Return why a layer is kept or quantized."""
         if self._statistics is None:
@@ -94,7 +99,9 @@ class Planner:
         ranked = self._ranked.get(name)
         # JSON has no nan.
         sensitivity = None if ranked is None or reason == KEPT_NOT_FINITE else ranked.sensitivity
-        self._layers[name] = layer = LayerPlan(name, None, reason, sensitivity)
+        input_amax = self.input_amax(name)
+        layer = LayerPlan(name, None, reason, sensitivity, input_amax=input_amax)
+        self._layers[name] = layer
         if not self.quantizes(name):
             return None
         if not self.searches(name):

@@ -10,14 +10,21 @@ from hswq.quant import Findings, Planner, SearchSettings, make_plan
 
 QUICK = SearchSettings(bins=64, candidates=10, refinements=1)
 COUNT = 8
+AMAX = [2.0, None, 0.0, math.inf, 7.0]
 
 
 class Measured:
     """One layer's statistics, as a Plan reads them."""
 
-    def __init__(self, sensitivity: float, importance: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        sensitivity: float,
+        importance: torch.Tensor | None = None,
+        input_amax: float | None = None,
+    ) -> None:
         self.sensitivity = sensitivity
         self.importance = importance
+        self.input_amax = input_amax
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def layers() -> dict[str, torch.Tensor]:
 def statistics() -> dict[str, Measured]:
     """Of all layers but the last; of one they are not finite, of another of other channels."""
     found = {
-        f"layer{index}": Measured(float(value), importance_of("random", 4))
+        f"layer{index}": Measured(float(value), importance_of("random", 4), AMAX[index])
         for index, value in enumerate([3, 1, 4, 1, 5])
     }
     return {**found, "layer5": Measured(math.nan), "layer6": Measured(2.0, torch.ones(9))}
@@ -55,6 +62,18 @@ class TestKnown:
         assert found == expected
         planner = Planner(statistics, ratio, scaled=scaled, settings=QUICK, known=known)
         assert planner.known_plan() == expected
+
+    def test_largest_inputs_are_in_plans_and_what_is_kept_of_them(self, layers, statistics, scaled):
+        expected = [2.0, None, 0.0, None, 7.0, None, None, None]
+        known = Findings.of(make_plan(layers, statistics, 0.5, scaled, QUICK), 40)
+        known = Findings.from_json(json.loads(json.dumps(known.to_json(), allow_nan=False)))
+        for source in (
+            Planner(statistics, 0.5, scaled=scaled),
+            make_plan(layers, statistics, 0.5, scaled, QUICK),
+            Planner(statistics, 0, scaled=scaled, known=known),
+            plan(layers, statistics, 0, known, scaled)[0],
+        ):
+            assert [source.input_amax(name) for name in layers] == expected
 
     def test_only_what_is_missing_is_searched(self, layers, statistics, scaled):
         first, searched = plan(layers, statistics, 0.5, scaled=scaled)
