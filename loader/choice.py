@@ -133,6 +133,8 @@ def _recorded(statistics: Statistics | None) -> str:
 def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | None) -> Choice:
     planner = planner_for(statistics, settings, key)
     about = f"{planner.samples} of {store.target()} samples"
+    if planner.samples < store.target():  # FP8 weights are not measured: say what is
+        about += "; sampling with a 16-bit loader adds more"
     return Choice(planner.known_plan() or planner, about, planner.samples, key)
 
 

@@ -111,7 +111,8 @@ class TestExamples:
         assert FLOAT8 not in loaded_layers(client).values()
 
         shown = lines_shown(client, lambda: comfy_run("hswq_first_use", batch=1))
-        assert shown == ["198 layers FP8, 66 in 16 bit; 32 of 256 samples"]
+        more = "sampling with a 16-bit loader adds more"
+        assert shown == [f"198 layers FP8, 66 in 16 bit; 32 of 256 samples; {more}"]
         (statistics,) = statistics_files(server)
         assert_quantized(loaded_layers(client), statistics, "float16")
         assert len(list((server.base / "output" / "HSWQ").glob("first_use*.png"))) == 33
