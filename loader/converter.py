@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import comfy.lora
 import comfy.model_management as memory
@@ -14,7 +15,7 @@ from ..calibration import monitored_layers
 from ..quant import Plan, Planner
 from .loading import adopt
 from .operations import hswq_operations
-from .patchers import is_quantized
+from .patchers import identity, is_quantized
 from .quantizer import Quantizer
 
 _PREFIX = "diffusion_model."
@@ -56,7 +57,8 @@ def convert(
     weights.forget()
     # Only Dynamic VRAM asks for it, and there the 16-bit weights stay in their file.
     converted.cached_patcher_init = (convert, (original, plan)) if original.is_dynamic() else None
-    adopt(converted, plan, type(base).__name__)
+    name, its_fingerprint = identity(original) or (type(base).__name__, None)
+    adopt(converted, plan, os.path.basename(name), its_fingerprint)
     return converted
 
 

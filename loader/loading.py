@@ -20,8 +20,9 @@ from comfy.quant_ops import QuantizedTensor
 
 from ..calibration import monitored_layers
 from ..quant import FP8_MAX, LayerPlan, Plan, Planner
+from .alive import note_alive
 from .formats import MODEL_MARKERS
-from .modelfile import ModelFileError, is_stored_quantized, load_tensors
+from .modelfile import ModelFileError, fingerprint, is_stored_quantized, load_tensors
 from .operations import hswq_operations
 from .quantizer import Quantizer, fits
 from .saving import save_as_16_bit
@@ -146,7 +147,7 @@ class _Load:
             plan = again = self._quantizer.finish()
         else:
             plan, again = _plan_as_stored(patcher), None
-        adopt(patcher, plan, self._name)
+        adopt(patcher, plan, self._name, fingerprint(self._path))
         patcher.cached_patcher_init = (reload, (self._path, again))
         if self._resident:
             memory.load_models_gpu([patcher], force_full_load=True)
@@ -169,9 +170,14 @@ def _plan_as_stored(patcher: ModelPatcher) -> Plan:
     return Plan(scaled, kept / max(1, len(layers)), MappingProxyType(layers))
 
 
-def adopt(patcher: ModelPatcher, plan: Plan, name: str) -> None:
-    """Mark a patcher as quantized by a Plan, and say so in the log."""
+def adopt(patcher: ModelPatcher, plan: Plan, name: str, its_fingerprint: str | None) -> None:
+    """Mark a patcher as quantized by a Plan, and say so in the log.
+
+    `its_fingerprint` is of the file that its weights are from, None where there is none.
+    """
     patcher.set_attachments(ATTACHMENT, plan)
+    if its_fingerprint is not None:
+        note_alive(patcher.model, name, its_fingerprint, plan)
     save_as_16_bit(patcher.model)
     # ComfyUI's cache of hooked weights holds them in FP32, four times what ours take.
     patcher.set_hook_mode(comfy.hooks.EnumHookMode.MinVram)

@@ -40,7 +40,7 @@ def write(statistics: Statistics, path: Path) -> None:
         save_statistics(statistics, path)
     except OSError as error:  # of a full disk, it does not say which file
         raise OSError(f"{path.name} cannot be written: {error.strerror}") from error
-    _keep(path, _version(path), statistics)
+    _keep(path, version_of(path), statistics)
 
 
 def read_or_set_aside(path: Path) -> Statistics | None:
@@ -71,12 +71,12 @@ def read(path: Path) -> Statistics:
     Raises:
         OSError, StatisticsError: as `load_statistics`.
     """
-    version = _version(path)
+    version = version_of(path)
     known = _cache.get(path)
     if known is not None and known[0] == version:
         return known[1]
     statistics = load_statistics(path)
-    if version == _version(path):
+    if version == version_of(path):
         _keep(path, version, statistics)
     return statistics
 
@@ -88,6 +88,7 @@ def _keep(path: Path, version: tuple, statistics: Statistics) -> None:
         del _cache[next(iter(_cache))]
 
 
-def _version(path: Path) -> tuple:
+def version_of(path: Path) -> tuple:
+    """Return what is another when a file has changed."""
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -11,17 +11,10 @@ from .. import choice
 from ..export import ExportSettings, export
 from ..exportpath import default_name, export_path
 from ..formats import FILE_FORMATS, SCALED
+from ..sources import source_path, sources
 from .common import CATEGORY, keep_ratio_input, say, statistics_input
 
-_FOLDERS = ("checkpoints", "diffusion_models")
 _WHOLE, _MODEL_ONLY = "full checkpoint", "diffusion model only"
-
-
-def _sources() -> list[str]:
-    """Return what can be exported: the files of both folders, each with its folder's name."""
-    return [
-        f"{folder}/{name}" for folder in _FOLDERS for name in folder_paths.get_filename_list(folder)
-    ]
 
 
 class HSWQExport(io.ComfyNode):
@@ -40,7 +33,7 @@ class HSWQExport(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "source",
-                    options=_sources(),
+                    options=sources(),
                     tooltip="A 16-bit (or 32-bit) file of models/checkpoints or "
                     "models/diffusion_models.",
                 ),
@@ -90,7 +83,7 @@ class HSWQExport(io.ComfyNode):
     def execute(
         cls, source, statistics, format, keep_ratio, what, filename, overwrite, without_statistics
     ) -> io.NodeOutput:
-        path = _source_path(source)
+        path = source_path(source)
         settings = ExportSettings(
             format, statistics, keep_ratio, without_statistics, what == _MODEL_ONLY
         )
@@ -107,11 +100,3 @@ class HSWQExport(io.ComfyNode):
         )
         saved = {"filename": target.name, "subfolder": os.path.dirname(shown), "type": "output"}
         return io.NodeOutput(ui={"models": [saved]})
-
-
-def _source_path(source: str) -> str:
-    """Return the path of one of _sources; a link may bring anything into the input."""
-    folder, _, name = source.partition("/") if isinstance(source, str) else ("", "", "")
-    if folder not in _FOLDERS or name not in folder_paths.get_filename_list(folder):
-        raise ValueError(f"there is no model file {source!r} in ComfyUI's folders")
-    return folder_paths.get_full_path_or_raise(folder, name)
