@@ -24,6 +24,12 @@ SAMPLES = 40
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """An empty models folder, and an output folder whose models ComfyUI offers."""
+    use_folders(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def use_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give ComfyUI such folders until the patch is undone."""
     paths = {
         "checkpoints": ([str(tmp_path / "output" / "checkpoints")], {".safetensors"}),
         "diffusion_models": ([str(tmp_path / "output" / "diffusion_models")], {".safetensors"}),
@@ -34,7 +40,6 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     store.register_folder()
-    return tmp_path
 
 
 @pytest.fixture(scope="session")

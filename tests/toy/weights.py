@@ -69,7 +69,7 @@ def _matrix(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     return weight * (gain / math.sqrt(weight[0].numel()) / weight.std())
 
 
-def _value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+def value_of(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """FP32. It depends on the seed and the name only, not on what else is in the file."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     if "token_embedding" in name:
@@ -133,7 +133,7 @@ def _prefer_depth(unet: dict[str, Tensor]) -> None:
 
 def unet_tensors(seed: int = 0) -> dict[str, Tensor]:
     """The UNet in FP32, names relative to the diffusion model."""
-    unet = {name: _value(name, shape, seed) for name, shape in unet_shapes()}
+    unet = {name: value_of(name, shape, seed) for name, shape in unet_shapes()}
     _prefer_depth(unet)
     _pass_input_to_output(unet)
     _add_own_contribution(unet)
@@ -142,8 +142,8 @@ def unet_tensors(seed: int = 0) -> dict[str, Tensor]:
 
 def clip_tensors(seed: int = 0) -> dict[str, Tensor]:
     """Both text encoders in FP32 (but for the one integer that SDXL has), named as in the file."""
-    clip = {CLIP_L_PREFIX + name: _value(name, shape, seed) for name, shape in clip_l_shapes()}
-    clip |= {CLIP_G_PREFIX + name: _value(name, shape, seed) for name, shape in clip_g_shapes()}
+    clip = {CLIP_L_PREFIX + name: value_of(name, shape, seed) for name, shape in clip_l_shapes()}
+    clip |= {CLIP_G_PREFIX + name: value_of(name, shape, seed) for name, shape in clip_g_shapes()}
     clip[CLIP_L_PREFIX + "embeddings.position_ids"] = torch.arange(77)[None]
     clip[CLIP_G_PREFIX + "logit_scale"] = torch.tensor(4.6055)
     return clip

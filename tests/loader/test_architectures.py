@@ -1,0 +1,175 @@
+"""Beyond SDXL: other models are recorded, loaded, sampled with and exported through stock code."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import comfy.sample
+import comfy.sd
+import comfy.supported_models
+import folder_paths
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from harness.exports import target_of, use_folders, wanted
+from harness.inprocess import distance, held, load_16_bit, same
+from harness.recording import assert_measured, measured
+from hswq.calibration import Statistics, monitored_layers
+from hswq.loader import choice, store
+from hswq.loader.export import export
+from hswq.loader.formats import FILE_FORMATS
+from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
+from hswq.loader.modelfile import fingerprint
+from hswq.loader.quantizer import QuantizeSettings
+from hswq.loader.recording import Recorder
+from toy.architectures import ARCHITECTURES, ENTRIES, Architecture
+
+SAMPLES = store.USABLE_SAMPLES
+STOCK_READS = ("compatible", "scaled")
+
+
+class Recorded(NamedTuple):
+    """A model that was sampled with by stock ComfyUI, and what was recorded of it."""
+
+    architecture: Architecture
+    checkpoint: Path
+    alone: Path
+    sixteen_bit: ModelPatcher
+    statistics: Statistics
+    calls: dict[str, list]
+
+
+def sample(patcher: ModelPatcher, architecture: Architecture, batch: int = 1, steps: int = 2):
+    """Sample without a negative prompt, so that what changes a weight is not amplified."""
+    latent = torch.zeros(batch, architecture.latent, 16, 16)
+    positive = architecture.conditioning(1)
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            patcher, comfy.sample.prepare_noise(latent, 0), steps, 1.0, "euler", "simple",
+            positive, positive, latent, disable_pbar=True,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def entries():
+    """ComfyUI knows the small models; Lumina's own entry would take any."""
+    with pytest.MonkeyPatch.context() as patch:
+        known = [*ENTRIES, *comfy.supported_models.models]
+        patch.setattr(comfy.supported_models, "models", known)
+        yield
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def made(request, entries, tmp_path_factory) -> Recorded:
+    """Record one model in 16 bit, as users do, with every layer in every forward."""
+    folder, architecture = tmp_path_factory.mktemp("models"), ARCHITECTURES[request.param]
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        use_folders(folder, patch)
+        patch.setattr(folder_paths, "user_directory", str(folder / "user"))
+        (folder / "user" / "default").mkdir(parents=True)
+        settings = folder / "user" / "default" / "comfy.settings.json"
+        settings.write_text(json.dumps({"HSWQ.Budget": 100}))
+        checkpoint = architecture.write(folder / "model.safetensors")
+        alone = architecture.write(folder / "alone.safetensors", model_only=True)
+        sixteen_bit = load_16_bit(checkpoint)
+        recorder = Recorder()
+        recorder.install()
+        names = list(monitored_layers(sixteen_bit.model.diffusion_model))
+        try:
+            with measured(sixteen_bit, names) as calls:
+                sample(sixteen_bit, architecture, SAMPLES, steps=1)
+        finally:
+            recorder.remove()
+        statistics = store.statistics_of(fingerprint(str(checkpoint)))
+        yield Recorded(architecture, checkpoint, alone, sixteen_bit, statistics, calls)
+
+
+def plan_of(made: Recorded) -> choice.Choice:
+    """Return how the loader nodes quantize a model: by what was recorded of it."""
+    known = fingerprint(str(made.checkpoint))
+    return choice.choose(choice.AUTO, known, "", QuantizeSettings(), choice.FAIL)
+
+
+def loaded(made: Recorded, *, alone: bool = False) -> ModelPatcher:
+    """Load a model so, from its checkpoint or from the diffusion model alone."""
+    chosen = plan_of(made)
+    if alone:
+        patcher = load_diffusion_model(str(made.alone), chosen.source)
+    else:
+        patcher = load_checkpoint(str(made.checkpoint), chosen.source, only_model=True)[0]
+    chosen.keep(patcher.get_attachment(ATTACHMENT))
+    return patcher
+
+
+class TestArchitecture:
+    def test_is_the_real_one(self, made):
+        entry = made.architecture.entry
+        real = type(made.sixteen_bit.model.model_config)
+        assert real is entry
+        assert entry in ENTRIES or entry is comfy.supported_models.Flux
+
+    def test_records_every_layer(self, made):
+        network = made.sixteen_bit.model.diffusion_model
+        assert made.statistics.samples == SAMPLES
+        assert list(made.statistics) == list(monitored_layers(network))
+        assert_measured(made.statistics, made.calls)
+        for name, layer in monitored_layers(network).items():
+            channels = getattr(layer, "in_channels", None) or layer.in_features
+            assert made.statistics[name].importance.numel() == channels, name
+
+    def test_loads_alike_from_both_kinds_of_file(self, made):
+        one, other = loaded(made), loaded(made, alone=True)
+        assert fingerprint(str(made.alone)) == fingerprint(str(made.checkpoint))
+        plan = one.get_attachment(ATTACHMENT)
+        assert not same(held(one), held(other))
+        assert list(plan.layers) == list(made.statistics)
+        assert len(plan.kept) == int(0.25 * len(plan.layers))
+
+    def test_samples_close_to_16_bit(self, made):
+        """Closer than a plain cast, and than all layers' errors that add up as in a chain."""
+        expected = sample(made.sixteen_bit, made.architecture)
+        quantized = loaded(made)
+        cast = comfy.sd.load_checkpoint_guess_config(
+            str(made.checkpoint), output_vae=False, output_clip=False,
+            model_options={"dtype": torch.float8_e4m3fn},
+        )[0]  # fmt: skip
+        layers = quantized.get_attachment(ATTACHMENT).layers.values()
+        bound = math.sqrt(sum((layer.relative_error or 0.0) ** 2 for layer in layers))
+        apart = distance(sample(quantized, made.architecture), expected)
+        assert 0 < apart < min(bound, distance(sample(cast, made.architecture), expected))
+        assert bound < 0.25
+
+    @pytest.mark.parametrize("kind", FILE_FORMATS)
+    def test_exports_what_it_loads(self, made, kind):
+        settings = wanted(kind)
+        path = target_of(settings, settings.file_format.short)
+        plan = export(str(made.checkpoint), path, settings).plan
+        stored = load_checkpoint(str(path), None, only_model=True)[0]
+        ours = held(load_checkpoint(str(made.checkpoint), plan, only_model=True)[0])
+        convs = {key for key, (data, *scale) in ours.items() if data.ndim == 4 and scale}
+        expected = convs if settings.file_format.conv is None else set()
+        assert set(same(held(stored), ours)) == expected
+        assert len(plan.quantized) > len(plan.kept)
+        if kind in STOCK_READS:
+            stock = comfy.sd.load_checkpoint_guess_config(str(path), output_clip=False)[0]
+            apart = distance(*(sample(one, made.architecture) for one in (stock, stored)))
+            assert apart == 0 if stock.load_device.type == "cpu" else apart < 0.01
+
+    def test_leaves_text_encoder_and_vae_as_they_are(self, made):
+        expected = comfy.sd.load_checkpoint_guess_config(str(made.checkpoint))[1:3]
+        found = load_checkpoint(str(made.checkpoint), plan_of(made).source)[1:]
+        for theirs, ours in zip(map(weights, expected), map(weights, found), strict=True):
+            assert ours.keys() == theirs.keys()
+            assert [key for key in theirs if not theirs[key].equal(ours[key])] == []
+            assert all(value.dtype.itemsize > 1 for value in ours.values())
+
+
+def weights(model: comfy.sd.CLIP | comfy.sd.VAE | None) -> dict[str, torch.Tensor]:
+    """Return a text encoder's or a VAE's weights, none where a file has none."""
+    network = getattr(model, "cond_stage_model", None) or getattr(model, "first_stage_model", None)
+    found = {} if network is None else network.state_dict()
+    # It is in no file, so nobody sets it.
+    return {key: value for key, value in found.items() if "clip_l.transformer.text_proj" not in key}
