@@ -21,11 +21,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def arguments(description: str, **extra: dict) -> argparse.Namespace:
+def arguments(description: str, *, trained: bool = False, **extra: dict) -> argparse.Namespace:
     """Parse the options of every benchmark, then bring ComfyUI up with the right ones of its own.
 
     Args:
         description: of the benchmark.
+        trained: by default take the trained toy, whose pictures mean something.
         extra: further options by name, each the keyword arguments of `add_argument`.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -43,9 +44,10 @@ def arguments(description: str, **extra: dict) -> argparse.Namespace:
     package.__path__ = [str(ROOT)]
     sys.modules["hswq"] = package
     if chosen.checkpoint is None:
-        from toy.checkpoint import make_checkpoint
+        from toy.checkpoint import make_checkpoint, make_trained_checkpoint
 
-        chosen.checkpoint = str(make_checkpoint(ROOT / ".dev/bench/toy_sdxl.safetensors"))
+        make, name = (make_trained_checkpoint, "trained") if trained else (make_checkpoint, "toy")
+        chosen.checkpoint = str(make(ROOT / f".dev/bench/{name}_sdxl.safetensors"))
     return chosen
 
 

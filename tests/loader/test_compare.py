@@ -115,12 +115,12 @@ class TestRefused:
             compare(pictures(), pictures().transpose(1, 2))
 
     def test_other_numbers(self):
-        with pytest.raises(ValueError, match="original is 3 x .*, the image 2 x "):
+        with pytest.raises(ValueError, match=r"original is 3 x .*, the image 2 x "):
             compare(pictures(3), pictures(2))
 
     def test_too_small_ones(self):
         small = pictures()[:, :10]
-        with pytest.raises(ValueError, match="1 x 56 x 10 pixels .* needs 11 pixels"):
+        with pytest.raises(ValueError, match=r"1 x 56 x 10 pixels .* needs 11 pixels"):
             compare(small, small)
 
     def test_none(self):

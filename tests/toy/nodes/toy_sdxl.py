@@ -75,7 +75,14 @@ class ToySDXL(supported_models.SDXL):
         return target
 
 
+class TrainedToySDXL(ToySDXL):
+    """What `train.py` trains: 1.8 million parameters, on the same text encoders."""
+
+    unet_config = {**ToySDXL.unet_config, "transformer_depth": [0, 0, 1]}  # noqa: RUF012
+
+
 def register():
-    """Makes ComfyUI recognise the toy; again, and under another module's name, does nothing."""
-    if all(model.__name__ != ToySDXL.__name__ for model in supported_models.models):
-        supported_models.models.append(ToySDXL)
+    """Makes ComfyUI recognise the toys; again, and under another module's name, does nothing."""
+    known = {model.__name__ for model in supported_models.models}
+    toys = (ToySDXL, TrainedToySDXL)
+    supported_models.models.extend(toy for toy in toys if toy.__name__ not in known)
