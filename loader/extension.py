@@ -5,8 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
+from .events import StatusEvents
 from .nodes import NODES
 from .recording import recorder
+from .routes import add_routes, status
 from .store import register_folder
 
 
@@ -17,7 +19,10 @@ class HSWQExtension(ComfyExtension):
         """Make the statistics folder known and start recording."""
         register_folder()
         recorder.follow_settings()
-        PromptServer.instance.add_on_prompt_handler(_follow_settings)
+        server = PromptServer.instance
+        server.add_on_prompt_handler(_follow_settings)
+        add_routes(server)
+        StatusEvents(server, status).start()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes."""

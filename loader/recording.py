@@ -53,12 +53,13 @@ class Recorder:
 
     Attributes:
         enabled: whether samplings are recorded, as long as the settings say so too.
+        table: what recording does, of every model sampled with since ComfyUI started.
     """
 
     def __init__(self) -> None:
         """Start uninstalled."""
         self.enabled = True
-        self._status = StatusTable()
+        self.table = StatusTable()
         self._failed: dict[str, str] = {}  # fingerprint: what went wrong in measuring
         self._rotations: dict[str, tuple[tuple, Rotation]] = {}
         self._complete: WeakKeyDictionary[torch.nn.Module, tuple] = WeakKeyDictionary()
@@ -99,7 +100,7 @@ class Recorder:
 
     def status(self) -> list[ModelStatus]:
         """Return what recording does, of every model sampled with since ComfyUI started."""
-        return self._status.all()
+        return self.table.all()
 
     @contextmanager
     def _recording(self, patcher: ModelPatcher, noise: torch.Tensor) -> Iterator[None]:
@@ -113,7 +114,7 @@ class Recorder:
         except Exception as error:
             target = None
             reason = f"recording failed: {error}"
-            self._status.note(ModelStatus(type(patcher.model).__name__, None, FAILED, 0, reason))
+            self.table.note(ModelStatus(type(patcher.model).__name__, None, FAILED, 0, reason))
         if target is None:
             yield
             return
@@ -147,7 +148,7 @@ class Recorder:
         if found is None:
             reason = unrecordable(patcher) or "it is a merge or was not loaded from a file"
             name = type(patcher.model).__name__
-            self._status.note(ModelStatus(name, None, NOT_RECORDED, 0, reason))
+            self.table.note(ModelStatus(name, None, NOT_RECORDED, 0, reason))
             return None
         path, fingerprint = found
         known = store.statistics_of(fingerprint)
@@ -165,9 +166,7 @@ class Recorder:
         return target
 
     def _note(self, target: Target, state: str, reason: str | None = None) -> None:
-        self._status.note(
-            ModelStatus(target.name, target.fingerprint, state, target.samples, reason)
-        )
+        self.table.note(ModelStatus(target.name, target.fingerprint, state, target.samples, reason))
 
     def _rotation(self, fingerprint: str, patcher: ModelPatcher) -> Rotation:
         """Return whose turn it is; the turns of few-step samplings go on in the next one."""

@@ -13,6 +13,9 @@ import filelock
 
 from ..calibration import Statistics, StatisticsError, load_statistics, save_statistics
 
+DAMAGED = ".damaged"
+"""What the name of a file that was set aside ends with."""
+
 _LOCK_SECONDS = 10  # a save takes a tenth of one
 _CACHED_FILES = 4
 
@@ -25,9 +28,16 @@ def locked(path: Path) -> Iterator[None]:
         OSError: another process keeps the lock, or the folder cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
+    lock = filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise OSError(f"another process keeps {path.name} locked: try again later") from None
+    try:
         _sweep(path)
         yield
+    finally:
+        lock.release()
 
 
 def write(statistics: Statistics, path: Path) -> None:
@@ -50,7 +60,7 @@ def read_or_set_aside(path: Path) -> Statistics | None:
     except FileNotFoundError:
         return None
     except StatisticsError as error:
-        aside = path.with_name(path.name + ".damaged")
+        aside = path.with_name(path.name + DAMAGED)
         os.replace(path, aside)
         logging.warning("HSWQ: %s; it is kept as %s and a new one is begun", error, aside.name)
         return None

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import folder_paths
@@ -90,6 +90,11 @@ def statistics_of(fingerprint: str) -> Statistics | None:
             continue
         if statistics.fingerprint == fingerprint:
             found.append(statistics)
+    return total_of(found)
+
+
+def total_of(found: Sequence[Statistics]) -> Statistics | None:
+    """Return the sums of a model's files, each recording once; None of no files."""
     counted = {id(statistics) for statistics in once_each(found)}
     parts = [statistics for statistics in found if id(statistics) in counted]
     return functools.reduce(Statistics.merge, parts) if parts else None
@@ -209,3 +214,23 @@ def _now() -> str:
 def _in_order(statistics: Statistics, order: Iterable[str]) -> dict[str, LayerStatistics]:
     first = {name: statistics[name] for name in order if name in statistics}
     return {**first, **statistics}
+
+
+def remove_statistics(fingerprint: str, session: str | None = None) -> int:
+    """Remove what was recorded of a model, in one session or in all; return how many files.
+
+    Each under its lock, so that what another process is about to add begins a new file. Locks stay:
+    without them, who waits for one would not lock out who comes later.
+
+    Raises:
+        OSError: a file cannot be removed, or another process keeps its lock.
+    """
+    removed = 0
+    for path in statistics_files(fingerprint):
+        if session is None or path.name.endswith(f".{session}.pt"):
+            with statisticsfile.locked(path):
+                removed += path.exists()
+                path.unlink(missing_ok=True)
+                path.with_name(path.name + statisticsfile.DAMAGED).unlink(missing_ok=True)
+    changed()
+    return removed

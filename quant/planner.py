@@ -29,6 +29,10 @@ class Planner:
     """Makes a Plan layer by layer, so that weights can be streamed past it.
 
     The search stays on each weight's device: `finish` reads all results back at once.
+
+    Attributes:
+        keep_ratio, scaled, settings, samples: as given.
+        known: what was found before.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class Planner:
         self.settings = settings
         self.samples = samples
         self._statistics = statistics
-        self._known = known or Findings({})
+        self.known = known or Findings({})
         self._ranked = known.measured if known is not None else statistics or {}
         self._reasons = reasons_of(self._ranked, self.keep_ratio)
         self._layers: dict[str, LayerPlan] = {}
@@ -73,7 +77,7 @@ class Planner:
 
     def searches(self, name: str) -> bool:
         """Whether `add` looks at a layer's weight: it becomes FP8, and its amax is not known."""
-        return self.quantizes(name) and self._known.amax(name) is None
+        return self.quantizes(name) and self.known.amax(name) is None
 
     def input_amax(self, name: str) -> float | None:
         """Return the largest |x| of a layer's input, None where the statistics do not say."""
@@ -105,7 +109,7 @@ class Planner:
         if not self.quantizes(name):
             return None
         if not self.searches(name):
-            found = self._known.layers[name]
+            found = self.known.layers[name]
             self._layers[name] = dataclasses.replace(
                 layer,
                 amax=found.amax, relative_error=found.relative_error, warnings=found.warnings,
@@ -119,7 +123,7 @@ class Planner:
         Raises:
             ValueError: as `finish`.
         """
-        names = self._known.layers
+        names = self.known.layers
         if not names or any(map(self.searches, names)):
             return None
         for name in names:

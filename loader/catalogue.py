@@ -1,0 +1,261 @@
+"""What is known of each model: its statistics files, its last sampling, its FP8 copy in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..calibration import Statistics, StatisticsError, load_statistics
+from . import settings, store
+from .alive import Alive, alive_models
+from .sources import find_source
+from .statisticsfile import version_of
+from .status import COMPLETE, FAILED, NOT_RECORDED, QUANTIZED, RECORDING, ModelStatus, is_sampling
+
+READY = "ready"
+ID_DIGITS = 16
+_MAX_TEXT = 200
+_FILE = re.compile(r".+\.(?P<id>[0-9a-f]{16})\.(?P<session>[A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
+
+
+@dataclasses.dataclass(frozen=True)
+class StatisticsFile:
+    """One session of a model.
+
+    Attributes:
+        path: of the file.
+        session: its name.
+        size: of the file in bytes.
+        statistics: without importances, which take most of the room.
+    """
+
+    path: Path
+    session: str
+    size: int
+    statistics: Statistics
+
+    def to_json(self) -> dict:
+        """Return what the panel shows of it."""
+        return {
+            "session": self.session,
+            "file": self.path.name,
+            "samples": self.statistics.samples,
+            "last_run": _text(self.statistics.meta.get("last_run")),
+            "bytes": self.size,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """All that is known of one model.
+
+    Attributes:
+        fingerprint: of its weights.
+        files: its sessions.
+        statistics: of all of them, without importances; None where there are none.
+        noted: its last sampling since ComfyUI started.
+        alive: its FP8 copy in memory.
+    """
+
+    fingerprint: str
+    files: list[StatisticsFile]
+    statistics: Statistics | None
+    noted: ModelStatus | None
+    alive: Alive | None
+
+    @property
+    def id(self) -> str:
+        """Its fingerprint's beginning."""
+        return self.fingerprint[:ID_DIGITS]
+
+    @property
+    def name(self) -> str:
+        """Of its file, which need not be there any more."""
+        return os.path.basename(self.source) if self.source else self._sampled_name
+
+    @functools.cached_property
+    def source(self) -> str | None:
+        """Where its file is now, as the nodes take it; None where it is gone."""
+        return find_source(self.fingerprint, self._sampled_name)
+
+    @property
+    def _sampled_name(self) -> str:
+        if self.noted is not None:
+            return self.noted.name
+        return _text(self.statistics.meta.get("model")) or self.id
+
+    @property
+    def last_run(self) -> str | None:
+        """When it was sampled with last."""
+        times = [_text(file.statistics.meta.get("last_run")) for file in self.files]
+        times.append(self.noted and self.noted.last_run)
+        return max(filter(None, times), default=None)
+
+    @property
+    def total_layers(self) -> int | None:
+        """How many layers it has, as far as its statistics say."""
+        if self.statistics is None or "layers" not in self.statistics.meta:
+            return None
+        return len(self.statistics) + store.missing_layers(self.statistics)
+
+    def state(self) -> tuple[str, str | None]:
+        """Return what recording does with it, and why where it does nothing."""
+        known, noted = self.statistics, self.noted
+        if known is not None and store.is_complete(known):
+            return COMPLETE, None
+        usable = known is not None and store.is_usable(known)
+        done = usable and noted is not None and noted.reason == QUANTIZED
+        if noted is not None and noted.state in (NOT_RECORDED, FAILED) and not done:
+            return noted.state, noted.reason
+        return (READY if usable else RECORDING), None
+
+    def to_json(self) -> dict:
+        """Return what the panel shows of it."""
+        state, reason = self.state()
+        return {
+            "id": self.id,
+            "name": self.name,
+            "source": self.source,
+            "state": state,
+            "reason": reason,
+            "sampling": is_sampling(self.fingerprint),
+            "loaded": _loaded(self.alive),
+            "samples": 0 if self.statistics is None else self.statistics.samples,
+            "layers": 0 if self.statistics is None else len(self.statistics),
+            "total_layers": self.total_layers,
+            "last_run": self.last_run,
+            "sessions": [file.to_json() for file in self.files],
+        }
+
+
+class UnknownModelError(LookupError):
+    """There is no such model, or it has no such session; the message says which."""
+
+
+class Catalogue:
+    """All models that were sampled with, from disk and from memory.
+
+    It reads files: not for the event loop, and for one thread at a time.
+    """
+
+    def __init__(self, noted: Callable[[], list[ModelStatus]]) -> None:
+        """Take what tells of the samplings since ComfyUI started."""
+        self._noted = noted
+        self._files: dict[Path, tuple[tuple, Statistics | None]] = {}
+
+    def status(self) -> dict:
+        """Return all models for the panel, the last one sampled with first."""
+        chosen = settings.current()
+        models = [model.to_json() for model in self.models()]
+        models += [_without_file(noted) for noted in self._noted() if noted.fingerprint is None]
+        models.sort(key=lambda model: model["last_run"] or "", reverse=True)
+        return {
+            "recording": chosen.record,
+            "target": chosen.target,
+            "usable": store.USABLE_SAMPLES,
+            "models": models,
+        }
+
+    def models(self) -> list[Model]:
+        """Return all models that have a file, or had one."""
+        files: dict[str, list[StatisticsFile]] = {}
+        for file in self._statistics_files():
+            files.setdefault(file.statistics.fingerprint, []).append(file)
+        noted = {one.fingerprint: one for one in self._noted() if one.fingerprint is not None}
+        alive = alive_models()
+        return [
+            Model(
+                its,
+                files.get(its, []),
+                store.total_of([file.statistics for file in files.get(its, [])]),
+                noted.get(its),
+                alive.get(its),
+            )
+            for its in dict.fromkeys([*files, *noted])
+        ]
+
+    def model(self, its_id: str) -> Model:
+        """Return the model of an id.
+
+        Raises:
+            UnknownModelError: there is none.
+        """
+        for model in self.models():
+            if model.id == its_id:
+                return model
+        raise UnknownModelError(f"there is no model {its_id}")
+
+    def _statistics_files(self) -> list[StatisticsFile]:
+        """Read those that are not known, and forget those that are gone."""
+        known, self._files, found = self._files, {}, []
+        for path in sorted(store.statistics_folder().glob("*.pt")):
+            match = _FILE.fullmatch(path.name)
+            if match is None:
+                continue
+            try:
+                version = version_of(path)
+                if path not in known or known[path][0] != version:
+                    known[path] = version, _read(path)
+            except FileNotFoundError:
+                continue
+            self._files[path] = known[path]
+            statistics = known[path][1]
+            if statistics is not None and statistics.fingerprint[:ID_DIGITS] == match["id"]:
+                found.append(StatisticsFile(path, match["session"], version[1], statistics))
+        return found
+
+
+def _read(path: Path) -> Statistics | None:
+    """Read a file without its importances; None where it is damaged, or of an unknown model."""
+    try:
+        statistics = load_statistics(path)
+    except FileNotFoundError:
+        raise
+    except (StatisticsError, OSError) as error:
+        logging.warning("HSWQ: %s", error)
+        return None
+    if not statistics.fingerprint:
+        return None
+    nothing = torch.empty(0, dtype=torch.float64)
+    layers = {
+        name: dataclasses.replace(layer, importance_sum=nothing)
+        for name, layer in statistics.items()
+    }
+    return Statistics(layers, statistics.meta)
+
+
+def _loaded(alive: Alive | None) -> dict | None:
+    if alive is None:
+        return None
+    mode = "scaled" if alive.scaled else "compatible"
+    return {"mode": mode, "keep_ratio": alive.keep_ratio, "samples": alive.samples}
+
+
+def _without_file(noted: ModelStatus) -> dict:
+    """Return what the panel shows of a model that was sampled with and has no file: a merge."""
+    return {
+        "id": None,
+        "name": noted.name,
+        "source": None,
+        "state": noted.state,
+        "reason": noted.reason,
+        "sampling": False,
+        "loaded": None,
+        "samples": 0,
+        "layers": 0,
+        "total_layers": None,
+        "last_run": noted.last_run,
+        "sessions": [],
+    }
+
+
+def _text(value: object) -> str | None:
+    """Return a text of a file's meta, which anybody may have written."""
+    return value[:_MAX_TEXT] if isinstance(value, str) and value else None

@@ -1,0 +1,50 @@
+"""Telling the panel by websocket what has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from server import PromptServer
+
+from .status import on_change
+
+EVENT = "hswq.status"
+_SECONDS = 0.25  # between two
+
+
+class StatusEvents:
+    """Sends the status when something has changed, once for all that changed meanwhile."""
+
+    def __init__(self, server: PromptServer, status: Callable[[], Awaitable[dict]]) -> None:
+        """Take where to send, and what."""
+        self._server, self._loop = server, server.loop
+        self._status = status
+        self._next = 0.0
+        self._waiting: asyncio.TimerHandle | None = None
+        self._sending: set[asyncio.Task] = set()  # asyncio itself keeps no task alive
+
+    def start(self) -> None:
+        """Listen from now on."""
+        on_change(self._changed)
+
+    def _changed(self) -> None:
+        """Be told by any thread, also after the server's end."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._soon)
+
+    def _soon(self) -> None:
+        if self._waiting is None:
+            self._waiting = self._loop.call_at(max(self._next, self._loop.time()), self._send)
+
+    def _send(self) -> None:
+        self._waiting = None
+        self._next = self._loop.time() + _SECONDS
+        if self._server.sockets:
+            task = self._loop.create_task(self._tell())
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _tell(self) -> None:
+        self._server.send_sync(EVENT, await self._status())

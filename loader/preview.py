@@ -1,0 +1,119 @@
+"""What a Plan would do for any keep_ratio, from what is known: nothing is searched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from ..quant import Planner, expected_error
+from .catalogue import Model
+from .choice import AUTO, planner_for, statistics_version
+from .plans import findings_key
+from .quantizer import QuantizeSettings
+from .sources import Shapes, shapes_of
+
+_KINDS = {2: "Linear", 4: "Conv2d"}
+_SCALE_BYTES = 4
+
+
+def rows(model: Model) -> list[dict]:
+    """Return a model's layers with what was measured of them, in the model's order."""
+    shapes = _shapes(model)
+    known = model.statistics or {}
+    return [
+        {
+            "layer": name,
+            "kind": _KINDS.get(len(shape or ())),
+            "shape": shape,
+            "parameters": None if shape is None else math.prod(shape),
+            "sensitivity": _finite(known[name].sensitivity) if name in known else None,
+            "calls": known[name].calls if name in known else 0,
+        }
+        for name in _names(known, shapes)
+        for shape in [shapes.layers.get(name)]
+    ]
+
+
+def preview(model: Model, settings: QuantizeSettings) -> dict:
+    """Return what the loader's Plan is for these settings, as far as it is known.
+
+    A layer's amax and error are there as soon as any load, export or HSWQPlan has searched it,
+    whatever its keep_ratio was.
+
+    Args:
+        model: with statistics.
+        settings: mode, keep_ratio and search.
+
+    Raises:
+        ValueError: keep_ratio is out of range.
+    """
+    version = statistics_version(AUTO, model.statistics)
+    planner = planner_for(
+        model.statistics, settings, findings_key(model.fingerprint, version, settings)
+    )
+    shapes = _shapes(model)
+    names = list(planner.known.layers) or _names(model.statistics, shapes)
+    quantized = [name for name in names if planner.quantizes(name)]
+    before, after = _bytes(quantized, shapes)
+    return {
+        "mode": "scaled" if settings.scaled else "compatible",
+        "keep_ratio": planner.keep_ratio,
+        "kept": len(names) - len(quantized),
+        "quantized": len(quantized),
+        "searched": sum(not planner.searches(name) for name in quantized),
+        "bytes_before": before,
+        "bytes_after": after,
+        "expected_error": _expected_error(model, planner, shapes),
+        "layers": {name: _layer(planner, name) for name in names},
+    }
+
+
+def _layer(planner: Planner, name: str) -> dict:
+    found = planner.known.layers.get(name)
+    return {
+        "kept": not planner.quantizes(name),
+        "amax": found and found.amax,
+        "relative_error": found and found.relative_error,
+        "reason": planner.reason(name),
+    }
+
+
+def _expected_error(model: Model, planner: Planner, shapes: Shapes) -> float | None:
+    """Return the Plan's error, None where a layer was not searched or its size is not known."""
+    parts = []
+    for name in model.statistics:
+        quantized = planner.quantizes(name)
+        if name not in shapes.layers or planner.searches(name):
+            return None
+        error = planner.known.layers[name].relative_error if quantized else 0.0
+        parts.append((error, math.prod(shapes.layers[name])))
+    return expected_error(parts)
+
+
+def _bytes(quantized: list[str], shapes: Shapes) -> tuple[int | None, int | None]:
+    """Return the bytes of a model's parameters in 16 bit and by the Plan, as the loader has them.
+
+    A quantized weight has a byte a parameter and its scale; all else is 16 bit.
+    """
+    if not shapes.parameters or any(name not in shapes.layers for name in quantized):
+        return None, None
+    before = 2 * shapes.parameters
+    saved = sum(math.prod(shapes.layers[name]) - _SCALE_BYTES for name in quantized)
+    return before, before - saved
+
+
+def _shapes(model: Model) -> Shapes:
+    """Return the shapes in the model's file, none where it is gone."""
+    try:
+        return shapes_of(model.source) if model.source else Shapes({}, 0)
+    except (OSError, ValueError):  # deleted or overwritten just now
+        return Shapes({}, 0)
+
+
+def _names(measured: Iterable[str], shapes: Shapes) -> list[str]:
+    """Return measured layers in their order, which is the model's, then those never called."""
+    return list(dict.fromkeys([*measured, *shapes.layers]))
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,193 @@
+"""What the panel asks over HTTP.
+
+Nothing changes on GET. What changes something takes a content type that no page of another site
+can send unasked, and an Origin that is this server's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from aiohttp import web
+from server import PromptServer
+
+from . import plans, preview, store, uploads
+from .catalogue import ID_DIGITS, Catalogue, Model, UnknownModelError
+from .quantizer import QuantizeSettings
+from .recording import recorder
+from .requests import (
+    BYTES,
+    JSON,
+    MAX_JSON_BYTES,
+    RefusedError,
+    answered,
+    body_of,
+    check_change,
+    json_of,
+    only,
+)
+from .status import RECORDING, ModelStatus, changed
+
+_MODES = {"scaled": True, "compatible": False}
+_ID = re.compile(r"[0-9a-f]{16}")
+_NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")
+
+_catalogue = Catalogue(recorder.status)
+_reader = ThreadPoolExecutor(1, "hswq")
+"""For the catalogue, one at a time. Its thread begins with the first request."""
+
+
+async def read(question: Callable, *arguments: object) -> object:
+    """Ask the catalogue or its models, off the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(
+        _reader, functools.partial(question, *arguments)
+    )
+
+
+async def status() -> dict:
+    """Return what GET /hswq/status answers."""
+    return await read(_catalogue.status)
+
+
+async def model_json(its_id: str) -> dict:
+    """Return what the panel shows of a model.
+
+    Raises:
+        UnknownModelError: there is none.
+    """
+    return await read(lambda: _catalogue.model(its_id).to_json())
+
+
+async def model_of(request: web.Request) -> Model:
+    """Return the model that a path names.
+
+    Raises:
+        RefusedError, UnknownModelError: there is none.
+    """
+    its_id = request.match_info["id"]
+    if not _ID.fullmatch(its_id):
+        raise RefusedError(404, "a model's id is 16 hex digits")
+    return await read(_catalogue.model, its_id)
+
+
+def check_session(model: Model, session: object) -> None:
+    """Refuse what is no session of a model.
+
+    Raises:
+        ValueError: it is no name of one.
+        UnknownModelError: the model has none of that name.
+    """
+    store.check_session(session)
+    if all(file.session != session for file in model.files):
+        raise UnknownModelError(f"{model.name} has no session {session!r}")
+
+
+@answered
+async def get_status(_: web.Request) -> dict:
+    return await status()
+
+
+@answered
+async def get_statistics(_: web.Request) -> dict:
+    def known() -> list[dict]:
+        return [model.to_json() for model in _catalogue.models() if model.files]
+
+    return {"models": await read(known)}
+
+
+@answered
+async def get_model(request: web.Request) -> dict:
+    model = await model_of(request)
+    return await read(lambda: {**model.to_json(), "rows": preview.rows(model)})
+
+
+@answered
+async def get_plan(request: web.Request) -> dict:
+    mode, keep_ratio = only(request, "mode"), only(request, "keep_ratio")
+    if mode not in _MODES:
+        raise RefusedError(400, f"the mode must be one of {list(_MODES)}, got {mode!r}")
+    if not _NUMBER.fullmatch(keep_ratio):
+        raise RefusedError(400, f"keep_ratio must be a number from 0 to 1, got {keep_ratio!r}")
+    model = await model_of(request)
+    if not model.files:
+        raise UnknownModelError(f"nothing was recorded of {model.name}")
+    return await read(preview.preview, model, QuantizeSettings(_MODES[mode], float(keep_ratio)))
+
+
+@answered
+async def get_file(request: web.Request) -> web.FileResponse:
+    model = await model_of(request)
+    session = only(request, "session")
+    check_session(model, session)
+    path = next(file.path for file in model.files if file.session == session)
+    if not path.is_file():
+        raise UnknownModelError(f"{model.name} has no session {session!r} any more")
+    name = re.sub(r"[^\w.-]", "_", path.name, flags=re.ASCII)
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Type": BYTES}
+    return web.FileResponse(path, headers=headers)
+
+
+@answered
+async def reset(request: web.Request) -> dict:
+    check_change(request, JSON)
+    body = await json_of(request)
+    if body.keys() != {"session"}:
+        raise RefusedError(400, 'the body must be {"session": a name, or null for all}')
+    model = await model_of(request)
+    session = body["session"]
+    if session is not None:
+        check_session(model, session)
+    await asyncio.to_thread(_remove, model, session)
+    recorder.table.note(ModelStatus(model.name, model.fingerprint, RECORDING))
+    return await model_json(model.id)
+
+
+@answered
+async def delete(request: web.Request) -> dict:
+    check_change(request, JSON)
+    if await body_of(request, MAX_JSON_BYTES):
+        raise RefusedError(400, "the body must be empty")
+    model = await model_of(request)
+    deleted = await asyncio.to_thread(_remove, model)
+    recorder.table.forget(model.fingerprint)
+    changed()
+    return {"deleted": deleted}
+
+
+@answered
+async def upload(request: web.Request) -> dict:
+    check_change(request, BYTES)
+    name = only(request, "name")
+    content = await body_of(request, uploads.MAX_BYTES)
+    fingerprint = await asyncio.to_thread(uploads.take_in, content, name)
+    return await model_json(fingerprint[:ID_DIGITS])
+
+
+@answered
+async def unknown(_: web.Request) -> None:
+    raise RefusedError(404, "there is no such route")
+
+
+def _remove(model: Model, session: str | None = None) -> int:
+    """Remove statistics of a model, and what was found by them."""
+    removed = store.remove_statistics(model.fingerprint, session)
+    plans.forget_findings(model.fingerprint)
+    return removed
+
+
+def add_routes(server: PromptServer) -> None:
+    """Let ComfyUI serve them, below / and /api."""
+    routes = server.routes
+    routes.get("/hswq/status")(get_status)
+    routes.get("/hswq/statistics")(get_statistics)
+    routes.post("/hswq/statistics/upload")(upload)
+    routes.get("/hswq/statistics/{id}")(get_model)
+    routes.delete("/hswq/statistics/{id}")(delete)
+    routes.get("/hswq/statistics/{id}/plan")(get_plan)
+    routes.get("/hswq/statistics/{id}/file")(get_file)
+    routes.post("/hswq/statistics/{id}/reset")(reset)
+    routes.route("*", "/hswq/{rest:.*}")(unknown)

@@ -1,0 +1,126 @@
+"""Taking in a statistics file that somebody sends: another machine's, or one's own of before."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from ..calibration import Statistics, StatisticsError, load_statistics
+from . import statisticsfile, store
+from .sources import find_source, shapes_of
+from .status import changed
+
+MAX_BYTES = 64 << 20
+"""SDXL's statistics are 8 MiB."""
+
+UPLOADED = "uploaded"
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_ID = re.compile(r"[0-9a-f]{16}")
+_NAME = re.compile(r"\w[\w .()+,@-]{0,150}")
+_TIME = re.compile(r"[0-9T:+.Z-]{10,40}")
+_COUNTS = ("samples", "total_steps", "layers")
+_MAX_TEXT = 200
+
+
+def take_in(content: bytes, name: str) -> str:
+    """Keep a statistics file as a session of its own; return its model's fingerprint.
+
+    What the model has already counts once: nothing is written where a session holds the same
+    recordings and no fewer samples of them.
+
+    Args:
+        content: of the file.
+        name: that the file has where it comes from, for messages.
+
+    Raises:
+        ValueError: the name is not allowed, or the statistics are of other layers than the
+            model's.
+        StatisticsError: it is damaged, malicious, empty, or does not say which weights it is of.
+        OSError: it cannot be written.
+    """
+    found = _read(content, name)
+    _check_layers(found, name)
+    with_id = _with_plain_meta(found, content)
+    its = with_id.fingerprint
+    if any(_includes(path, with_id) for path in store.statistics_files(its)):
+        return its
+    session = with_id.meta["session"]
+    path = store.statistics_path(its, session, with_id.meta["model"])
+    with statisticsfile.locked(path):
+        before = statisticsfile.read_or_set_aside(path)
+        if before is None or before.samples < with_id.samples:
+            statisticsfile.write(with_id, path)
+    changed()
+    return its
+
+
+def _read(content: bytes, name: str) -> Statistics:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"the file's name must be a plain one, got {name!r}")
+    with tempfile.TemporaryDirectory(prefix="hswq-") as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        found = load_statistics(path)
+    if not found:
+        raise StatisticsError(f"{name} holds no statistics of any layer")
+    if not _FINGERPRINT.fullmatch(found.fingerprint or ""):
+        raise StatisticsError(
+            f"{name} does not say which weights it is of: choose it in a loader's or converter's "
+            "statistics, in models/hswq"
+        )
+    return found
+
+
+def _check_layers(found: Statistics, name: str) -> None:
+    """Refuse statistics that would not go with the model's file, or with those that are there."""
+    source = find_source(found.fingerprint, str(found.meta.get("model")))
+    if source is not None:
+        shapes = shapes_of(source).layers
+        strange = next((layer for layer in found if shapes and layer not in shapes), None)
+        if strange is not None:
+            raise ValueError(f"{name} has a layer {strange!r}, which {source} has not")
+    known = store.statistics_of(found.fingerprint)
+    if known is not None:
+        known.merge(found)  # raises ValueError where a layer has other channels
+
+
+def _with_plain_meta(found: Statistics, content: bytes) -> Statistics:
+    """Keep what is ours of a file's meta, as it may be, and give what has no id one."""
+    meta = {key: found.meta[key] for key in _COUNTS if _is_count(found.meta.get(key))}
+    for key in ("created_at", "last_run"):
+        if _TIME.fullmatch(str(found.meta.get(key, ""))):
+            meta[key] = found.meta[key]
+    its = store.recordings(found)
+    if not its or not all(map(_ID.fullmatch, its)):
+        its = {hashlib.sha256(content).hexdigest()[:16]}
+    meta[store.MERGED] = merged = " ".join(sorted(its))
+    model = os.path.basename(str(found.meta.get("model", UPLOADED)))[:_MAX_TEXT]
+    session = _session(str(found.meta.get("session", "")), merged)
+    return Statistics(
+        found, {**meta, "model": model, "session": session, "fingerprint": found.fingerprint}
+    )
+
+
+def _session(session: str, recordings: str) -> str:
+    """Return a session that nothing is recorded into here, the same for the same recordings."""
+    try:
+        stem = store.check_session(session[:48])
+    except ValueError:
+        stem = UPLOADED
+    return f"{stem}-{hashlib.sha256(recordings.encode()).hexdigest()[:8]}"
+
+
+def _includes(path: Path, new: Statistics) -> bool:
+    """Whether a file has all that a new one has."""
+    try:
+        known = statisticsfile.read(path)
+    except (StatisticsError, OSError):
+        return False
+    return store.recordings(known) >= store.recordings(new) and known.samples >= new.samples
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
