@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 
 import torch
 
+from ..quant import FP8_MAX
 from .modelfile import ModelFileError
 
 STORED_DTYPE = torch.float8_e4m3fn
@@ -15,10 +17,10 @@ STORED_DTYPE = torch.float8_e4m3fn
 _SCALE_KEYS = ("weight_scale", "scale", "weight.scale", "scale_weight")
 """ComfyUI's, the original's V2, a variant of it, and ComfyUI's before comfy_quant."""
 
-_IGNORED_KEYS = ("comfy_quant", "input_scale", "scale_input")
-"""Markers and activation scales: weights are used in the activations' dtype here."""
+_INPUT_SCALE_KEYS = ("input_scale", "scale_input")
+"""ComfyUI's, and its before comfy_quant: for products in FP8."""
 
-EXTRA_KEYS = _SCALE_KEYS + _IGNORED_KEYS
+EXTRA_KEYS = (*_SCALE_KEYS, *_INPUT_SCALE_KEYS, "comfy_quant")
 MODEL_MARKERS = ("scaled_fp8",)
 
 MARKER = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
@@ -87,6 +89,18 @@ def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.T
     if scales[0].numel() != 1 or not 0 < scales[0].float().item() < float("inf"):
         raise ModelFileError(f"{name} has a weight_scale that is not one positive number")
     return scales[0].to(torch.float32, copy=True).reshape(())
+
+
+def stored_input_amax(state_dict: Mapping[str, torch.Tensor], prefix: str) -> float | None:
+    """Return the largest |x| of a stored layer's input by its input_scale; None where it has none.
+
+    One that is no positive number counts as none: only products in FP8 need it.
+    """
+    for key in _INPUT_SCALE_KEYS:
+        scale = state_dict.get(prefix + key)
+        if scale is not None and scale.numel() == 1 and 0 < scale.float().item() < math.inf:
+            return scale.float().item() * FP8_MAX
+    return None
 
 
 def _format(name: str, marker: torch.Tensor) -> object:

@@ -6,6 +6,8 @@ to get a float weight out of it, how to put one back, and what to write to a fil
 
 from __future__ import annotations
 
+import dataclasses
+
 import comfy.float
 import comfy.quant_ops
 import torch
@@ -20,9 +22,30 @@ _ROUNDED_TO_MAX = 464.0  # what would be the next value of the grid is 480
 class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
     """FP8 e4m3fn with one FP32 weight_scale, for weights of any rank, that keeps its clipping."""
 
+    @dataclasses.dataclass(frozen=True)
+    class Params(TensorCoreFP8E4M3Layout.Params):
+        """ComfyUI's, and what a Linear that multiplies in FP8 scales its input by.
+
+        It is beside the weight, so that it is wherever the weight is, in all memory modes.
+
+        Attributes:
+            input_scale: FP32 scalar tensor, None where the input is not quantized (see matmul).
+        """
+
+        input_scale: torch.Tensor | None = None
+
+        def _tensor_fields(self) -> list[str]:
+            return ["scale"] if self.input_scale is None else ["scale", "input_scale"]
+
     @classmethod
     def quantize(
-        cls, tensor, scale=None, clipping_scale=None, stochastic_rounding=0, inplace_ops=False
+        cls,
+        tensor,
+        scale=None,
+        clipping_scale=None,
+        stochastic_rounding=0,
+        inplace_ops=False,
+        input_scale=None,
     ):
         """Quantize a float weight; the name and arguments are ComfyUI's.
 
@@ -33,6 +56,7 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
                 that, so that the search's choice of grid lasts and nothing new is clipped.
             stochastic_rounding: seed, 0 rounds to the nearest.
             inplace_ops: allows to overwrite `tensor`, which is never needed here.
+            input_scale: of the weight before a patch, which does not change the layer's input.
         """
         if scale is None or isinstance(scale, str):
             scale = _scale_for(tensor, clipping_scale)
@@ -43,7 +67,8 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
             )
         else:
             data, _ = quantize(tensor, scale * FP8_MAX, scaled=True)
-        return data, cls.Params(scale, tensor.dtype, tuple(tensor.shape))
+        input_scale = None if input_scale is None else input_scale.to(tensor.device, copy=True)
+        return data, cls.Params(scale, tensor.dtype, tuple(tensor.shape), input_scale)
 
     @classmethod
     def dequantize(cls, qdata, params):
@@ -52,8 +77,9 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
 
     @classmethod
     def requantize_kwargs(cls, qtensor):
-        """Carry the clipping over a patch (ComfyUI calls this for LoRA under Dynamic VRAM)."""
-        return {"clipping_scale": qtensor._params.scale}
+        """Carry the scales over a patch (ComfyUI calls this for LoRA under Dynamic VRAM)."""
+        params = qtensor._params
+        return {"clipping_scale": params.scale, "input_scale": params.input_scale}
 
     @classmethod
     def state_dict_tensors(cls, qdata, params):

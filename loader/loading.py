@@ -22,6 +22,7 @@ from ..calibration import monitored_layers
 from ..quant import FP8_MAX, LayerPlan, Plan, Planner
 from .alive import note_alive
 from .formats import MODEL_MARKERS
+from .matmul import description, multiply_in_fp8
 from .modelfile import ModelFileError, fingerprint, is_stored_quantized, load_tensors
 from .operations import hswq_operations
 from .quantizer import Quantizer, fits
@@ -40,6 +41,7 @@ def load_checkpoint(
     path: str,
     source: Plan | Planner | None,
     *,
+    fp8_matmul: bool = False,
     only_model: bool = False,
     disable_dynamic: bool = False,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP | None, comfy.sd.VAE | None]:
@@ -49,6 +51,7 @@ def load_checkpoint(
         path: of the checkpoint.
         source: a Plan to apply, or a Planner that makes one on the way; None for a file that is
             quantized already, which keeps what it has.
+        fp8_matmul: multiply in FP8 where the device can (see matmul).
         only_model: leave out CLIP and VAE.
         disable_dynamic: ComfyUI's, for clones without Dynamic VRAM.
 
@@ -72,7 +75,7 @@ def load_checkpoint(
         metadata=load.metadata,
         disable_dynamic=disable_dynamic,
     )
-    load.complete(patcher, _reload_checkpoint)
+    load.complete(patcher, _reload_checkpoint, fp8_matmul)
     stock = (path, embeddings, {}, {})
     if clip is not None:
         clip.patcher.cached_patcher_init = (comfy.sd.load_checkpoint_clip_patcher, stock)
@@ -82,7 +85,11 @@ def load_checkpoint(
 
 
 def load_diffusion_model(
-    path: str, source: Plan | Planner | None, *, disable_dynamic: bool = False
+    path: str,
+    source: Plan | Planner | None,
+    *,
+    fp8_matmul: bool = False,
+    disable_dynamic: bool = False,
 ) -> ModelPatcher:
     """Load a file that holds a diffusion model alone; otherwise as load_checkpoint."""
     load = _Load(path, source)
@@ -92,21 +99,25 @@ def load_diffusion_model(
         metadata=load.metadata,
         disable_dynamic=disable_dynamic,
     )
-    load.complete(patcher, _reload_diffusion_model)
+    load.complete(patcher, _reload_diffusion_model, fp8_matmul)
     return patcher
 
 
 def _reload_checkpoint(
-    path: str, source: Plan | None, disable_dynamic: bool = False
+    path: str, source: Plan | None, fp8_matmul: bool = False, disable_dynamic: bool = False
 ) -> ModelPatcher:
     """Load a checkpoint's model again with the same Plan (ComfyUI's `cached_patcher_init`)."""
-    return load_checkpoint(path, source, only_model=True, disable_dynamic=disable_dynamic)[0]
+    return load_checkpoint(
+        path, source, fp8_matmul=fp8_matmul, only_model=True, disable_dynamic=disable_dynamic
+    )[0]
 
 
 def _reload_diffusion_model(
-    path: str, source: Plan | None, disable_dynamic: bool = False
+    path: str, source: Plan | None, fp8_matmul: bool = False, disable_dynamic: bool = False
 ) -> ModelPatcher:
-    return load_diffusion_model(path, source, disable_dynamic=disable_dynamic)
+    return load_diffusion_model(
+        path, source, fp8_matmul=fp8_matmul, disable_dynamic=disable_dynamic
+    )
 
 
 def check_model(path: str) -> None:
@@ -141,14 +152,17 @@ class _Load:
         operations = hswq_operations(decide, manual_cast=found.manual_cast)
         self.options = {"dtype": found.dtype, "custom_operations": operations}
 
-    def complete(self, patcher: ModelPatcher, reload: Callable) -> None:
+    def complete(self, patcher: ModelPatcher, reload: Callable, fp8_matmul: bool) -> None:
         """Attach the Plan, and tell ComfyUI how to load the model again."""
         if self._quantizer is not None:
             plan = again = self._quantizer.finish()
         else:
             plan, again = _plan_as_stored(patcher), None
         adopt(patcher, plan, self._name, fingerprint(self._path))
-        patcher.cached_patcher_init = (reload, (self._path, again))
+        if fp8_matmul:
+            multiply_in_fp8(patcher, plan)
+            logging.info("HSWQ: %s: %s", self._name, description(patcher))
+        patcher.cached_patcher_init = (reload, (self._path, again, fp8_matmul))
         if self._resident:
             memory.load_models_gpu([patcher], force_full_load=True)
 
@@ -164,7 +178,8 @@ def _plan_as_stored(patcher: ModelPatcher) -> Plan:
         weight = layer.weight
         quantized = isinstance(weight, QuantizedTensor)
         amax = weight._params.scale.item() * FP8_MAX if quantized else None
-        layers[name] = LayerPlan(name, amax, STORED)
+        input_amax = getattr(layer, "stored_input_amax", None)
+        layers[name] = LayerPlan(name, amax, STORED, input_amax=input_amax)
     kept = sum(not layer.quantized for layer in layers.values())
     scaled = any(layer.amax not in (None, FP8_MAX) for layer in layers.values())
     return Plan(scaled, kept / max(1, len(layers)), MappingProxyType(layers))

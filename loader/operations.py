@@ -12,8 +12,9 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 
 from ..quant import dequantize
-from .formats import EXTRA_KEYS, stored_scale
+from .formats import EXTRA_KEYS, stored_input_amax, stored_scale
 from .layout import hold
+from .matmul import multiplied_in_fp8
 
 Decide = Callable[[str, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
 """Layer name and its 16-bit weight -> the weight to keep, or its FP8 bytes and weight_scale.
@@ -51,13 +52,17 @@ def hswq_operations(decide: Decide, *, manual_cast: bool) -> SimpleNamespace:
         _decide = staticmethod(decide)
 
         def _product(self, inputs, weight, bias):
+            outputs = multiplied_in_fp8(inputs, weight, bias)
+            if outputs is not None:
+                return outputs
+            weight = _float_weight(weight, inputs.dtype)
             return torch.nn.functional.linear(inputs, weight, bias)
 
     class Conv2d(_Quantizable, base.Conv2d):
         _decide = staticmethod(decide)
 
         def _product(self, inputs, weight, bias):
-            return self._conv_forward(inputs, weight, bias)
+            return self._conv_forward(inputs, _float_weight(weight, inputs.dtype), bias)
 
     class Operations(base):
         pass
@@ -67,7 +72,13 @@ def hswq_operations(decide: Decide, *, manual_cast: bool) -> SimpleNamespace:
 
 
 class _Quantizable:
-    """What Linear and Conv2d share: a weight that is 16 bit or a QuantizedTensor."""
+    """What Linear and Conv2d share: a weight that is 16 bit or a QuantizedTensor.
+
+    Attributes:
+        stored_input_amax: largest |x| of the input by the file, where it is quantized already.
+    """
+
+    stored_input_amax: float | None = None
 
     def __init__(self, *args, device=None, dtype=None, **kwargs) -> None:
         # The weights come one by one from the file; none is allocated before.
@@ -100,6 +111,7 @@ class _Quantizable:
     def _weight(self, state_dict, prefix: str, assign: bool) -> torch.Tensor:
         value = state_dict[prefix + "weight"]
         if value.dtype.itemsize < 2:
+            self.stored_input_amax = stored_input_amax(state_dict, prefix)
             data = value if assign else value.clone()
             return hold(data, stored_scale(state_dict, prefix), self._target[1])
         decided = self._decide(prefix[:-1], value)
@@ -124,14 +136,14 @@ class _Quantizable:
         comfy.ops.run_every_op()
         if self.comfy_cast_weights or self.weight_function or self.bias_function:
             return self.forward_comfy_cast_weights(inputs)
-        return self._product(inputs, _float_weight(self.weight, inputs.dtype), self.bias)
+        return self._product(inputs, self.weight, self.bias)
 
     def forward_comfy_cast_weights(self, inputs):
         """Forward through ComfyUI's general path: offloaded weights and weight functions."""
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self, inputs, offloadable=True, compute_dtype=inputs.dtype
         )
-        outputs = self._product(inputs, _float_weight(weight, inputs.dtype), bias)
+        outputs = self._product(inputs, weight, bias)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return outputs
 

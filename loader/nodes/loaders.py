@@ -10,7 +10,7 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from .. import choice, store
+from .. import choice, matmul, store
 from ..loading import ATTACHMENT, check_model, load_checkpoint, load_diffusion_model
 from ..modelfile import fingerprint, is_stored_quantized
 from ..quantizer import QuantizeSettings
@@ -43,6 +43,14 @@ def _inputs() -> list[io.Input]:
             tooltip="What to do while there are fewer than "
             f"{store.USABLE_SAMPLES} recorded samples.",
         ),
+        io.Boolean.Input(
+            "fp8_matmul",
+            default=False,
+            optional=True,
+            tooltip="Multiply in FP8 too: quicker on cards that can (RTX 40 and 50, H100), but "
+            "less like the original, as the layers' inputs are rounded as well. On other cards, "
+            "and for layers whose inputs were not measured, nothing changes.",
+        ),
     ]
 
 
@@ -56,8 +64,8 @@ def _load(
     node_id: str | None,
     folder: str,
     name: str,
-    wanted: tuple[str, str, float, str],
-    load: Callable[[str, Any], tuple],
+    wanted: tuple[str, str, float, str, bool],
+    load: Callable[[str, Any, bool], tuple],
     load_stock: Callable[[str], tuple],
 ) -> io.NodeOutput:
     """Load a file quantized, as it is stored, or in 16 bit for now; say which on the node.
@@ -65,15 +73,17 @@ def _load(
     Args:
         node_id: of the node.
         folder, name: of the file, as folder_paths has them.
-        wanted: statistics, mode, keep_ratio and without_statistics, as the node has them.
-        load: loads a path by a Plan, a Planner, or None; returns the node's outputs.
+        wanted: statistics, mode, keep_ratio, without_statistics and fp8_matmul, as the node has
+            them.
+        load: loads a path by a Plan, a Planner, or None, with FP8 products or without; returns
+            the node's outputs.
         load_stock: loads a path in 16 bit.
     """
     path = folder_paths.get_full_path_or_raise(folder, name)
+    statistics, mode, keep_ratio, without, fp8_matmul = wanted
     if is_stored_quantized(path):
-        loaded, about = load(path, None), _AS_STORED
+        loaded, about = load(path, None, fp8_matmul), _AS_STORED
     else:
-        statistics, mode, keep_ratio, without = wanted
         settings = QuantizeSettings(mode == SCALED, keep_ratio)
         chosen = choice.choose(statistics, fingerprint(path), name, settings, without)
         about = chosen.about
@@ -82,8 +92,9 @@ def _load(
             logging.info("HSWQ: %s: %s", name, about)
             say(node_id, about)
             return io.NodeOutput(*load_stock(path))
-        loaded = load(path, chosen.source)
+        loaded = load(path, chosen.source, fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
+    about = f"{about}; {matmul.description(loaded[0])}" if fp8_matmul else about
     say(node_id, summary(loaded[0].get_attachment(ATTACHMENT), about))
     return io.NodeOutput(*loaded)
 
@@ -121,14 +132,19 @@ class HSWQCheckpointLoader(io.ComfyNode):
         return _state("checkpoints", ckpt_name, statistics)
 
     @classmethod
-    def execute(cls, ckpt_name, statistics, mode, keep_ratio, without_statistics) -> io.NodeOutput:
+    def execute(
+        cls, ckpt_name, statistics, mode, keep_ratio, without_statistics, fp8_matmul=False
+    ) -> io.NodeOutput:
+        def load(path: str, source, fp8_matmul: bool) -> tuple:
+            return load_checkpoint(path, source, fp8_matmul=fp8_matmul)
+
         def load_stock(path: str) -> tuple:
             embeddings = folder_paths.get_folder_paths("embeddings")
             return comfy.sd.load_checkpoint_guess_config(path, embedding_directory=embeddings)[:3]
 
-        wanted = statistics, mode, keep_ratio, without_statistics
+        wanted = statistics, mode, keep_ratio, without_statistics, fp8_matmul
         node_id = cls.hidden.unique_id
-        return _load(node_id, "checkpoints", ckpt_name, wanted, load_checkpoint, load_stock)
+        return _load(node_id, "checkpoints", ckpt_name, wanted, load, load_stock)
 
 
 class HSWQDiffusionModelLoader(io.ComfyNode):
@@ -160,13 +176,15 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         return _state("diffusion_models", unet_name, statistics)
 
     @classmethod
-    def execute(cls, unet_name, statistics, mode, keep_ratio, without_statistics) -> io.NodeOutput:
-        def load(path: str, source) -> tuple:
-            return (load_diffusion_model(path, source),)
+    def execute(
+        cls, unet_name, statistics, mode, keep_ratio, without_statistics, fp8_matmul=False
+    ) -> io.NodeOutput:
+        def load(path: str, source, fp8_matmul: bool) -> tuple:
+            return (load_diffusion_model(path, source, fp8_matmul=fp8_matmul),)
 
         def load_stock(path: str) -> tuple:
             return (comfy.sd.load_diffusion_model(path),)
 
-        wanted = statistics, mode, keep_ratio, without_statistics
+        wanted = statistics, mode, keep_ratio, without_statistics, fp8_matmul
         node_id = cls.hidden.unique_id
         return _load(node_id, "diffusion_models", unet_name, wanted, load, load_stock)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import comfy.quant_ops
 import pytest
 import torch
@@ -176,6 +178,45 @@ class TestRequantizing:
         assert ((mean - values).mean() / change - 1).abs() < 0.2
         nearest = self.requantized(weight, values + change).dequantize()
         assert (nearest - values).mean() / change < 0.5
+
+
+class TestInputScale:
+    """What a product in FP8 scales the input by is beside the weight, wherever that goes."""
+
+    @pytest.fixture
+    def scaled(self, weight) -> QuantizedTensor:
+        with torch.inference_mode(weight.is_inference()):
+            scale = torch.tensor(0.125)
+        weight._params = dataclasses.replace(weight._params, input_scale=scale)
+        return weight
+
+    @pytest.mark.parametrize("change", COPIES | CASTS)
+    def test_goes_along(self, scaled, mode, change):
+        after = (COPIES | CASTS)[change](scaled)
+        assert after._params.input_scale == 0.125
+        if change in COPIES:
+            shared = after._params.input_scale.data_ptr() == scaled._params.input_scale.data_ptr()
+            assert not shared
+
+    def test_outlasts_a_patch(self, scaled, mode):
+        for seed in (0, 7):
+            after = scaled.requantize_from_float(
+                scaled.dequantize() * 3, scale="recalculate", stochastic_rounding=seed
+            )
+            assert after._params.input_scale == 0.125
+            assert after._params.scale != scaled._params.scale
+        if scaled.is_inference() <= mode:
+            scaled.copy_(after)
+            assert same_bytes(scaled, after)
+            assert scaled._params.input_scale == 0.125
+
+    def test_is_a_part_of_the_tensor_for_memory_management(self, scaled, mode):
+        names, context = scaled.__tensor_flatten__()
+        inner = {name: getattr(scaled, name) for name in names}
+        assert len(names) == 3
+        again = type(scaled).__tensor_unflatten__(inner, context, None, None)
+        assert again._params.input_scale is scaled._params.input_scale
+        assert again._params.to_device(torch.device("meta")).input_scale.is_meta
 
 
 class TestComfyUI:
