@@ -20,17 +20,16 @@ from .formats import FILE_FORMATS, MARKER, STORED_DTYPE, Beside, FileFormat
 from .layers import layers_of
 from .modelfile import (
     ModelFileError,
+    check_16_bit,
     diffusion_model_prefix,
     fingerprint,
-    is_stored_quantized,
     load_tensors,
 )
-from .quantizer import QuantizeSettings
+from .quantizer import WORK_BYTES, QuantizeSettings
 from .tensorfile import TensorFile, lay_out
 from .transfer import Transfer
 
 VERSION = "1"
-_WORK_BYTES = 512 << 20  # GPU memory that searching one layer may take
 _SAMPLING_KEYS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
 )  # fmt: skip
@@ -133,8 +132,7 @@ class _Source:
 
     def __init__(self, path: str, model_only: bool) -> None:
         self.path, self.name = path, os.path.basename(path)
-        if is_stored_quantized(path):
-            raise ModelFileError(f"{self.name} is quantized already: HSWQ needs 16-bit weights")
+        check_16_bit(path)
         self.tensors, metadata = load_tensors(path)
         self.metadata = metadata or {}
         self.layers = layers_of(path, self.tensors, metadata)
@@ -182,7 +180,7 @@ class _Export:
     def write(self, target: Path, overwrite: bool) -> Plan:
         """Write the file and return the Plan."""
         device = memory.get_torch_device()
-        memory.free_memory(_WORK_BYTES, device)
+        memory.free_memory(WORK_BYTES, device)
         progress = comfy.utils.ProgressBar(self.file.size - len(self.file.header))
         written = 0
         with atomic_file(target) as stream:

@@ -17,6 +17,17 @@ from comfy.model_detection import unet_prefix_from_state_dict
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library
 SAMPLE_BYTES = 256
+_TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32",
+    "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+DTYPE_NAMES = {
+    getattr(torch, name): code for code, name in _TORCH_NAMES.items() if hasattr(torch, name)
+}
+"""What safetensors calls the dtypes; an older torch lacks the last."""
+
 _ITEM_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
     "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
@@ -113,25 +124,54 @@ def is_stored_quantized(path: str) -> bool:
     """Whether any weight of the file's diffusion model is stored in less than 16 bit.
 
     Raises:
-        ModelFileError: the file is damaged.
+        ModelFileError: the file is damaged, or has weights in less than 16 bit that are not FP8.
     """
+    narrow = _narrow_weights(path)
+    for weight, dtype in narrow.items():
+        if dtype != "F8_E4M3":
+            raise ModelFileError(
+                f"{os.path.basename(path)} is quantized already, its {weight} to {dtype}: "
+                "HSWQ reads 16-bit weights, and of quantized ones those in FP8 e4m3"
+            )
+    return bool(narrow)
+
+
+def _narrow_weights(path: str) -> dict[str, str]:
+    """Return the dtypes, as safetensors calls them, of weights that have less than 16 bit."""
     if path.lower().endswith((".safetensors", ".sft")):
-        entries = _diffusion_model(read_header(path)).values()
-        return any(entry.dtype.startswith("F8") for entry in entries)
-    tensors = _diffusion_model(load_tensors(path)[0]).values()
-    return any(tensor.dtype.itemsize < 2 for tensor in tensors if tensor.is_floating_point())
+        entries = _diffusion_model(read_header(path))
+        dtypes = {name: entry.dtype for name, entry in entries.items()}
+    else:
+        tensors = _diffusion_model(load_tensors(path)[0])
+        dtypes = {name: DTYPE_NAMES.get(tensor.dtype) for name, tensor in tensors.items()}
+    return {
+        name: dtype
+        for name, dtype in dtypes.items()
+        # Packed ones are called qweight.
+        if name.endswith("weight") and _ITEM_BITS.get(dtype, 16) < 16
+    }
+
+
+def check_16_bit(path: str) -> None:
+    """Refuse a file that is quantized.
+
+    Raises:
+        ModelFileError: it is, or it is damaged.
+    """
+    if is_stored_quantized(path):
+        name = os.path.basename(path)
+        raise ModelFileError(f"{name} is quantized already: HSWQ needs 16-bit weights")
 
 
 def _fingerprint_of_tensors(path: str) -> str:
     """Fingerprint a `.ckpt`, read by ComfyUI's safe loader, as if it were safetensors."""
-    names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
     def facts(tensor: torch.Tensor) -> tuple:
         data = tensor.contiguous().view(-1).view(torch.uint8)
         length = min(SAMPLE_BYTES, data.numel())
         start = (data.numel() - length) // 2
         sample = data[start : start + length].numpy().tobytes()
-        return names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), sample
+        return DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), sample
 
     tensors = _diffusion_model(load_tensors(path)[0])
     return _digest(path, {name: facts(tensor) for name, tensor in tensors.items()})

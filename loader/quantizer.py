@@ -13,7 +13,8 @@ import torch
 from ..quant import DEFAULT_SETTINGS, Plan, Planner, SearchSettings, quantize
 from .transfer import Transfer
 
-_WORK_BYTES = 512 << 20  # GPU memory that searching one layer may take
+WORK_BYTES = 512 << 20
+"""GPU memory that searching one layer may take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Quantizer:
         self._resident = resident
         self._transfer = Transfer(memory.get_torch_device())
         self._progress = comfy.utils.ProgressBar(layers)
-        memory.free_memory(_WORK_BYTES, self._transfer.device)
+        memory.free_memory(WORK_BYTES, self._transfer.device)
 
     def decide(
         self, name: str, weight: torch.Tensor
@@ -87,4 +88,4 @@ def fits(source: Plan | Planner, layers: Mapping[str, int]) -> bool:
         return False
     size = sum(count * (1 if source.quantizes(name) else 2) for name, count in layers.items())
     free = memory.get_free_memory(device)
-    return free > 1.1 * size + _WORK_BYTES + memory.minimum_inference_memory()
+    return free > 1.1 * size + WORK_BYTES + memory.minimum_inference_memory()

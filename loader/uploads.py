@@ -19,7 +19,7 @@ MAX_BYTES = 64 << 20
 UPLOADED = "uploaded"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{16}")
-_NAME = re.compile(r"\w[\w .()+,@-]{0,150}")
+_NAME = re.compile(r"\w[\w .()+,@-]*")
 _TIME = re.compile(r"[0-9T:+.Z-]{10,40}")
 _COUNTS = ("samples", "total_steps", "layers")
 _MAX_TEXT = 200
@@ -58,7 +58,7 @@ def take_in(content: bytes, name: str) -> str:
 
 
 def _read(content: bytes, name: str) -> Statistics:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or len(name.encode()) > _MAX_TEXT:
         raise ValueError(f"the file's name must be a plain one, got {name!r}")
     with tempfile.TemporaryDirectory(prefix="hswq-") as folder:
         path = Path(folder) / name

@@ -6,6 +6,7 @@ from .converter import HSWQConverter
 from .export import HSWQExport
 from .loaders import HSWQCheckpointLoader, HSWQDiffusionModelLoader
 from .merge import HSWQMergeStatistics
+from .plan import HSWQPlan
 
 NODES = [
     HSWQCheckpointLoader,
@@ -14,5 +15,6 @@ NODES = [
     HSWQConverter,
     HSWQExport,
     HSWQMergeStatistics,
+    HSWQPlan,
     HSWQCompare,
 ]
