@@ -1,0 +1,147 @@
+"""What the panel says that a Plan would do is what the loader then does."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from harness.exports import SAMPLES
+from harness.inprocess import held
+from hswq.calibration import Statistics
+from hswq.loader import choice, store
+from hswq.loader.catalogue import Catalogue, Model
+from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.loader.modelfile import fingerprint
+from hswq.loader.preview import preview, rows
+from hswq.loader.quantizer import QuantizeSettings
+from hswq.loader.searching import search_all
+from hswq.quant import SearchSettings, expected_error
+
+ROUGH = SearchSettings(bins=256, candidates=20, refinements=1)
+RATIOS = (0.0, 0.1, 0.25, 0.5, 1.0)
+
+
+@pytest.fixture
+def path(folders: Path, checkpoint: Path, statistics: Statistics) -> str:
+    """The toy, of which all layers but one were recorded."""
+    link = folders / "output" / "checkpoints" / "toy.safetensors"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(checkpoint)
+    measured = dict(list(statistics.items())[:-1])
+    delta = Statistics(measured, {"samples": SAMPLES, "total_steps": 1})
+    store.add_statistics(delta, fingerprint(str(link)), store.PASSIVE_SESSION, "toy.safetensors")
+    return str(link)
+
+
+def model() -> Model:
+    """Return the only model."""
+    (found,) = Catalogue(list).models()
+    return found
+
+
+def load(path: str, settings: QuantizeSettings):
+    chosen = choice.choose(choice.AUTO, fingerprint(path), "toy", settings, choice.FAIL)
+    patcher = load_checkpoint(path, chosen.source, only_model=True)[0]
+    chosen.keep(patcher.get_attachment(ATTACHMENT))
+    return patcher
+
+
+def bytes_of(patcher) -> int:
+    return sum(part.nbytes for parts in held(patcher, copy=False).values() for part in parts)
+
+
+def settings_of(scaled: bool, ratio: float) -> QuantizeSettings:
+    return QuantizeSettings(scaled, ratio, ROUGH)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+class TestPreview:
+    def test_is_the_plan_that_the_loader_attaches(self, path, statistics, scaled):
+        before = {ratio: preview(model(), settings_of(scaled, ratio)) for ratio in RATIOS}
+        for ratio in sorted(RATIOS, reverse=True):
+            patcher = load(path, settings_of(scaled, ratio))
+            plan = patcher.get_attachment(ATTACHMENT)
+            after = preview(model(), settings_of(scaled, ratio))
+            for found in (before[ratio], after):
+                assert list(found["layers"]) == list(plan.layers)
+                kept = [name for name, layer in found["layers"].items() if layer["kept"]]
+                assert kept == plan.kept
+                assert (found["kept"], found["quantized"]) == (len(kept), len(plan.quantized))
+                reasons = {name: layer["reason"] for name, layer in found["layers"].items()}
+                assert reasons == {name: layer.reason for name, layer in plan.layers.items()}
+                assert found["bytes_after"] == bytes_of(patcher)
+            assert after["searched"] == len(plan.quantized)
+            for name in plan.quantized:
+                layer = after["layers"][name]
+                assert layer["amax"] == plan.layers[name].amax
+                assert layer["relative_error"] == plan.layers[name].relative_error
+
+    def test_of_16_bit_is_what_stock_holds(self, path, models, scaled):
+        assert preview(model(), settings_of(scaled, 0.25))["bytes_before"] == bytes_of(
+            models.sixteen_bit
+        )
+
+    def test_error_is_known_when_all_layers_are_searched(self, path, scaled):
+        plan = load(path, settings_of(scaled, 0.25)).get_attachment(ATTACHMENT)
+        assert preview(model(), settings_of(scaled, 0.2))["expected_error"] is None
+        found = preview(model(), settings_of(scaled, 0.25))
+        sizes = {row["layer"]: row["parameters"] for row in rows(model())}
+        measured = [name for name, layer in plan.layers.items() if layer.sensitivity is not None]
+        assert len(measured) == len(plan.layers) - 1
+        pairs = [(plan.layers[name].relative_error or 0.0, sizes[name]) for name in measured]
+        assert found["expected_error"] == pytest.approx(expected_error(pairs))
+        fewer = preview(model(), settings_of(scaled, 0.5))["expected_error"]
+        assert 0 == preview(model(), settings_of(scaled, 1))["expected_error"] < fewer
+        assert fewer < found["expected_error"]
+
+    @pytest.mark.parametrize("ratio", [math.nan, 1.1, -0.1])
+    def test_a_keep_ratio_out_of_range_is_refused(self, path, scaled, ratio):
+        with pytest.raises(ValueError, match="keep_ratio must be"):
+            preview(model(), settings_of(scaled, ratio))
+
+
+class TestOtherFiles:
+    def test_without_the_file_there_are_no_sizes(self, path):
+        load(path, settings_of(True, 0.25))
+        Path(path).unlink()
+        found = preview(model(), settings_of(True, 0.25))
+        assert (found["bytes_before"], found["bytes_after"], found["expected_error"]) == (None,) * 3
+        assert found["searched"] == found["quantized"] > 0
+        (row, *_) = rows(model())
+        assert (row["shape"], row["kind"], row["parameters"]) == (None, None, None)
+        assert row["sensitivity"] > 0
+
+    def test_rows_are_the_models_layers(self, path, statistics, models):
+        found = rows(model())
+        assert [row["layer"] for row in found] == list(statistics)
+        network = models.sixteen_bit.model.diffusion_model
+        for row in found:
+            layer = network.get_submodule(row["layer"])
+            assert tuple(row["shape"]) == tuple(layer.weight.shape)
+            assert row["kind"] == type(layer).__name__
+        assert [row["calls"] > 0 for row in found] == [True] * (len(found) - 1) + [False]
+
+
+class TestSearchAll:
+    def test_makes_every_ratio_known(self, path):
+        text = search_all(path, choice.AUTO, scaled=True)
+        assert text.startswith(
+            f"263 layers searched of 263 that can be FP8; {SAMPLES} of 256 samples"
+        )
+        default = QuantizeSettings()
+        for ratio in RATIOS:
+            settings = dataclasses.replace(default, keep_ratio=ratio)
+            found = preview(model(), settings)
+            assert found["searched"] == found["quantized"]
+            assert (found["expected_error"] > 0) == (ratio < 1)
+        assert load(path, default).get_attachment(ATTACHMENT).kept
+        again = search_all(path, choice.AUTO, scaled=True)
+        assert again.startswith("all layers of toy.safetensors were searched before")
+
+    def test_searches_only_what_is_missing(self, path):
+        load(path, QuantizeSettings(keep_ratio=0.9))
+        found = preview(model(), QuantizeSettings(keep_ratio=0.9))["quantized"]
+        text = search_all(path, choice.AUTO, scaled=True)
+        assert text.startswith(f"{263 - found} layers searched of 263 ")
