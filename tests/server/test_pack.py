@@ -11,7 +11,7 @@ import pytest
 from harness.client import Client
 from harness.packing import NAME, comfy
 from harness.prompts import hswq_loader, text_to_latent
-from harness.server import ROOT, ComfyUIServer
+from harness.server import ComfyUIServer
 
 pytestmark = pytest.mark.server
 
@@ -54,8 +54,9 @@ class TestServer:
         assert NAME in log
         assert not re.search("Traceback|IMPORT FAILED|Cannot import", log)
 
-    def test_has_the_nodes(self, client: Client):
-        declared = "".join(path.read_text("utf-8") for path in (ROOT / "loader/nodes").glob("*.py"))
+    def test_has_the_nodes(self, client: Client, clone: Path):
+        files = (clone / "loader" / "nodes").glob("*.py")
+        declared = "".join(path.read_text("utf-8") for path in files)
         nodes = set(re.findall(r'node_id="(\w+)"', declared))
         known = client.get_json("/object_info")
         assert len(nodes) >= 6
