@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import comfy.sd
 import torch
 
-from .modelfile import ModelFileError, diffusion_model_prefix
+from ..calibration import monitored_layers
+from .modelfile import ModelFileError, diffusion_model_prefix, load_tensors
 from .operations import hswq_operations
 
 
@@ -23,23 +25,11 @@ def layers_of(
         metadata: of the file.
 
     Raises:
-        ModelFileError: ComfyUI does not know the model, or renames or rearranges its layers.
+        ModelFileError: ComfyUI does not know the model, or renames or rearranges its layers; or
+            the file lacks some.
     """
     name = os.path.basename(path)
-    layers: dict[str, torch.Tensor] = {}
-
-    def note(layer: str, weight: torch.Tensor) -> torch.Tensor:
-        layers[layer] = weight
-        return torch.empty_like(weight, device="meta")
-
-    operations = hswq_operations(note, manual_cast=False)
-    model = comfy.sd.load_diffusion_model_state_dict(
-        dict(tensors),
-        model_options={"dtype": torch.float16, "custom_operations": operations},
-        metadata=metadata,
-    )
-    if model is None:
-        raise ModelFileError(f"{name} holds no diffusion model that ComfyUI knows")
+    layers = find_layers(name, tensors, metadata)
     prefix = diffusion_model_prefix(tensors)
     for layer, weight in layers.items():
         if not _is(weight, tensors.get(f"{prefix}{layer}.weight")):
@@ -48,6 +38,65 @@ def layers_of(
                 f"it has no {prefix}{layer}.weight"
             )
     return layers
+
+
+def find_layers(
+    name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping | None
+) -> dict[str, torch.Tensor]:
+    """Return what layers_of does, of a file in any layout that ComfyUI reads.
+
+    Raises:
+        ModelFileError: the file holds no diffusion model, or none that ComfyUI can build.
+    """
+    layers: dict[str, torch.Tensor] = {}
+
+    def note(layer: str, weight: torch.Tensor) -> torch.Tensor:
+        layers[layer] = weight
+        return torch.empty_like(weight, device="meta")
+
+    operations = hswq_operations(note, manual_cast=False)
+    try:
+        model = comfy.sd.load_diffusion_model_state_dict(
+            dict(tensors),
+            model_options={"dtype": torch.float16, "custom_operations": operations},
+            metadata=metadata,
+        )
+    except Exception as error:  # whatever a file makes ComfyUI stumble over
+        reason = " ".join(str(error).split("\n", 2)[:2]).replace("\t", "")
+        raise ModelFileError(f"{name} is no diffusion model that loads: {reason}") from error
+    if model is None:
+        raise ModelFileError(f"{name} holds no diffusion model that ComfyUI knows")
+    check_whole(name, model.model.diffusion_model)
+    return layers
+
+
+def check_whole(name: str, network: torch.nn.Module) -> None:
+    """Refuse a model that was loaded from a file which lacks layers; their weights are None.
+
+    Raises:
+        ModelFileError: it is such a file.
+    """
+    layers = monitored_layers(network)
+    lacking = [layer for layer, module in layers.items() if module.weight is None]
+    if lacking:
+        raise ModelFileError(
+            f"{name} is no whole diffusion model: it lacks {len(lacking)} of the {len(layers)} "
+            f"layers that ComfyUI's {type(network).__name__} has, such as {lacking[0]}"
+        )
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Where ComfyUI stumbles over a file in the block, say what is wrong with that.
+
+    Raises:
+        ModelFileError: as find_layers; what is not the file's fault is raised as it is.
+    """
+    try:
+        yield
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError):
+        find_layers(os.path.basename(path), *load_tensors(path))
+        raise
 
 
 def _is(one: torch.Tensor, other: torch.Tensor | None) -> bool:

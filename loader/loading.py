@@ -22,8 +22,15 @@ from ..calibration import monitored_layers
 from ..quant import FP8_MAX, LayerPlan, Plan, Planner
 from .alive import note_alive
 from .formats import MODEL_MARKERS
+from .layers import check_whole, explained, find_layers
 from .matmul import description, multiply_in_fp8
-from .modelfile import ModelFileError, fingerprint, is_stored_quantized, load_tensors
+from .modelfile import (
+    ModelFileError,
+    diffusion_model_prefix,
+    fingerprint,
+    is_stored_quantized,
+    load_tensors,
+)
 from .operations import hswq_operations
 from .quantizer import Quantizer, fits
 from .saving import save_as_16_bit
@@ -66,15 +73,16 @@ def load_checkpoint(
     """
     load = _Load(path, source)
     embeddings = folder_paths.get_folder_paths("embeddings")
-    patcher, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
-        load.tensors,
-        output_vae=not only_model,
-        output_clip=not only_model,
-        embedding_directory=embeddings,
-        model_options=load.options,
-        metadata=load.metadata,
-        disable_dynamic=disable_dynamic,
-    )
+    with explained(path):
+        patcher, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
+            load.tensors,
+            output_vae=not only_model,
+            output_clip=not only_model,
+            embedding_directory=embeddings,
+            model_options=load.options,
+            metadata=load.metadata,
+            disable_dynamic=disable_dynamic,
+        )
     load.complete(patcher, _reload_checkpoint, fp8_matmul)
     stock = (path, embeddings, {}, {})
     if clip is not None:
@@ -93,12 +101,13 @@ def load_diffusion_model(
 ) -> ModelPatcher:
     """Load a file that holds a diffusion model alone; otherwise as load_checkpoint."""
     load = _Load(path, source)
-    patcher = comfy.sd.load_diffusion_model_state_dict(
-        load.tensors,
-        model_options=load.options,
-        metadata=load.metadata,
-        disable_dynamic=disable_dynamic,
-    )
+    with explained(path):
+        patcher = comfy.sd.load_diffusion_model_state_dict(
+            load.tensors,
+            model_options=load.options,
+            metadata=load.metadata,
+            disable_dynamic=disable_dynamic,
+        )
     load.complete(patcher, _reload_diffusion_model, fp8_matmul)
     return patcher
 
@@ -121,13 +130,12 @@ def _reload_diffusion_model(
 
 
 def check_model(path: str) -> None:
-    """Refuse a file that ComfyUI does not know, where the stock loader is to load it.
+    """Refuse a file that ComfyUI cannot load, where the stock loader is to load it.
 
     Raises:
-        ModelFileError: the file is damaged or unknown to ComfyUI.
+        ModelFileError: the file is damaged, unknown to ComfyUI, or lacks layers.
     """
-    tensors, metadata = load_tensors(path)
-    _inspect(tensors, metadata, os.path.basename(path))
+    find_layers(os.path.basename(path), *load_tensors(path))
 
 
 class _Load:
@@ -141,9 +149,9 @@ class _Load:
         if stored_quantized != (source is None):
             state = "quantized already" if stored_quantized else "not quantized"
             raise ModelFileError(f"{self._name} is {state}")
-        for marker in MODEL_MARKERS:
-            for key in [key for key in self.tensors if key.rpartition(".")[2] == marker]:
-                del self.tensors[key]
+        prefix = diffusion_model_prefix(self.tensors)
+        for marker in MODEL_MARKERS:  # a text encoder has its own, which it needs
+            self.tensors.pop(prefix + marker, None)
         self._quantizer, self._resident, decide = None, False, _keep
         if source is not None:
             self._resident = fits(source, found.layers)
@@ -154,6 +162,7 @@ class _Load:
 
     def complete(self, patcher: ModelPatcher, reload: Callable, fp8_matmul: bool) -> None:
         """Attach the Plan, and tell ComfyUI how to load the model again."""
+        check_whole(self._name, patcher.model.diffusion_model)
         if self._quantizer is not None:
             plan = again = self._quantizer.finish()
         else:

@@ -12,15 +12,7 @@ from typing import BinaryIO
 
 import torch
 
-from .modelfile import MAX_HEADER_BYTES, ModelFileError, TensorEntry
-
-_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-    torch.bool: "BOOL", torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
-}  # fmt: skip
+from .modelfile import DTYPE_NAMES, MAX_HEADER_BYTES, ModelFileError, TensorEntry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +40,7 @@ class TensorFile:
             ValueError: its dtype or shape is not what the header says.
         """
         entry = self.entries[name]
-        if (_NAMES.get(tensor.dtype), tuple(tensor.shape)) != (entry.dtype, entry.shape):
+        if (DTYPE_NAMES.get(tensor.dtype), tuple(tensor.shape)) != (entry.dtype, entry.shape):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {entry}")
         file.seek(entry.start)
         file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -81,10 +73,10 @@ def lay_out(
     table, end = {"__metadata__": dict(metadata)}, 0
     for name in names:
         dtype, shape = tensors[name]
-        if dtype not in _NAMES:
+        if dtype not in DTYPE_NAMES:
             raise ModelFileError(f"{name} is {dtype}, which safetensors cannot hold")
         start, end = end, end + math.prod(shape) * dtype.itemsize
-        table[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": (start, end)}
+        table[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": (start, end)}
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
