@@ -16,7 +16,7 @@ import torch
 from ..calibration import atomic_file
 from ..quant import Plan, quantize
 from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
-from .formats import FILE_FORMATS, MARKER, STORED_DTYPE, Beside, FileFormat
+from .formats import FILE_FORMATS, MARKER, STORED_DTYPE, Beside, FileFormat, input_scale
 from .layers import layers_of
 from .modelfile import (
     ModelFileError,
@@ -165,7 +165,7 @@ class _Export:
         file_format = settings.file_format
         self._beside: dict[str, Beside] = {}  # of the layers in FP8
         for layer, weight in source.layers.items():
-            beside = file_format.beside(weight)
+            beside = file_format.beside(weight, chosen.source.input_amax(layer))
             if beside is not None and chosen.source.quantizes(layer):
                 self._beside[layer] = beside
         metadata = _metadata(source, chosen, settings, len(self._beside))
@@ -221,9 +221,11 @@ class _Export:
                 continue
             data, scale = parts
             yield key(layer, "weight"), data
+            marker = torch.frombuffer(bytearray(MARKER), dtype=torch.uint8)
+            amax = self._chosen.source.input_amax(layer)
+            found = {"comfy_quant": marker, "input_scale": input_scale(amax)}
             for name, (_, shape) in self._beside[layer].items():
-                marker = torch.frombuffer(bytearray(MARKER), dtype=torch.uint8)
-                yield key(layer, name), marker if name == "comfy_quant" else scale.reshape(shape)
+                yield key(layer, name), found.get(name, scale).reshape(shape)
         self._plan = self._chosen.source.finish()
         self._chosen.keep(self._plan)
         yield from self._source.others().items()

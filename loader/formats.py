@@ -20,11 +20,15 @@ _SCALE_KEYS = ("weight_scale", "scale", "weight.scale", "scale_weight")
 _INPUT_SCALE_KEYS = ("input_scale", "scale_input")
 """ComfyUI's, and its before comfy_quant: for products in FP8."""
 
+_LEAST_INPUT_AMAX = 1e-30
+
 EXTRA_KEYS = (*_SCALE_KEYS, *_INPUT_SCALE_KEYS, "comfy_quant")
 MODEL_MARKERS = ("scaled_fp8",)
 
 MARKER = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
-"""ComfyUI's comfy_quant. Without the flag it would round activations to FP8 at scale 1."""
+"""ComfyUI's comfy_quant. Without the flag it would round activations to FP8, at scale 1 where
+there is no input_scale. With it an input_scale does nothing, but is there for who turns products in
+FP8 on: our loader on request, or a tool that takes the flag away."""
 
 Beside = Mapping[str, "tuple[torch.dtype, tuple[int, ...]]"]
 """Tensors beside an FP8 weight: dtype and shape by key."""
@@ -43,24 +47,35 @@ class FileFormat:
         linear: what is beside the FP8 weight of a Linear.
         conv: the same of a Conv2d; None leaves every Conv2d in 16 bit.
         short: for file names.
+        inputs: beside a Linear whose largest input is known there is its input_scale.
     """
 
     scaled: bool
     linear: Beside
     conv: Beside | None
     short: str
+    inputs: bool = False
 
-    def beside(self, weight: torch.Tensor) -> Beside | None:
-        """Return what is beside a layer's FP8 weight; None where the layer stays 16 bit."""
-        return self.conv if weight.ndim == 4 else self.linear
+    def beside(self, weight: torch.Tensor, input_amax: float | None = None) -> Beside | None:
+        """Return what is beside a layer's FP8 weight; None where the layer stays 16 bit.
+
+        Args:
+            weight: of the layer.
+            input_amax: largest |x| of its input, None where that is not known.
+        """
+        if weight.ndim == 4:
+            return self.conv
+        if self.inputs and input_scale(input_amax) is not None:
+            return {**self.linear, "input_scale": (torch.float32, ())}
+        return self.linear
 
 
 COMPATIBLE, SCALED = "compatible", "scaled"
 # Stock ComfyUI reports a marker of a Conv2d as unexpected, and has no scaled Conv2d.
 FILE_FORMATS = {
     COMPATIBLE: FileFormat(False, _COMFY, _PLAIN, "compatible"),
-    SCALED: FileFormat(True, _COMFY, None, "scaled"),
-    "scaled, convs too": FileFormat(True, _COMFY, _COMFY, "scaled_convs"),
+    SCALED: FileFormat(True, _COMFY, None, "scaled", inputs=True),
+    "scaled, convs too": FileFormat(True, _COMFY, _COMFY, "scaled_convs", inputs=True),
     "original V2": FileFormat(True, _ORIGINAL, _ORIGINAL, "v2"),
 }
 
@@ -89,6 +104,16 @@ def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.T
     if scales[0].numel() != 1 or not 0 < scales[0].float().item() < float("inf"):
         raise ModelFileError(f"{name} has a weight_scale that is not one positive number")
     return scales[0].to(torch.float32, copy=True).reshape(())
+
+
+def input_scale(amax: float | None) -> torch.Tensor | None:
+    """Return the FP32 scalar input_scale of a layer whose largest |x| is `amax`.
+
+    None where that is not known, or so small that its reciprocal would overflow.
+    """
+    if amax is None or amax < _LEAST_INPUT_AMAX:
+        return None
+    return torch.tensor(amax / FP8_MAX, dtype=torch.float32)
 
 
 def stored_input_amax(state_dict: Mapping[str, torch.Tensor], prefix: str) -> float | None:

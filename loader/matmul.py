@@ -15,12 +15,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
-from ..quant import FP8_MAX, Plan
+from ..quant import Plan
 from ..quant.fp8 import quantize_input
+from .formats import input_scale
 
 _DTYPES = (torch.float16, torch.bfloat16)  # cuBLAS adds no bias to FP32 outputs
 _SIDES = 16  # that the matrices' sides must be multiples of
-_LEAST_AMAX = 1e-30  # 448 / amax would overflow FP32
 
 
 def multiplied_in_fp8(
@@ -59,9 +59,22 @@ def multiply_in_fp8(patcher: ModelPatcher, plan: Plan) -> None:
         return
     for layer in plan.quantized:
         weight = patcher.model.diffusion_model.get_submodule(layer).weight
-        scale = input_scale(plan.input_amax(layer), weight)
-        if scale is not None:
-            weight._params = dataclasses.replace(weight._params, input_scale=scale)
+        if fits(weight):
+            scale_input(weight, plan.input_amax(layer))
+
+
+def fits(weight: QuantizedTensor) -> bool:
+    """Whether a weight can multiply in FP8: a Linear's, with sides that cuBLAS takes."""
+    return weight.ndim == 2 and not any(size % _SIDES for size in weight.shape)
+
+
+def scale_input(weight: QuantizedTensor, amax: float | None) -> None:
+    """Let a weight multiply in FP8 inputs up to `amax`; one that is not known changes nothing."""
+    scale = input_scale(amax)
+    if scale is not None:
+        with torch.inference_mode(False):  # so that it may be used anywhere
+            scale = scale.clone().to(weight._qdata.device)
+        weight._params = dataclasses.replace(weight._params, input_scale=scale)
 
 
 def description(patcher: ModelPatcher) -> str:
@@ -71,15 +84,6 @@ def description(patcher: ModelPatcher) -> str:
     weights = patcher.model.diffusion_model.parameters()
     params = [weight._params for weight in weights if isinstance(weight, QuantizedTensor)]
     return f"{sum(param.input_scale is not None for param in params)} multiply in FP8"
-
-
-def input_scale(amax: float | None, weight: QuantizedTensor) -> torch.Tensor | None:
-    """Return the FP32 input_scale of a layer that can multiply in FP8, None for others."""
-    fits = weight.ndim == 2 and not any(size % _SIDES for size in weight.shape)
-    if not fits or amax is None or amax < _LEAST_AMAX:
-        return None
-    with torch.inference_mode(False):  # so that it may be used anywhere
-        return torch.tensor(amax / FP8_MAX, dtype=torch.float32, device=weight._qdata.device)
 
 
 def usable(device: torch.device) -> bool:

@@ -58,8 +58,8 @@ def layer_of(
     if bias:
         state["bias"] = torch.randn(sides[0], generator=generator)
     layer.load_state_dict({key: value.to(DEVICE, dtype) for key, value in state.items()})
-    scale = matmul.input_scale(amax, layer.weight)
-    layer.weight._params = dataclasses.replace(layer.weight._params, input_scale=scale)
+    if matmul.fits(layer.weight):
+        matmul.scale_input(layer.weight, amax)
     return layer
 
 
