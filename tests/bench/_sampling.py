@@ -1,0 +1,97 @@
+"""Pictures of the same seeds and prompts by several models, and how alike they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import comfy.sample
+import numpy as np
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+SUBJECTS = (
+    "a lighthouse on a cliff in a storm, oil painting",
+    "portrait of an old fisherman, soft window light",
+    "a red fox asleep in the snow",
+    "a bowl of plums on a linen tablecloth, still life",
+    "a street in Lisbon at night after rain",
+    "an astronaut reading a newspaper in a diner",
+    "isometric drawing of a tiny bakery",
+    "macro photograph of a dragonfly on a reed",
+)
+"""Prompts for a full-size model; the toy knows its own."""
+
+
+class Latents(NamedTuple):
+    """What to sample: as many prompts and seeds as pictures."""
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+
+
+class Sampler:
+    """Samples as the KSampler node does, some pictures at a time."""
+
+    def __init__(self, clip, vae, *, size: int, steps: int, cfg: float, batch: int) -> None:
+        """Take the text encoder, the VAE, pixels each way, and the sampler's settings."""
+        self._clip, self._vae = clip, vae
+        self._edge, self._steps, self._cfg, self._batch = size // 8, steps, cfg, batch
+
+    def encode(self, prompts: Sequence[str]) -> list:
+        """Return a conditioning of several prompts."""
+        tokens = [self._clip.tokenize(prompt) for prompt in prompts]
+        encoded = [self._clip.encode_from_tokens(each, return_pooled=True) for each in tokens]
+        context, pooled = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+        return [[context, {"pooled_output": pooled}]]
+
+    def sample(self, patcher, wanted: Latents) -> Tensor:
+        """Return the latents (pictures, 4, height, width) that a model makes."""
+        made = []
+        for start in range(0, len(wanted.seeds), self._batch):
+            part = slice(start, start + self._batch)
+            prompts, seeds = wanted.prompts[part], wanted.seeds[part]
+            empty = torch.zeros(1, 4, self._edge, self._edge)
+            noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
+            made.append(
+                comfy.sample.sample(
+                    patcher, noise, self._steps, self._cfg, "euler", "normal",
+                    self.encode(prompts), self.encode([""] * len(prompts)),
+                    torch.zeros_like(noise), disable_pbar=True,
+                )
+            )  # fmt: skip
+        return torch.cat(made)
+
+    def pictures(self, latents: Tensor, every: int) -> list[np.ndarray]:
+        """Return FP32 pictures (height, width, 3) from 0 to 1, of every so many pixels one."""
+        decoded = (self._vae.decode(latent[None])[0] for latent in latents)
+        return [one[::every, ::every].float().cpu().numpy() for one in decoded]
+
+
+def similarities(found: list[np.ndarray], original: list[np.ndarray]) -> list[float]:
+    """Return SSIM picture by picture, with the window of its authors."""
+    how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return [
+        float(structural_similarity(*pair, data_range=1.0, channel_axis=-1, **how))
+        for pair in _pairs(original, found)
+    ]
+
+
+def noise_ratios(found: list[np.ndarray], original: list[np.ndarray]) -> list[float]:
+    """Return PSNR in dB picture by picture."""
+    pairs = _pairs(original, found)
+    return [float(peak_signal_noise_ratio(*pair, data_range=1.0)) for pair in pairs]
+
+
+def _pairs(original: list[np.ndarray], found: list[np.ndarray]) -> Iterator[tuple]:
+    """Give both in float64, which scikit-image then computes in."""
+    for pair in zip(original, found, strict=True):
+        yield tuple(one.astype(np.float64) for one in pair)
+
+
+def cosines(found: Tensor, original: Tensor) -> list[float]:
+    """Return the cosine between latents, picture by picture."""
+    return torch.cosine_similarity(
+        found.flatten(1).double(), original.flatten(1).double(), 1
+    ).tolist()

@@ -1,0 +1,73 @@
+"""The ways to quantize a checkpoint that are compared with one another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import MappingProxyType
+
+import comfy.sd
+import common
+import torch
+from comfy.model_patcher import ModelPatcher
+from hswq.calibration import Statistics, monitored_layers
+from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.quant import Plan
+
+STOCK = "stock FP8 cast"
+KEEP_RATIOS = (0.0, 0.1, 0.25, 0.5)
+
+
+def variants(
+    checkpoint: str, reference: ModelPatcher, measured: Statistics
+) -> dict[str, Callable[[], ModelPatcher]]:
+    """Return what loads each variant, by its name.
+
+    Args:
+        checkpoint: 16-bit file.
+        reference: its model in 16 bit.
+        measured: statistics of it.
+    """
+    made = {STOCK: lambda: _stock_cast(checkpoint)}
+    for keep_ratio in KEEP_RATIOS:
+        made[f"absmax, keep {keep_ratio:g}"] = lambda keep=keep_ratio: _absmax(
+            checkpoint, reference, measured, keep
+        )
+    for mode, scaled in (("compatible", False), ("scaled", True)):
+        for keep_ratio in KEEP_RATIOS:
+            made[f"HSWQ {mode}, keep {keep_ratio:g}"] = lambda keep=keep_ratio, scaled=scaled: (
+                _load(checkpoint, common.planner(measured, keep, scaled))
+            )
+    return made
+
+
+def _load(checkpoint: str, source) -> ModelPatcher:
+    return load_checkpoint(checkpoint, source, only_model=True)[0]
+
+
+def _stock_cast(checkpoint: str) -> ModelPatcher:
+    """Load as weight_dtype fp8_e4m3fn of ComfyUI's own loader does: all weights, biases, norms."""
+    return comfy.sd.load_checkpoint_guess_config(
+        checkpoint,
+        output_vae=False,
+        output_clip=False,
+        model_options={"dtype": torch.float8_e4m3fn},
+    )[0]
+
+
+def _absmax(
+    checkpoint: str, reference: ModelPatcher, measured: Statistics, keep_ratio: float
+) -> ModelPatcher:
+    """Scale every layer by its largest weight, as scaled FP8 files mostly are; nothing searched."""
+    searched: Plan = _load(checkpoint, common.planner(measured, keep_ratio)).get_attachment(
+        ATTACHMENT
+    )
+    weights = monitored_layers(reference.model.diffusion_model)
+    layers = {
+        name: dataclasses.replace(layer, amax=weights[name].weight.abs().max().item())
+        if layer.quantized
+        else layer
+        for name, layer in searched.layers.items()
+    }
+    plan = dataclasses.replace(searched, layers=MappingProxyType(layers))
+    return _load(checkpoint, plan)
