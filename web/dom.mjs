@@ -1,0 +1,52 @@
+// What is shown is a function of the state. It is described with h(), and patch() changes only what
+// is different from before, so that focus, scrolling and a slider that is being moved stay.
+
+const HTML = "http://www.w3.org/1999/xhtml";
+const SVG = "http://www.w3.org/2000/svg";
+const LIVE = ["value", "checked", "disabled"]; // users change these, attributes do not tell
+
+export function h(tag, props, ...children) {
+  const shown = children.flat(Infinity).filter((child) => (child ?? false) !== false);
+  return { tag, props: props ?? {}, children: shown };
+}
+
+/** Make `nodes` the children of `parent`. The very same node as before is not looked into. */
+export function patch(parent, nodes) {
+  nodes.forEach((node, index) => {
+    const place = parent.childNodes[index] ?? null;
+    const known = [place, ...parent.childNodes].find((child) => fits(child, node, child === place));
+    const element = known ?? create(node, parent);
+    if (element !== place) parent.insertBefore(element, place);
+    if (typeof node === "object") update(element, node);
+    else if (element.data !== String(node)) element.data = node;
+  });
+  while (parent.childNodes.length > nodes.length) parent.lastChild.remove();
+}
+
+function fits(element, node, inPlace) {
+  if (typeof node !== "object") return inPlace && element?.nodeType === Node.TEXT_NODE;
+  const { tag, props } = element?.shown ?? {};
+  return tag === node.tag && props.key === node.props.key && (inPlace || "key" in props);
+}
+
+function create(node, parent) {
+  if (typeof node !== "object") return document.createTextNode("");
+  const svg = node.tag === "svg" || parent.namespaceURI === SVG;
+  return document.createElementNS(svg ? SVG : HTML, node.tag);
+}
+
+function update(element, node) {
+  const { shown } = element;
+  if (shown === node) return;
+  element.shown = node;
+  patch(element, node.children);
+  for (const name of Object.keys({ ...shown?.props, ...node.props })) {
+    const value = node.props[name];
+    if (LIVE.includes(name)) {
+      if (element[name] !== value) element[name] = value;
+    } else if (name.startsWith("on")) element[name] = value;
+    else if (name === "key" || shown?.props[name] === value) continue;
+    else if ((value ?? false) === false) element.removeAttribute(name);
+    else element.setAttribute(name, value);
+  }
+}
