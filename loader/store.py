@@ -200,8 +200,8 @@ def replace_merged(merged: Statistics, session: str) -> Path:
         if before is not None and (RECORDING in before.meta or MERGED not in before.meta):
             raise ValueError(f"session {session!r} has recordings of its own: choose another name")
         same = before is not None and before.meta[MERGED] == merged.meta[MERGED]
-        created = before.meta["created_at"] if same else _now()
-        meta = {**merged.meta, "session": session, "created_at": created}
+        created = before.meta.get("created_at") if same else None
+        meta = {**merged.meta, "session": session, "created_at": created or _now()}
         statisticsfile.write(Statistics(merged, meta), path)
     changed()
     return path
