@@ -10,11 +10,13 @@ chosen = common.arguments(
     only={"nargs": "*", "help": "which variants"},
 )
 
+import dataclasses  # noqa: E402
 import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
+from hswq.calibration import DualMonitor, Statistics  # noqa: E402
 from hswq.loader.loading import load_checkpoint  # noqa: E402
 
 
@@ -36,20 +38,36 @@ def stock_comfy_quant(measured):
     return model
 
 
+def with_inputs(measured, patcher):
+    """Return statistics with the largest inputs that the model really has, in one step."""
+    with DualMonitor(patcher.model.diffusion_model) as monitor:
+        common.Sampling(patcher, chosen.size)(1)
+    found = monitor.statistics()
+    layers = {
+        name: dataclasses.replace(layer, input_amax=found[name].input_amax)
+        for name, layer in measured.items()
+    }
+    return Statistics(layers, measured.meta)
+
+
+def ours(measured, **how):
+    """Return the loader's model."""
+    scaled = how.pop("scaled", True)
+    planner = common.planner(measured, scaled=scaled)
+    return load_checkpoint(chosen.checkpoint, planner, only_model=True, **how)[0]
+
+
 def main() -> None:
     with torch.inference_mode():
         reference = stock()
-        measured = common.made_up_statistics(reference)
+        measured = with_inputs(common.made_up_statistics(reference), reference)
         makers = {
             "FP16": lambda: reference,
             "stock FP8 cast": lambda: stock(dtype=torch.float8_e4m3fn),
             "stock comfy_quant": lambda: stock_comfy_quant(measured),
-            "HSWQ scaled": lambda: load_checkpoint(
-                chosen.checkpoint, common.planner(measured), only_model=True
-            )[0],
-            "HSWQ compatible": lambda: load_checkpoint(
-                chosen.checkpoint, common.planner(measured, scaled=False), only_model=True
-            )[0],
+            "HSWQ scaled": lambda: ours(measured),
+            "HSWQ compatible": lambda: ours(measured, scaled=False),
+            "HSWQ scaled, FP8 matmul": lambda: ours(measured, fp8_matmul=True),
         }
         makers = {n: m for n, m in makers.items() if not chosen.only or n in chosen.only}
         runs, results = {}, {}
