@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
@@ -20,6 +21,22 @@ def is_quantized(patcher: ModelPatcher) -> bool:
         weight is not None and (isinstance(weight, QuantizedTensor) or weight.dtype.itemsize < 2)
         for weight in weights
     )
+
+
+def unknown_layers(patcher: ModelPatcher) -> str | None:
+    """Return why a loader could not quantize what can be measured, None where it can.
+
+    Loaders replace ComfyUI's own Linear and Conv2d; other ones keep their weights, whatever
+    statistics say of them.
+    """
+    model, network = type(patcher.model).__name__, patcher.model.diffusion_model
+    layers = monitored_layers(network)
+    foreign = [
+        n for n, layer in layers.items() if not isinstance(layer, comfy.ops.CastWeightBiasOp)
+    ]
+    if foreign:
+        return f"{len(foreign)} layers of {model}, such as {foreign[0]}, are not made by ComfyUI"
+    return None if layers else f"{model} has no Linear or Conv2d layers"
 
 
 def identity(patcher: ModelPatcher) -> tuple[str, str] | None:

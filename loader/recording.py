@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..calibration import DualMonitor, Rotation, Statistics, kernels, monitored_layers
 from . import settings, store
-from .patchers import identity, is_quantized, networks, patches
+from .patchers import identity, is_quantized, networks, patches, unknown_layers
 from .status import (
     COMPLETE,
     FAILED,
@@ -195,7 +195,7 @@ def unrecordable(patcher: ModelPatcher) -> str | None:
         return "it is compiled"
     if patcher.model.diffusion_model.training:
         return "it is being trained"
-    return None
+    return unknown_layers(patcher)
 
 
 class Recording(NamedTuple):

@@ -24,7 +24,7 @@ from hswq.loader.formats import FILE_FORMATS
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
 from hswq.loader.modelfile import fingerprint
 from hswq.loader.quantizer import QuantizeSettings
-from hswq.loader.recording import Recorder
+from hswq.loader.recording import Recorder, unrecordable
 from toy.architectures import ARCHITECTURES, ENTRIES, Architecture
 
 SAMPLES = store.USABLE_SAMPLES
@@ -165,6 +165,31 @@ class TestArchitecture:
             assert ours.keys() == theirs.keys()
             assert [key for key in theirs if not theirs[key].equal(ours[key])] == []
             assert all(value.dtype.itemsize > 1 for value in ours.values())
+
+
+class TestUnknownLayers:
+    """A model whose layers no loader could replace says so, and is not recorded."""
+
+    @pytest.mark.parametrize("own", [torch.nn.Linear, torch.nn.Conv2d])
+    def test_are_named(self, models, own):
+        patcher = models.sixteen_bit
+        network = patcher.model.diffusion_model
+        assert unrecordable(patcher) is None
+        network.extra = own(4, 4, 1)
+        try:
+            reason = "1 layers of SDXL, such as extra, are not made by ComfyUI"
+            assert unrecordable(patcher) == reason
+        finally:
+            del network.extra
+
+    def test_no_layers(self, models):
+        patcher = models.sixteen_bit
+        network = patcher.model.diffusion_model
+        patcher.model.diffusion_model = torch.nn.ReLU().eval()
+        try:
+            assert unrecordable(patcher) == "SDXL has no Linear or Conv2d layers"
+        finally:
+            patcher.model.diffusion_model = network
 
 
 def weights(model: comfy.sd.CLIP | comfy.sd.VAE | None) -> dict[str, torch.Tensor]:
