@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ DAMAGED = ".damaged"
 
 _LOCK_SECONDS = 10  # a save takes a tenth of one
 _CACHED_FILES = 4
+# Windows replaces no file while somebody reads it, which takes a hundredth of a second.
+_PATIENCE = (0.05, 0.2, 0.5) if os.name == "nt" else ()
 
 
 @contextmanager
@@ -47,10 +50,19 @@ def write(statistics: Statistics, path: Path) -> None:
         OSError: it cannot be written; it is left as it was.
     """
     try:
-        save_statistics(statistics, path)
+        _save(statistics, path)
     except OSError as error:  # of a full disk, it does not say which file
         raise OSError(f"{path.name} cannot be written: {error.strerror}") from error
     _keep(path, version_of(path), statistics)
+
+
+def _save(statistics: Statistics, path: Path) -> None:
+    for seconds in _PATIENCE:
+        try:
+            return save_statistics(statistics, path)
+        except PermissionError:
+            time.sleep(seconds)
+    return save_statistics(statistics, path)
 
 
 def read_or_set_aside(path: Path) -> Statistics | None:

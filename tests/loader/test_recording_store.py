@@ -109,6 +109,23 @@ class TestFiles:
         assert samples_of(store.statistics_of(FINGERPRINT)) == 4
         assert samples_of(add()) == 5
 
+    def test_of_windows_one_that_is_being_read_is_waited_for(self, folder, monkeypatch):
+        monkeypatch.setattr(statisticsfile, "_PATIENCE", (0.01, 0.01))
+        save, failures = statisticsfile.save_statistics, [PermissionError(), PermissionError()]
+
+        def busy(*arguments):
+            if failures:
+                raise failures.pop()
+            save(*arguments)
+
+        monkeypatch.setattr(statisticsfile, "save_statistics", busy)
+        add()
+        assert samples_of(store.statistics_of(FINGERPRINT)) == 1
+        failures += [PermissionError("in use")] * 3
+        with pytest.raises(OSError, match="cannot be written"):
+            add()
+        assert samples_of(store.statistics_of(FINGERPRINT)) == 1
+
     def test_a_lock_that_is_never_given_back(self, folder, monkeypatch):
         import filelock
 
