@@ -1,13 +1,21 @@
 // What is shown is a function of the state. It is described with h(), and patch() changes only what
 // is different from before, so that focus, scrolling and a slider that is being moved stay.
 
-const HTML = "http://www.w3.org/1999/xhtml";
 const SVG = "http://www.w3.org/2000/svg";
 const LIVE = ["value", "checked", "disabled"]; // users change these, attributes do not tell
 
 export function h(tag, props, ...children) {
-  const shown = children.flat(Infinity).filter((child) => (child ?? false) !== false);
-  return { tag, props: props ?? {}, children: shown };
+  const isShown = (child) => (child ?? false) !== false;
+  return { tag, props: props ?? {}, children: children.flat(Infinity).filter(isShown) };
+}
+
+/** Return a function that makes a node again only when it is asked with something else. */
+export function remembered(make) {
+  let [known, node] = [[], null];
+  return (...given) => {
+    if (given.some((value, i) => value !== known[i])) [known, node] = [given, make(...given)];
+    return node;
+  };
 }
 
 /** Make `nodes` the children of `parent`. The very same node as before is not looked into. */
@@ -15,7 +23,8 @@ export function patch(parent, nodes) {
   nodes.forEach((node, index) => {
     const place = parent.childNodes[index] ?? null;
     const known = [place, ...parent.childNodes].find((child) => fits(child, node, child === place));
-    const element = known ?? create(node, parent);
+    const element = known ?? (typeof node !== "object" ? document.createTextNode("")
+      : document.createElementNS(node.tag === "svg" ? SVG : parent.namespaceURI, node.tag));
     if (element !== place) parent.insertBefore(element, place);
     if (typeof node === "object") update(element, node);
     else if (element.data !== String(node)) element.data = node;
@@ -27,12 +36,6 @@ function fits(element, node, inPlace) {
   if (typeof node !== "object") return inPlace && element?.nodeType === Node.TEXT_NODE;
   const { tag, props } = element?.shown ?? {};
   return tag === node.tag && props.key === node.props.key && (inPlace || "key" in props);
-}
-
-function create(node, parent) {
-  if (typeof node !== "object") return document.createTextNode("");
-  const svg = node.tag === "svg" || parent.namespaceURI === SVG;
-  return document.createElementNS(svg ? SVG : HTML, node.tag);
 }
 
 function update(element, node) {

@@ -12,23 +12,18 @@ export const isActive = (job) => ["pending", "running"].includes(job?.state);
 export const cancel = (job) => api.fetchApi(`/jobs/${job.id}/cancel`, { method: "POST" });
 export const forget = () => localStorage.removeItem(REMEMBERED);
 
-// crypto.randomUUID is missing where ComfyUI is opened over plain HTTP from another machine.
-function newId() {
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
-}
-
 /** Queue a node; return its job, which has failed if ComfyUI does not accept it. */
 export async function queueNode(node, inputs) {
-  const job = { id: newId(), node, source: inputs.source, state: "pending", value: 0, max: 0 };
+  const job = { node, source: inputs.source, state: "pending", value: 0, max: 0 };
   const prompt = { [NODE + node]: { class_type: node, inputs } };
-  const body = JSON.stringify({ prompt, client_id: api.clientId, prompt_id: job.id });
+  const body = JSON.stringify({ prompt, client_id: api.clientId });
   const headers = { "Content-Type": "application/json" };
   const response = await api.fetchApi("/prompt", { method: "POST", headers, body });
-  if (!response.ok) return { ...job, state: "failed", error: refusal(await response.json()) };
-  localStorage.setItem(REMEMBERED, JSON.stringify(job));
-  return job;
+  const answer = await response.json();
+  if (!response.ok) return { ...job, state: "failed", error: refusal(answer) };
+  const queued = { ...job, id: answer.prompt_id };
+  localStorage.setItem(REMEMBERED, JSON.stringify(queued));
+  return queued;
 }
 
 function refusal({ error, node_errors }) {
@@ -52,9 +47,4 @@ export async function refreshed(job) {
   const file = outputs?.[NODE + job.node]?.models?.[0];
   const error = execution_error?.exception_message?.trim();
   return { ...job, state: STATES[status] ?? status, file, error };
-}
-
-/** Return a job with an event's progress; the same job if the event is another's. */
-export function progressed(job, { prompt_id, value, max }) {
-  return isActive(job) && prompt_id === job.id ? { ...job, state: "running", value, max } : job;
 }

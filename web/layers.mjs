@@ -1,28 +1,25 @@
 // The table of a model's layers, which can be sorted and searched.
 
-import { h } from "./dom.mjs";
+import { h, remembered } from "./dom.mjs";
 import { number, percent, precise, t } from "./tools.mjs";
 
 const TEXTS = ["layer", "kind", "weights", "why"];
 const COLUMNS = ["layer", "kind", "shape", "sensitivity", "amax", "relative_error", "weights", "why"];
 
-let shown = {}; // made again only when something about it changes
+const tableBody = remembered(({ rows }, plan, query, sort) =>
+  h("tbody", null, sorted(found(rows.map((row) => withPlan(row, plan)), query), sort).map(rowView)));
 
 export function layersTable({ detail, plan, sort, query }, actions) {
-  const wanted = { detail, plan, sort, query };
-  if (Object.keys(wanted).some((key) => shown[key] !== wanted[key])) {
-    const rows = sorted(found(detail.rows.map((row) => withPlan(row, plan)), query), sort);
-    shown = { ...wanted, rows: h("tbody", null, rows.map(rowView)), count: number(rows.length) };
-  }
-  const total = number(detail.rows.length);
+  const body = tableBody(detail, plan, query, sort);
+  const counts = { shown: number(body.children.length), total: number(detail.rows.length) };
   const oninput = ({ target }) => actions.change({ query: target.value });
   return [
     h("label", { class: "hswq-field" }, h("span", null, t("find")),
       h("input", { type: "search", value: query, placeholder: "attn2.to_v", oninput })),
-    h("p", { class: "hswq-line", role: "status" }, t("layersShown", { shown: shown.count, total })),
+    h("p", { class: "hswq-line", role: "status" }, t("layersShown", counts)),
     h("div", { class: "hswq-scroll", tabindex: 0, role: "region", "aria-label": t("layers") },
       h("table", null, h("thead", null, h("tr", null,
-        COLUMNS.map((column) => heading(column, sort, actions)))), shown.rows)),
+        COLUMNS.map((column) => heading(column, sort, actions)))), body)),
   ];
 }
 

@@ -3,30 +3,23 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { patch } from "./dom.mjs";
-import { cancel, findJob, forget, isActive, progressed, queueNode, refreshed } from "./job.mjs";
+import { cancel, findJob, forget, isActive, queueNode, refreshed } from "./job.mjs";
 import { loadTexts, request, t } from "./tools.mjs";
 import { panelView } from "./views.mjs";
 
 const PLAN_MILLISECONDS = 150; // after the slider's last move
 
 export const state = {
-  status: null, // as GET /hswq/status has it
   recording: true, // ComfyUI's setting
   problem: null, // a sentence about what did not work
   selected: null, // a model's id
-  detail: null, // as GET /hswq/statistics/{id} has it
-  plan: null,
-  mode: "scaled",
-  keepRatio: 0.25,
-  stale: false, // the plan is of other settings than those chosen
-  sort: { column: "sensitivity", ascending: false },
-  query: "",
+  status: null, detail: null, plan: null, job: null, // answers, as they came
+  mode: "scaled", keepRatio: 0.25, stale: false, // stale: the plan is of other settings
+  sort: { column: "sensitivity", ascending: false }, query: "",
   wanted: { format: "scaled", what: "full checkpoint", filename: "", overwrite: false },
-  job: null,
 };
 
-let root = null;
-let timer = null;
+let [root, timer] = [null, null];
 let question = 0; // number of the last one about a model; answers to earlier ones are not shown
 
 const selected = () => state.status?.models.find(({ id }) => id && id === state.selected);
@@ -34,7 +27,7 @@ const version = (model) => JSON.stringify([model?.source, model?.sessions, model
 
 export function change(values) {
   Object.assign(state, values);
-  if (root) patch(root, panelView(state, actions));
+  if (root) patch(root, panelView(state, selected(), actions));
 }
 
 /** Do something that may fail, and say so; an earlier problem stays until the user does something. */
@@ -56,21 +49,19 @@ export function takeStatus(status) {
 }
 
 const refresh = async () => takeStatus(await request("status"));
-
-function planPath() {
-  return `statistics/${state.selected}/plan?mode=${state.mode}&keep_ratio=${state.keepRatio}`;
-}
+const planPath = () =>
+  `statistics/${state.selected}/plan?mode=${state.mode}&keep_ratio=${state.keepRatio}`;
 
 function askModel() {
-  if (!selected()?.sessions.length) return change({ detail: null, plan: null });
-  ask(0, () => Promise.all([request(`statistics/${state.selected}`), request(planPath())]));
+  const paths = selected()?.sessions.length ? [`statistics/${state.selected}`, planPath()] : [];
+  ask(0, () => Promise.all(paths.map((path) => request(path))));
 }
 
 function ask(milliseconds, answers) {
-  const mine = ++question;
   clearTimeout(timer);
+  const mine = ++question;
   timer = setTimeout(() => attempt(async () => {
-    const [detail, plan] = await answers();
+    const [detail = null, plan = null] = await answers();
     if (mine === question) change({ detail, plan, stale: false });
   }), milliseconds);
 }
@@ -89,20 +80,19 @@ async function refreshJob() {
   const { job } = state;
   if (!job?.id || !isActive(job)) return;
   const { state: now, file, error } = await refreshed(job);
-  if (state.job?.id !== job.id) return;
+  if (state.job?.id !== job.id || !isActive(state.job)) return; // a later answer came before
   change({ job: { ...state.job, state: now, file, error } });
   if (now === "done") askModel(); // more layers are searched now
 }
 
-async function confirmed(title, message) {
-  const { dialog } = app.extensionManager;
-  return dialog?.confirm ? dialog.confirm({ title, message, type: "delete" }) : confirm(message);
-}
-
-async function confirmAndDo(title, message, path, options) {
-  if (!(await confirmed(title, message))) return;
+/** Ask whether to forget something, then send a request that does it. */
+async function forgetStatistics(what, path, options, values) {
+  const { confirm } = app.extensionManager.dialog;
+  const [title, message] = [t(`${what}Title`), t(`${what}Message`, values)];
+  if (!(await confirm({ title, message, type: "delete" }))) return;
   change({ problem: null });
-  await attempt(() => request(path, options).then(refresh));
+  const headers = { "Content-Type": "application/json" };
+  await attempt(() => request(path, { headers, ...options }).then(refresh));
 }
 
 const actions = {
@@ -117,31 +107,25 @@ const actions = {
   },
   record: (on) => app.extensionManager.setting.set("HSWQ.Record", on),
   search: () => queue("HSWQPlan", { mode: state.mode }),
-  export() {
-    const inputs = { keep_ratio: state.keepRatio, without_statistics: "fail", ...state.wanted };
-    return queue("HSWQExport", inputs);
+  export(event) {
+    event.preventDefault();
+    queue("HSWQExport", { keep_ratio: state.keepRatio, without_statistics: "fail", ...state.wanted });
   },
   cancel: () => attempt(() => cancel(state.job).then(refreshJob)),
   dismiss() {
     forget();
     change({ job: null });
   },
-  reset({ id, name }, { session, samples }) {
-    const headers = { "Content-Type": "application/json" };
-    const options = { method: "POST", headers, body: JSON.stringify({ session }) };
-    const message = t("resetMessage", { name, session, samples });
-    return confirmAndDo(t("resetTitle"), message, `statistics/${id}/reset`, options);
-  },
-  remove({ id, name }) {
-    const message = t("deleteMessage", { name });
-    return confirmAndDo(t("deleteTitle"), message, `statistics/${id}`, { method: "DELETE" });
-  },
-  async upload([file]) {
-    if (!file) return;
+  reset: ({ id, name }, { session, samples }) =>
+    forgetStatistics("reset", `statistics/${id}/reset`,
+      { method: "POST", body: JSON.stringify({ session }) }, { name, session, samples }),
+  remove: ({ id, name }) =>
+    forgetStatistics("delete", `statistics/${id}`, { method: "DELETE" }, { name }),
+  upload([file]) {
     change({ problem: null });
-    const headers = { "Content-Type": "application/octet-stream" };
-    const path = `statistics/upload?name=${encodeURIComponent(file.name)}`;
-    await attempt(async () => {
+    return attempt(async () => {
+      const headers = { "Content-Type": "application/octet-stream" };
+      const path = `statistics/upload?name=${encodeURIComponent(file.name)}`;
       const model = await request(path, { method: "POST", headers, body: file });
       await refresh();
       actions.select(model.id);
@@ -151,7 +135,9 @@ const actions = {
 
 const listeners = {
   status: () => attempt(refreshJob), // ComfyUI's queue has changed
-  progress: ({ detail }) => change({ job: progressed(state.job, detail) }),
+  progress({ detail: { prompt_id, value, max } }) {
+    if (prompt_id === state.job?.id) change({ job: { ...state.job, state: "running", value, max } });
+  },
   reconnected: () => attempt(() => refresh().then(refreshJob)),
 };
 
@@ -161,11 +147,10 @@ export function mount(element) {
   unmount();
   root = element.appendChild(document.createElement("div"));
   root.className = "hswq-panel";
-  root.ondragover = (event) => event.preventDefault();
-  root.ondrop = (event) => {
+  root.ondragover = root.ondrop = (event) => {
     event.preventDefault();
     event.stopPropagation(); // ComfyUI would open it as a workflow
-    actions.upload(event.dataTransfer.files);
+    if (event.dataTransfer.files.length) actions.upload(event.dataTransfer.files);
   };
   for (const [event, listen] of Object.entries(listeners)) api.addEventListener(event, listen);
   attempt(async () => {

@@ -30,4 +30,4 @@ export const precise = (value) => (value === null ? "–" : String(Number(value.
 export const percent = (value) => (value === null ? "–" : `${precise(100 * value)} %`);
 export const time = (iso) => new Date(iso).toLocaleString(language(), DATE);
 export const size = (bytes) =>
-  bytes < 2 ** 30 ? `${precise(bytes / 2 ** 20)} MiB` : `${(bytes / 2 ** 30).toFixed(2)} GiB`;
+  bytes === null ? "–" : bytes < 2 ** 30 ? `${precise(bytes / 2 ** 20)} MiB` : `${(bytes / 2 ** 30).toFixed(2)} GiB`;

@@ -12,8 +12,11 @@ const ICONS = {
   "not recorded": "ban", failed: "exclamation-triangle", sampling: "spinner pi-spin",
   pending: "clock", running: "spinner pi-spin", done: "check-circle", cancelled: "ban",
 };
-const FORMATS = ["scaled", "scaled, convs too", "compatible", "original V2"];
-const WHATS = ["full checkpoint", "diffusion model only"];
+const CHOICES = {
+  mode: ["scaled", "compatible"],
+  format: ["scaled", "scaled, convs too", "compatible", "original V2"],
+  what: ["full checkpoint", "diffusion model only"],
+};
 
 const icon = (name) => h("i", { class: `pi pi-${name}`, "aria-hidden": "true" });
 const line = (...content) => h("span", { class: "hswq-line" }, content);
@@ -26,9 +29,9 @@ const bar = (label, value, max, text) =>
   h("div", { style: `width: ${Math.min(100, (100 * value) / max)}%` }));
 const field = (label, ...content) =>
   h("label", { class: "hswq-field" }, h("span", null, label), content);
-const select = (label, value, options, choose) =>
-  field(label, h("select", { value, onchange: ({ target }) => choose(target.value) },
-    options.map((option) => h("option", { value: option }, t(option)))));
+const select = (name, { [name]: value }, choose) =>
+  field(t(name), h("select", { value, onchange: ({ target }) => choose({ [name]: target.value }) },
+    CHOICES[name].map((option) => h("option", { value: option }, t(option)))));
 const checkbox = (label, checked, choose, props) => h("label", { class: "hswq-switch" },
   h("input", { type: "checkbox", checked, onchange: ({ target }) => choose(target.checked), ...props }),
   h("span", null, label));
@@ -37,20 +40,18 @@ const problem = (text, ...more) => h("div", { key: "problem", class: "hswq-probl
 const section = (title, ...content) =>
   h("section", { key: title, "aria-label": title }, h("h3", null, title), content);
 
-export function panelView(state, actions) {
+export function panelView(state, model, actions) {
   const { status, detail, plan } = state;
-  const model = status?.models.find(({ id }) => id && id === state.selected);
   const shown = model && detail && plan;
   const dismiss = () => actions.change({ problem: null });
   return [
     header(state, actions),
-    h("div", { key: "notices", class: "hswq-notices" },
+    h("div", { class: "hswq-notices" },
       state.problem && problem(state.problem, button(t("dismiss"), "times", dismiss)),
       state.job && jobView(state.job, actions)),
-    status?.models.length === 0 && h("div", { key: "empty", class: "hswq-empty" },
-      icon("images"), h("p", null, t("empty")), h("p", null, t("emptyNext"))),
-    status?.models.length > 0 && h("ul", { key: "models", "aria-label": t("models") },
-      status.models.map((one) => modelView(one, state, actions))),
+    status && h("ul", { "aria-label": t("models") }, status.models.length ?
+      status.models.map((one) => modelView(one, state, actions)) : h("li", { class: "hswq-empty" },
+        icon("images"), h("p", null, t("empty")), h("p", null, t("emptyNext")))),
     shown && section(t("plan"), planView(state, model, actions)),
     shown && section(t("export"), exportView(state, model, actions)),
     shown && section(t("layers"), layersTable(state, actions)),
@@ -61,10 +62,8 @@ export function panelView(state, actions) {
 const header = ({ recording }, actions) => h("header", null, h("h2", null, "HSWQ"),
   checkbox(t(recording ? "recordingOn" : "recordingOff"), recording, actions.record, { role: "switch" }),
   h("label", { class: "hswq-button", title: t("uploadHint") }, icon("upload"), t("upload"),
-    h("input", { type: "file", accept: ".pt", class: "hswq-hidden", onchange: ({ target }) => {
-      actions.upload([...target.files]);
-      target.value = ""; // so that the same file can be chosen again
-    } })));
+    h("input", { type: "file", accept: ".pt", class: "hswq-hidden", // emptied, to be used again
+      onchange: ({ target }) => actions.upload(target.files).then(() => (target.value = "")) })));
 
 function modelView(model, { status: { target }, selected, recording }, actions) {
   const paused = !recording && ["recording", "ready"].includes(model.state);
@@ -86,20 +85,18 @@ function modelView(model, { status: { target }, selected, recording }, actions) 
 }
 
 function planView(state, model, actions) {
-  const { plan, mode, keepRatio, stale } = state;
-  const total = number(plan.kept + plan.quantized);
-  const kept = t("keptOf", { kept: number(plan.kept), total });
-  const known = plan.bytes_before !== null;
+  const { plan, keepRatio, stale } = state;
+  const kept = t("keptOf", { kept: number(plan.kept), total: number(plan.kept + plan.quantized) });
   const facts = {
     kept16: kept,
-    unet: known ? `${size(plan.bytes_before)} → ${size(plan.bytes_after)}` : "–",
+    unet: `${size(plan.bytes_before)} → ${size(plan.bytes_after)}`,
     expectedError: plan.expected_error !== null ? percent(plan.expected_error) : [
       t("notSearched", { searched: number(plan.searched), total: number(plan.quantized) }),
       button(t("search"), "search", actions.search, { disabled: isActive(state.job) || !model.source }),
     ],
   };
   return [
-    row(select(t("mode"), mode, ["scaled", "compatible"], (mode) => actions.choose({ mode })),
+    row(select("mode", state, actions.choose),
       field(t("keepRatio"), h("span", null, h("input", {
         type: "range", min: 0, max: 1, step: 0.01, value: String(keepRatio),
         "aria-valuetext": `${keepRatio}: ${kept}`,
@@ -113,13 +110,8 @@ function planView(state, model, actions) {
 
 function exportView({ wanted, job }, model, actions) {
   const set = (values) => actions.change({ wanted: { ...wanted, ...values } });
-  const onsubmit = (event) => {
-    event.preventDefault();
-    actions.export();
-  };
-  return h("form", { onsubmit },
-    row(select(t("format"), wanted.format, FORMATS, (format) => set({ format })),
-      select(t("what"), wanted.what, WHATS, (what) => set({ what }))),
+  return h("form", { onsubmit: actions.export },
+    row(select("format", wanted, set), select("what", wanted, set)),
     line(t(`about ${wanted.format}`)),
     field(t("filename"), h("input", { type: "text", value: wanted.filename,
       placeholder: t("filenameHint"), oninput: ({ target }) => set({ filename: target.value }) })),
@@ -140,13 +132,12 @@ function jobView(job, actions) {
 }
 
 function filesView(model, actions) {
-  const address = (session) =>
-    api.apiURL(`/hswq/statistics/${model.id}/file?session=${encodeURIComponent(session)}`);
+  const address = api.apiURL(`/hswq/statistics/${model.id}/file?session=`);
   return [h("ul", null, model.sessions.map((file) => h("li", { key: file.session },
     h("span", { class: "hswq-name" }, file.session),
     line(t("images", { samples: number(file.samples) }), ` · ${size(file.bytes)}`,
       file.last_run && ` · ${time(file.last_run)}`),
-    row(h("a", { class: "hswq-button", href: address(file.session), download: file.file },
+    row(h("a", { class: "hswq-button", href: address + file.session, download: file.file },
       icon("download"), t("download")),
     button(t("reset"), "refresh", () => actions.reset(model, file)))))),
   button(t("delete"), "trash", () => actions.remove(model))];
