@@ -107,7 +107,8 @@ def export(
         overwrite: replace a file that is there.
 
     Raises:
-        ExportError: another file is there, the target is the source, or the disk is too small.
+        ExportError: another file is there, the target is the source or in use, or the disk is
+            too small.
         ModelFileError: the source is damaged, unknown, or quantized already.
         StatisticsError, ValueError: as of choice.choose; the statistics are another model's.
         OSError: the file cannot be written.
@@ -121,6 +122,11 @@ def export(
     _check_target(target, path, job.file.size, overwrite)
     try:
         plan = job.write(target, overwrite)
+    except PermissionError as error:  # so does Windows where a loaded model's file is replaced
+        raise ExportError(
+            f"{target.name} cannot be written ({error.strerror}): if a loaded model or a program "
+            "uses it, choose another filename"
+        ) from error
     except OSError as error:
         raise OSError(f"{target.name} cannot be written: {error.strerror or error}") from error
     logging.info("HSWQ: %s is %s in the format %r", target.name, source.name, settings.format)

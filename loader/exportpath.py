@@ -54,5 +54,10 @@ def _is_safe(part: str) -> bool:
         _PART.fullmatch(part) is not None
         and part[-1] not in " ."
         and len(part.encode()) <= _MAX_PART_BYTES
-        and not _RESERVED.fullmatch(part)
+        and not is_reserved(part)
     )
+
+
+def is_reserved(name: str) -> bool:
+    """Whether Windows takes a file's name for a device's, whatever folder it is in."""
+    return _RESERVED.fullmatch(name) is not None

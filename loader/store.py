@@ -15,6 +15,7 @@ import folder_paths
 
 from ..calibration import LayerStatistics, Statistics, StatisticsError
 from . import settings, statisticsfile
+from .exportpath import is_reserved
 from .status import changed
 
 PASSIVE_SESSION = "recorded"
@@ -47,9 +48,10 @@ def check_session(session: str) -> str:
     Raises:
         ValueError: it is not letters, digits, `_` and `-`.
     """
-    if not isinstance(session, str) or not _SESSION.fullmatch(session):
+    if not isinstance(session, str) or not _SESSION.fullmatch(session) or is_reserved(session):
         raise ValueError(
-            f"the session must be 1 to 64 letters, digits, '_' or '-', got {session!r}"
+            "the session must be 1 to 64 letters, digits, '_' or '-', and no name that a system "
+            f"reserves, got {session!r}"
         )
     return session
 
@@ -66,6 +68,7 @@ def statistics_path(fingerprint: str | None, session: str, model_name: str) -> P
         if existing.name.endswith(f".{session}.pt"):
             return existing
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(model_name).stem)[:80] or "model"
+    stem = f"_{stem}" if is_reserved(stem) else stem
     return statistics_folder() / f"{stem}.{fingerprint[:_SHORT]}.{session}.pt"
 
 
