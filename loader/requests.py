@@ -54,7 +54,10 @@ _dumps = functools.partial(json.dumps, allow_nan=False)
 
 
 def _error(status: int, reason: object) -> web.Response:
-    return web.json_response({"error": str(reason)}, status=status, dumps=_dumps)
+    answer = web.json_response({"error": str(reason)}, status=status, dumps=_dumps)
+    if status == 413:  # what is not read of the body would be taken for the next request
+        answer.force_close()
+    return answer
 
 
 def check_change(request: web.Request, content_type: str) -> None:
