@@ -24,17 +24,17 @@ TRAVERSALS = (
 STRANGE_NAMES = (
     "*", "%2a", "?", "%3f", "[0-9]", "%5b0-9a-f%5d", "{a,b}", "~", "~root", "$HOME",
     "%24%7bHOME%7d", "con", "nul", "aux", "-", "--help", "%20", "%09", "%7f", "%ff%fe", "%e2%80%ae",
-    "'", "%22", "';drop%20table", "<script>", "%3cscript%3e", "{{7*7}}", "null", "undefined", "NaN", "true",
-    "0", "-1", "1e999", "%f0%9f%92%a9", "%25s%25n", "a.b", ".hidden", "recorded.pt", "Recorded%20",
-    LONG, "a" * 65, "upload%2f", "constructor", "__proto__",
+    "'", "%22", "';drop%20table", "<script>", "%3cscript%3e", "{{7*7}}", "null", "undefined",
+    "NaN", "true", "0", "-1", "1e999", "%f0%9f%92%a9", "%25s%25n", "a.b", ".hidden", "recorded.pt",
+    "Recorded%20", LONG, "a" * 65, "upload%2f", "constructor", "__proto__",
 )  # fmt: skip
 SPELLINGS = (*TRAVERSALS, *STRANGE_NAMES)
 
 NUMBERS = (
     "", "nan", "NaN", "-nan", "inf", "-inf", "Infinity", "1e999", "-1e999", "1e-9999", "-0.1",
     "1.1", "2", "1.0000001", "true", "True", "null", "none", "[]", "[0.5]", "{}", '"0.5"', "0,5",
-    "0x1p-2", "0b1", "1_0", "+1", "%2b1", "%200.5", "0.5%00", "0.5%0a", "%D9%A1", "0.5;", "1/2", "--1",
-    "1e", ".", "e1", "9" * 5000, "0." + "1" * 5000,
+    "0x1p-2", "0b1", "1_0", "+1", "%2b1", "%200.5", "0.5%00", "0.5%0a", "%D9%A1", "0.5;", "1/2",
+    "--1", "1e", ".", "e1", "9" * 5000, "0." + "1" * 5000,
 )  # fmt: skip
 MODES = (
     "", "Scaled", "SCALED", "scaled%00", "scaled%20", "V1", "v2", "original", "..", "0", "1",

@@ -62,7 +62,8 @@ def test_nothing_changes(server, panel: Panel, ready: str, connection, table, gr
     assert sum(answers[status] for status in REFUSED) > len(table[group]) / 2
     assert everything(server) == before
     assert panel.status() == status
-    assert b"Traceback" not in server.log.read_bytes()[logged:]
+    # aiohttp logs what it cannot parse, with a traceback of its own.
+    assert b"loader/routes.py" not in server.log.read_bytes()[logged:]
 
 
 def test_a_get_changes_nothing(server, panel: Panel, ready: str):
