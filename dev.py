@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from environment.host import DEFAULT_RELEASE, RELEASES, Host, SetupError, choose_host  # noqa: E402
-from environment.install import set_up, set_up_toy  # noqa: E402
+from environment.install import set_up, set_up_frontend, set_up_toy  # noqa: E402
 from environment.steps import wait_for  # noqa: E402
 
 ENVIRONMENT_HELP = """\
@@ -45,6 +45,7 @@ def demo(host: Host, arguments: list[str]) -> int:
 
 def test(host: Host, arguments: list[str]) -> int:
     set_up(host)
+    set_up_frontend(host)
     return run(host, "-m", "pytest", "--confcutdir=tests", *arguments)
 
 

@@ -17,6 +17,8 @@ RELEASES = {
     "0.18.2": ("2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
 }
 DEFAULT_RELEASE = "0.30.0"
+# The newest frontend, which users may choose: its version and its wheel's sha256.
+FRONTEND = ("1.58.1", "37912597537a731a8f421179618a736c24184c5bdbfa327f38b2fb7c291852d9")
 
 
 class SetupError(Exception):

