@@ -14,7 +14,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from harness.exports import target_of, use_folders, wanted
+from harness.exports import identical, target_of, use_folders, wanted
 from harness.inprocess import distance, held, load_16_bit, same
 from harness.recording import assert_measured, measured
 from hswq.calibration import Statistics, monitored_layers
@@ -25,9 +25,13 @@ from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_mode
 from hswq.loader.modelfile import fingerprint
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.loader.recording import Recorder, unrecordable
-from toy.architectures import ARCHITECTURES, ENTRIES, Architecture
+from hswq.quant import Planner, SearchSettings, quantize
+from safetensors.torch import load_file, save_file
+from toy.architectures import ARCHITECTURES, CLIP_PREFIX, ENTRIES, Architecture
+from toy.shapes import CLIP_LAYERS
 
 SAMPLES = store.USABLE_SAMPLES
+QUICKLY = SearchSettings(bins=16, candidates=2, refinements=0)
 STOCK_READS = ("compatible", "scaled")
 
 
@@ -165,6 +169,24 @@ class TestArchitecture:
             assert ours.keys() == theirs.keys()
             assert [key for key in theirs if not theirs[key].equal(ours[key])] == []
             assert all(value.dtype.itemsize > 1 for value in ours.values())
+
+
+class TestScaledTextEncoder:
+    def test_stays_fp8_with_its_scales(self, entries, tmp_path):
+        """It has a marker of its own, as T5 in checkpoints of Flux and SD3."""
+        path = ARCHITECTURES["SD1.5"].write(tmp_path / "both.safetensors")
+        tensors = load_file(path)
+        tensors[f"{CLIP_PREFIX}scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+        for key in [key for key in tensors if CLIP_PREFIX in key and key.endswith("fc1.weight")]:
+            tensors[key], scale = quantize(tensors[key], tensors[key].abs().amax(), scaled=True)
+            tensors[key.replace(".weight", ".scale_weight")] = scale
+        save_file(tensors, path)
+        theirs = comfy.sd.load_checkpoint_guess_config(str(path), output_model=False)[1]
+        ours = load_checkpoint(str(path), Planner(None, 0.25, scaled=True, settings=QUICKLY))[1]
+        expected, found = weights(theirs), weights(ours)
+        assert sum(value.dtype == torch.float8_e4m3fn for value in expected.values()) == CLIP_LAYERS
+        assert found.keys() == expected.keys()
+        assert all(identical(found[key], expected[key]) for key in expected)
 
 
 class TestUnknownLayers:

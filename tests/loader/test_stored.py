@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 from harness.inprocess import held, same, sample
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
 from hswq.loader.modelfile import ModelFileError, is_stored_quantized
@@ -58,20 +60,6 @@ class TestFormats:
         assert (again.quantized, again.kept) == (plan.quantized, plan.kept)
         assert again.scaled
 
-    def test_the_originals_v1_keeps_its_16_bit_layers(self, models, checkpoint, tmp_path):
-        plan = models.quantized.get_attachment(ATTACHMENT)
-        path = store(checkpoint, plan, tmp_path / "v1.safetensors", "original V1")
-        stored = load_checkpoint(str(path), None, only_model=True)[0]
-        found = held(stored)
-        in_file = load_file(path)
-        for name in plan.layers:
-            data, *scale = found[f"{name}.weight"]
-            expected = in_file[f"{PREFIX}{name}.weight"]
-            assert data.dtype == expected.dtype
-            assert torch.equal(data.view(torch.uint8), expected.view(torch.uint8))
-            assert [number.item() for number in scale] == [1.0] * (data.dtype.itemsize == 1)
-        assert not stored.get_attachment(ATTACHMENT).scaled
-
     def test_load_again_gives_the_same_weights(self, models, checkpoint, tmp_path):
         plan = models.quantized.get_attachment(ATTACHMENT)
         path = store(checkpoint, plan, tmp_path / "stored.safetensors", "comfy_quant")
@@ -79,13 +67,54 @@ class TestFormats:
         load, arguments = stored.cached_patcher_init
         assert not same(held(load(*arguments, disable_dynamic=True)), held(stored))
 
-    def test_the_diffusion_model_alone(self, models, checkpoint, tmp_path):
+
+PUBLISHED = ("original V1", "original V2", "original V2, by weight")
+WHOLE, UNET, BARE = "full checkpoint", "UNet", "UNet without prefix"
+
+
+@pytest.mark.parametrize("contents", [WHOLE, UNET, BARE])
+@pytest.mark.parametrize("kind", PUBLISHED)
+class TestPublished:
+    """The files that the original's author and others have published."""
+
+    def load(self, path: Path, kind: str, contents: str, models, checkpoint) -> ModelPatcher:
+        store(checkpoint, models.quantized.get_attachment(ATTACHMENT), path, kind)
+        tensors = load_file(path)
+        if contents != WHOLE:
+            tensors = {key: value for key, value in tensors.items() if key.startswith(PREFIX)}
+        if contents == BARE:
+            tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+        save_file(tensors, path)
+        assert is_stored_quantized(str(path))
+        if contents == WHOLE:
+            return load_checkpoint(str(path), None, only_model=True)[0]
+        return load_diffusion_model(str(path), None)
+
+    def test_keep_what_they_have(self, models, checkpoint, tmp_path, kind, contents):
+        path = tmp_path / "published.safetensors"
+        found = held(self.load(path, kind, contents, models, checkpoint))
+        plan, in_file = models.quantized.get_attachment(ATTACHMENT), load_file(path)
+        prefix = "" if contents == BARE else PREFIX
+        for name in plan.layers:
+            data, *scale = found[f"{name}.weight"]
+            expected = in_file[f"{prefix}{name}.weight"]
+            assert data.dtype == expected.dtype
+            assert torch.equal(data.view(torch.uint8), expected.view(torch.uint8))
+            assert (data.dtype == torch.float16) == (name in plan.kept)
+            if scale and kind in SCALED:
+                key = f"{prefix}{name}.{SCALED[kind][0]}"
+                assert scale[0].item() == in_file[key].item() != 1.0
+            elif scale:
+                assert scale[0].item() == 1.0
+
+    def test_are_what_our_loader_makes(self, models, checkpoint, tmp_path, kind, contents):
+        published = self.load(tmp_path / "a.safetensors", kind, contents, models, checkpoint)
         plan = models.quantized.get_attachment(ATTACHMENT)
-        whole = load_file(store(checkpoint, plan, tmp_path / "a.safetensors", "original V2"))
-        own = {k.removeprefix(PREFIX): v for k, v in whole.items() if k.startswith(PREFIX)}
-        save_file(own, tmp_path / "unet.safetensors")
-        stored = load_diffusion_model(str(tmp_path / "unet.safetensors"), None)
-        assert not same(held(stored), held(models.quantized))
+        same_plan = dataclasses.replace(plan, scaled=kind in SCALED)
+        ours = load_checkpoint(str(checkpoint), same_plan, only_model=True)[0]
+        assert not same(held(published), held(ours))
+        assert torch.equal(sample(published), sample(ours))
+        assert published.get_attachment(ATTACHMENT).scaled == same_plan.scaled
 
 
 class TestRefused:

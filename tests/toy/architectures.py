@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from comfy import sd1_clip, supported_models
 from comfy.supported_models_base import BASE, ClipTarget
+from comfy.utils import detect_layer_quantization
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from toy.vae import vae_tensors
 from toy.weights import clip_tensors, value_of
 
 UNET_PREFIX = "model.diffusion_model."
+CLIP_PREFIX = "cond_stage_model."
 TOKENS = 7
 
 
@@ -34,8 +36,10 @@ class SmallClip(sd1_clip.SD1ClipModel):
         "num_attention_heads": CLIP_L // 8, "num_hidden_layers": CLIP_LAYERS,
     }  # fmt: skip
 
-    def __init__(self, device="cpu", dtype=None, model_options=None):
+    def __init__(self, device="cpu", dtype=None, model_options=None, quantization=None):
         options = {**(model_options or {}), "clip_l_model_config": self.CONFIG}
+        if quantization is not None:  # as the large text encoders do it
+            options["quantization_metadata"] = quantization
         super().__init__(device=device, dtype=dtype, model_options=options)
 
 
@@ -50,8 +54,10 @@ class SmallSD15(supported_models.SD15):
     unet_extra_config = {"num_heads": 2, "num_head_channels": -1}  # noqa: RUF012
 
     def clip_target(self, state_dict=None):
-        """The real tokenizer, and the small encoder."""
-        return ClipTarget(sd1_clip.SD1Tokenizer, SmallClip)
+        """The real tokenizer, and the small encoder as the file has it."""
+        target = ClipTarget(sd1_clip.SD1Tokenizer, SmallClip)
+        target.params["quantization"] = detect_layer_quantization(state_dict, CLIP_PREFIX)
+        return target
 
 
 class SmallRefiner(supported_models.SDXLRefiner):
@@ -152,7 +158,7 @@ def _vae() -> dict[str, Tensor]:
 
 
 def _sd15_others() -> dict[str, Tensor]:
-    prefix, clip = "cond_stage_model.transformer.text_model.", {}
+    prefix, clip = f"{CLIP_PREFIX}transformer.text_model.", {}
     for name, shape in clip_l_shapes():
         whole = (49408, CLIP_L) if "token_embedding" in name else shape
         clip[prefix + name] = value_of(name, whole, 0)
