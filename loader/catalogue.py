@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import os
 import re
@@ -62,6 +61,8 @@ class Model:
         statistics: of all of them, without importances; None where there are none.
         noted: its last sampling since ComfyUI started.
         alive: its FP8 copy in memory.
+        name: of its file, which need not be there any more.
+        source: where its file is now, as the nodes take it; None where it is gone.
     """
 
     fingerprint: str
@@ -69,27 +70,28 @@ class Model:
     statistics: Statistics | None
     noted: ModelStatus | None
     alive: Alive | None
+    name: str
+    source: str | None
+
+    @classmethod
+    def of(
+        cls,
+        fingerprint: str,
+        files: list[StatisticsFile],
+        noted: ModelStatus | None,
+        alive: Alive | None,
+    ) -> Model:
+        """Put together what is known, and look for the model's file."""
+        statistics = store.total_of([file.statistics for file in files])
+        name = noted.name if noted is not None else _text(statistics.meta.get("model"))
+        source = find_source(fingerprint, name or "")
+        name = os.path.basename(source) if source else name or fingerprint[:ID_DIGITS]
+        return cls(fingerprint, files, statistics, noted, alive, name, source)
 
     @property
     def id(self) -> str:
         """Its fingerprint's beginning."""
         return self.fingerprint[:ID_DIGITS]
-
-    @property
-    def name(self) -> str:
-        """Of its file, which need not be there any more."""
-        return os.path.basename(self.source) if self.source else self._sampled_name
-
-    @functools.cached_property
-    def source(self) -> str | None:
-        """Where its file is now, as the nodes take it; None where it is gone."""
-        return find_source(self.fingerprint, self._sampled_name)
-
-    @property
-    def _sampled_name(self) -> str:
-        if self.noted is not None:
-            return self.noted.name
-        return _text(self.statistics.meta.get("model")) or self.id
 
     @property
     def last_run(self) -> str | None:
@@ -171,13 +173,7 @@ class Catalogue:
         noted = {one.fingerprint: one for one in self._noted() if one.fingerprint is not None}
         alive = alive_models()
         return [
-            Model(
-                its,
-                files.get(its, []),
-                store.total_of([file.statistics for file in files.get(its, [])]),
-                noted.get(its),
-                alive.get(its),
-            )
+            Model.of(its, files.get(its, []), noted.get(its), alive.get(its))
             for its in dict.fromkeys([*files, *noted])
         ]
 
