@@ -15,10 +15,11 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from harness.exports import identical, target_of, use_folders, wanted
-from harness.inprocess import distance, held, load_16_bit, same
+from harness.inprocess import distance, held, same
 from harness.recording import assert_measured, measured
 from hswq.calibration import Statistics, monitored_layers
 from hswq.loader import choice, store
+from hswq.loader.converter import convert
 from hswq.loader.export import export
 from hswq.loader.formats import FILE_FORMATS
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
@@ -57,6 +58,14 @@ def sample(patcher: ModelPatcher, architecture: Architecture, batch: int = 1, st
         )  # fmt: skip
 
 
+def stock(path: Path, dtype: torch.dtype | None = None) -> ModelPatcher:
+    """Load a checkpoint's model by stock ComfyUI; on a CPU, with a dtype as on a GPU."""
+    options = {} if dtype is None else {"dtype": dtype}
+    return comfy.sd.load_checkpoint_guess_config(
+        str(path), output_vae=False, output_clip=False, model_options=options
+    )[0]
+
+
 @pytest.fixture(scope="module")
 def entries():
     """ComfyUI knows the small models; Lumina's own entry would take any."""
@@ -78,7 +87,7 @@ def made(request, entries, tmp_path_factory) -> Recorded:
         settings.write_text(json.dumps({"HSWQ.Budget": 100}))
         checkpoint = architecture.write(folder / "model.safetensors")
         alone = architecture.write(folder / "alone.safetensors", model_only=True)
-        sixteen_bit = load_16_bit(checkpoint)
+        sixteen_bit = stock(checkpoint, architecture.dtype)
         recorder = Recorder()
         recorder.install()
         names = list(monitored_layers(sixteen_bit.model.diffusion_model))
@@ -136,10 +145,7 @@ class TestArchitecture:
         """Closer than a plain cast, and than all layers' errors that add up as in a chain."""
         expected = sample(made.sixteen_bit, made.architecture)
         quantized = loaded(made)
-        cast = comfy.sd.load_checkpoint_guess_config(
-            str(made.checkpoint), output_vae=False, output_clip=False,
-            model_options={"dtype": torch.float8_e4m3fn},
-        )[0]  # fmt: skip
+        cast = stock(made.checkpoint, torch.float8_e4m3fn)
         layers = quantized.get_attachment(ATTACHMENT).layers.values()
         bound = math.sqrt(sum((layer.relative_error or 0.0) ** 2 for layer in layers))
         apart = distance(sample(quantized, made.architecture), expected)
@@ -158,9 +164,16 @@ class TestArchitecture:
         assert set(same(held(stored), ours)) == expected
         assert len(plan.quantized) > len(plan.kept)
         if kind in STOCK_READS:
-            stock = comfy.sd.load_checkpoint_guess_config(str(path), output_clip=False)[0]
-            apart = distance(*(sample(one, made.architecture) for one in (stock, stored)))
-            assert apart == 0 if stock.load_device.type == "cpu" else apart < 0.01
+            theirs = stock(path)
+            apart = distance(*(sample(one, made.architecture) for one in (theirs, stored)))
+            assert apart == 0 if theirs.load_device.type == "cpu" else apart < 0.01
+
+    def test_converts_to_what_it_loads(self, made):
+        quantized = loaded(made)
+        with torch.inference_mode():
+            converted = convert(made.sixteen_bit, quantized.get_attachment(ATTACHMENT))
+        assert not same(held(converted), held(quantized))
+        assert torch.equal(*(sample(one, made.architecture) for one in (converted, quantized)))
 
     def test_leaves_text_encoder_and_vae_as_they_are(self, made):
         expected = comfy.sd.load_checkpoint_guess_config(str(made.checkpoint))[1:3]

@@ -113,6 +113,7 @@ class Architecture:
         context: width of the prompt's tokens.
         pooled: width of the pooled prompt, 0 for none.
         others: what a checkpoint has beside the diffusion model.
+        dtype: that its files are in.
     """
 
     entry: type[BASE]
@@ -121,6 +122,7 @@ class Architecture:
     context: int
     pooled: int = 0
     others: Callable[[], dict[str, Tensor]] = dict
+    dtype: torch.dtype = torch.float16
 
     def tensors(self, seed: int = 0) -> dict[str, Tensor]:
         """Return the diffusion model in FP32, names relative to it."""
@@ -131,13 +133,14 @@ class Architecture:
         }
         return {_name_in_file(name): value for name, value in values.items()}
 
-    def write(self, path: Path, *, model_only: bool = False, dtype=torch.float16) -> Path:
+    def write(self, path: Path, *, model_only: bool = False) -> Path:
         """Write a checkpoint, or the diffusion model alone."""
         prefix = "" if model_only else UNET_PREFIX
         tensors = {prefix + name: value for name, value in self.tensors().items()}
         tensors |= {} if model_only else self.others()
         os.makedirs(path.parent, exist_ok=True)
-        save_file({name: value.to(dtype).contiguous() for name, value in tensors.items()}, path)
+        in_file = {name: value.to(self.dtype).contiguous() for name, value in tensors.items()}
+        save_file(in_file, path)
         return path
 
     def conditioning(self, seed: int) -> list:
@@ -196,7 +199,7 @@ ARCHITECTURES = {
     "SDXL inpaint": Architecture(
         SmallSDXL, _unet([0, 1], **_SDXL_INPAINT), 4, 64, 1280, _sdxl_others
     ),
-    "Lumina 2": Architecture(SmallLumina2, _NEXTDIT, 16, 48),
-    "Z-Image": Architecture(SmallZImage, _NEXTDIT, 16, 48),
-    "Flux": Architecture(supported_models.Flux, _FLUX, 16, 48, 32),
+    "Lumina 2": Architecture(SmallLumina2, _NEXTDIT, 16, 48, dtype=torch.bfloat16),
+    "Z-Image": Architecture(SmallZImage, _NEXTDIT, 16, 48, dtype=torch.bfloat16),
+    "Flux": Architecture(supported_models.Flux, _FLUX, 16, 48, 32, dtype=torch.bfloat16),
 }
