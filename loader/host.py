@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 
 OLDEST = "0.27.0"
-"""The oldest ComfyUI that the tests pass on; pyproject.toml says the same."""
+"""The oldest ComfyUI that the tests pass on; pyproject.toml says the same.
+
+Older ones have no `QuantizedTensor.requantize_from_float`, by which ComfyUI patches LoRAs onto
+quantized weights under Dynamic VRAM, and no `folder_paths.is_within_directory`.
+"""
 
 
 def problem() -> str | None:
