@@ -25,7 +25,7 @@ from .modelfile import (
     fingerprint,
     load_tensors,
 )
-from .quantizer import WORK_BYTES, QuantizeSettings
+from .quantizer import WORK_BYTES, QuantizeSettings, quantizing_device
 from .tensorfile import TensorFile, lay_out
 from .transfer import Transfer
 
@@ -185,7 +185,7 @@ class _Export:
 
     def write(self, target: Path, overwrite: bool) -> Plan:
         """Write the file and return the Plan."""
-        device = memory.get_torch_device()
+        device = quantizing_device()
         memory.free_memory(WORK_BYTES, device)
         progress = comfy.utils.ProgressBar(self.file.size - len(self.file.header))
         written = 0

@@ -32,6 +32,18 @@ class QuantizeSettings:
     search: SearchSettings = DEFAULT_SETTINGS
 
 
+def quantizing_device() -> torch.device:
+    """Return the device that quantizes and computes.
+
+    Raises:
+        ValueError: it knows no FP8, as Apple's GPUs and DirectML.
+    """
+    device = memory.get_torch_device()
+    if not memory.supports_cast(device, torch.float8_e4m3fn):
+        raise ValueError(f"HSWQ needs a device that knows FP8, and {device} does not")
+    return device
+
+
 class Quantizer:
     """Decides and quantizes one layer at a time on the GPU (see operations)."""
 
@@ -39,10 +51,13 @@ class Quantizer:
         """Take a Plan to apply or a Planner to make one, and how many layers will come.
 
         `resident` leaves the layers on the GPU; else they go back to the CPU for ComfyUI to load.
+
+        Raises:
+            ValueError: the device knows no FP8.
         """
         self._source: Plan | Planner | None = source
         self._resident = resident
-        self._transfer = Transfer(memory.get_torch_device())
+        self._transfer = Transfer(quantizing_device())
         self._progress = comfy.utils.ProgressBar(layers)
         memory.free_memory(WORK_BYTES, self._transfer.device)
 

@@ -12,7 +12,7 @@ from ..quant import Plan, Planner
 from .choice import FAIL, choose
 from .layers import layers_of
 from .modelfile import check_16_bit, fingerprint, load_tensors
-from .quantizer import WORK_BYTES, QuantizeSettings
+from .quantizer import WORK_BYTES, QuantizeSettings, quantizing_device
 from .transfer import Transfer
 
 
@@ -49,7 +49,7 @@ def search_all(path: str, statistics: str, *, scaled: bool) -> str:
 def _search(path: str, planner: Planner) -> tuple[Plan, int]:
     """Return the Plan, and how many layers were searched for it."""
     layers = layers_of(path, *load_tensors(path))
-    transfer = Transfer(memory.get_torch_device())
+    transfer = Transfer(quantizing_device())
     memory.free_memory(WORK_BYTES, transfer.device)
     progress = comfy.utils.ProgressBar(len(layers))
     searched = 0

@@ -8,11 +8,16 @@ import re
 import sys
 from pathlib import Path
 
+import comfy.model_management as memory
 import comfy.quant_ops
 import comfyui_version
 import nodes
 import pytest
-from hswq.loader import host
+from harness.exports import target_of, wanted
+from hswq.loader import choice, host
+from hswq.loader.export import export
+from hswq.loader.loading import load_checkpoint
+from hswq.quant import Planner
 
 ROOT = Path(host.__file__).resolve().parents[1]
 NODE = "HSWQCheckpointLoader"
@@ -46,6 +51,18 @@ class TestProblem:
     def test_pyproject_says_the_same(self):
         line = re.search(r'requires-comfyui = "(.*)"', (ROOT / "pyproject.toml").read_text())
         assert line[1] == f">={host.OLDEST}"
+
+
+class TestDevice:
+    def test_without_fp8_is_refused_by_name(self, monkeypatch, checkpoint, folders):
+        monkeypatch.setattr(memory, "cpu_state", memory.CPUState.MPS)
+        reason = "^HSWQ needs a device that knows FP8, and mps does not$"
+        with pytest.raises(ValueError, match=reason):
+            load_checkpoint(str(checkpoint), Planner(None, 0.25, scaled=True))
+        settings = wanted(without=choice.QUANTIZE_UNIFORMLY)
+        with pytest.raises(ValueError, match=reason):
+            export(str(checkpoint), target_of(settings), settings)
+        assert not list(folders.rglob("*.*"))
 
 
 class TestStart:
