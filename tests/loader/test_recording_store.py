@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import folder_paths
@@ -54,6 +55,19 @@ def script(folder: Path, name: str, *arguments: object) -> list[str]:
 
 
 class TestProcesses:
+    def test_one_may_begin_anew_while_another_adds(self, folder):
+        running = subprocess.Popen(script(folder, "add", 40))
+        removed = 0
+        while running.poll() is None:
+            removed += store.remove_statistics(FINGERPRINT)
+            time.sleep(0.02)
+        assert running.returncode == 0
+        assert removed
+        left = store.statistics_of(FINGERPRINT)
+        assert (0 if left is None else samples_of(left)) < 40
+        assert not list(folder.glob("*.damaged"))
+        assert samples_of(add()) == (1 if left is None else left.samples + 1)
+
     def test_two_add_up(self, folder):
         running = [subprocess.Popen(script(folder, "add", 200)) for _ in range(2)]
         assert [process.wait(120) for process in running] == [0, 0]
