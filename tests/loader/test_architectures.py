@@ -166,7 +166,8 @@ class TestArchitecture:
         if kind in STOCK_READS:
             theirs = stock(path)
             apart = distance(*(sample(one, made.architecture) for one in (theirs, stored)))
-            assert apart == 0 if theirs.load_device.type == "cpu" else apart < 0.01
+            # On a GPU, stock multiplies its scale in 16 bit, of which BF16 has eight digits.
+            assert apart == 0 if theirs.load_device.type == "cpu" else apart < 0.03
 
     def test_converts_to_what_it_loads(self, made):
         quantized = loaded(made)

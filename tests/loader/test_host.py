@@ -49,7 +49,7 @@ class TestProblem:
         assert "comfy-kitchen of ComfyUI's requirements.txt" in host.problem()
 
     def test_pyproject_says_the_same(self):
-        line = re.search(r'requires-comfyui = "(.*)"', (ROOT / "pyproject.toml").read_text())
+        line = re.search(r'requires-comfyui = "(.*)"', (ROOT / "pyproject.toml").read_text("utf-8"))
         assert line[1] == f">={host.OLDEST}"
 
 
