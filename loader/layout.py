@@ -59,7 +59,7 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
             input_scale: of the weight before a patch, which does not change the layer's input.
         """
         if scale is None or isinstance(scale, str):
-            scale = _scale_for(tensor, clipping_scale)
+            scale = scale_for(tensor.abs().amax(), clipping_scale)
         if stochastic_rounding:
             values = (tensor.to(torch.float32) / scale).clamp_(-FP8_MAX, FP8_MAX)
             data = comfy.float.stochastic_rounding(
@@ -87,11 +87,17 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
         return {"": cls.dequantize(qdata, params)}
 
 
-def _scale_for(weight: torch.Tensor, clipping_scale: torch.Tensor | None) -> torch.Tensor:
-    amax = weight.abs().amax().to(torch.float32)
+def scale_for(amax: torch.Tensor, clipping_scale: torch.Tensor | None) -> torch.Tensor:
+    """Return a FP32 weight_scale that clips nothing up to `amax`.
+
+    Args:
+        amax: scalar tensor.
+        clipping_scale: FP32 weight_scale before a patch, whose octaves are to choose from.
+    """
+    amax = amax.to(torch.float32)
     if clipping_scale is None:
         return torch.where(amax > 0, amax / FP8_MAX, 1.0)
-    clipping_scale = clipping_scale.to(weight.device)
+    clipping_scale = clipping_scale.to(amax.device)
     octaves = torch.ceil(torch.log2(amax / (clipping_scale * _ROUNDED_TO_MAX)))
     return torch.where(amax > 0, clipping_scale * torch.exp2(octaves), clipping_scale)
 

@@ -32,6 +32,7 @@ from .modelfile import (
     load_tensors,
 )
 from .operations import hswq_operations
+from .originals import Originals
 from .quantizer import Quantizer, fits
 from .saving import save_as_16_bit
 
@@ -157,14 +158,17 @@ class _Load:
             self._resident = fits(source, found.layers)
             self._quantizer = Quantizer(source, len(found.layers), resident=self._resident)
             decide = self._quantizer.decide
-        operations = hswq_operations(decide, manual_cast=found.manual_cast)
+        self._originals = Originals(path, prefix)
+        operations = hswq_operations(
+            decide, manual_cast=found.manual_cast, originals=self._originals
+        )
         self.options = {"dtype": found.dtype, "custom_operations": operations}
 
     def complete(self, patcher: ModelPatcher, reload: Callable, fp8_matmul: bool) -> None:
         """Attach the Plan, and tell ComfyUI how to load the model again."""
         check_whole(self._name, patcher.model.diffusion_model)
         if self._quantizer is not None:
-            plan = again = self._quantizer.finish()
+            plan = again = self._originals.plan = self._quantizer.finish()
         else:
             plan, again = _plan_as_stored(patcher), None
         adopt(patcher, plan, self._name, fingerprint(self._path))

@@ -11,10 +11,11 @@ import comfy.ops
 import torch
 from comfy.quant_ops import QuantizedTensor
 
-from ..quant import dequantize
+from ..quant import FP8_MAX, dequantize
 from .formats import EXTRA_KEYS, stored_input_amax, stored_scale
-from .layout import hold
+from .layout import hold, scale_for
 from .matmul import multiplied_in_fp8
+from .originals import Originals
 
 Decide = Callable[[str, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
 """Layer name and its 16-bit weight -> the weight to keep, or its FP8 bytes and weight_scale.
@@ -38,18 +39,21 @@ def _normal_tensors(method: Callable) -> Callable:
     return outside
 
 
-def hswq_operations(decide: Decide, *, manual_cast: bool) -> SimpleNamespace:
+def hswq_operations(
+    decide: Decide, *, manual_cast: bool, originals: Originals | None = None
+) -> SimpleNamespace:
     """Return ComfyUI operations for one load, whose Linear and Conv2d ask `decide`.
 
     Args:
         decide: is asked once a layer, in the model's order.
         manual_cast: whether weights are cast to the input's dtype in each forward, as ComfyUI
             does where the device cannot compute in the weights' dtype.
+        originals: what the weights are quantized from, for patches to go onto.
     """
     base = comfy.ops.manual_cast if manual_cast else comfy.ops.disable_weight_init
 
     class Linear(_Quantizable, base.Linear):
-        _decide = staticmethod(decide)
+        _decide, _originals = staticmethod(decide), originals
 
         def _product(self, inputs, weight, bias):
             outputs = multiplied_in_fp8(inputs, weight, bias)
@@ -59,7 +63,7 @@ def hswq_operations(decide: Decide, *, manual_cast: bool) -> SimpleNamespace:
             return torch.nn.functional.linear(inputs, weight, bias)
 
     class Conv2d(_Quantizable, base.Conv2d):
-        _decide = staticmethod(decide)
+        _decide, _originals = staticmethod(decide), originals
 
         def _product(self, inputs, weight, bias):
             return self._conv_forward(inputs, _float_weight(weight, inputs.dtype), bias)
@@ -79,6 +83,8 @@ class _Quantizable:
     """
 
     stored_input_amax: float | None = None
+    _name = ""
+    _original_amax: torch.Tensor | None = None  # of the weight that a patch is just put onto
 
     def __init__(self, *args, device=None, dtype=None, **kwargs) -> None:
         # The weights come one by one from the file; none is allocated before.
@@ -111,12 +117,12 @@ class _Quantizable:
 
     @_normal_tensors
     def _weight(self, state_dict, prefix: str, assign: bool) -> torch.Tensor:
-        value = state_dict[prefix + "weight"]
+        value, self._name = state_dict[prefix + "weight"], prefix[:-1]
         if value.dtype.itemsize < 2:
             self.stored_input_amax = stored_input_amax(state_dict, prefix)
             data = value if assign else value.clone()
             return hold(data, stored_scale(state_dict, prefix), self._target[1])
-        decided = self._decide(prefix[:-1], value)
+        decided = self._decide(self._name, value)
         return decided if isinstance(decided, torch.Tensor) else hold(*decided, self._target[1])
 
     @_normal_tensors
@@ -150,16 +156,18 @@ class _Quantizable:
         return outputs
 
     def convert_weight(self, weight, inplace=False, **_):
-        """Return the float weight that ComfyUI's patches apply to."""
-        return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        """Return the float weight that ComfyUI's patches apply to: the original, if it is there."""
+        if not isinstance(weight, QuantizedTensor):
+            return weight
+        original = None if self._originals is None else self._originals.of(self._name, weight)
+        self._original_amax = None if original is None else original.abs().amax()
+        return weight.dequantize() if original is None else original
 
     def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **_):
         """Take a patched float weight back, in the format of the one it replaces."""
         old = self.weight
         if isinstance(old, QuantizedTensor):
-            new = old.requantize_from_float(
-                weight, scale="recalculate", stochastic_rounding=seed or 0
-            ).to(old.dtype)
+            new = self._requantized(old, weight, seed or 0).to(old.dtype)
         else:
             new = comfy.float.stochastic_rounding(weight, old.dtype, seed=seed or 0)
         if return_weight:
@@ -169,6 +177,17 @@ class _Quantizable:
         else:
             self._set("weight", new)
         return None
+
+    def _requantized(self, old: QuantizedTensor, weight: torch.Tensor, seed: int) -> torch.Tensor:
+        amax, self._original_amax = self._original_amax, None
+        if amax is None:
+            return old.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed)
+        # As much is clipped as the Plan does. It is the first rounding, so to the nearest.
+        scale = old._params.scale.to(amax.device)
+        clipped = (scale * FP8_MAX / amax).clamp(max=1.0)
+        return old.requantize_from_float(
+            weight, scale=scale_for(weight.abs().amax() * clipped, scale)
+        )
 
     @_normal_tensors
     def _apply(self, fn, recurse=True):

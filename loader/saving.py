@@ -55,4 +55,4 @@ def _patched(layer: torch.nn.Module) -> torch.Tensor:
             values = comfy.lora.calculate_weight(patch.patches[patch.key], values, patch.key)
             seed = comfy.utils.string_to_seed(patch.key)
             weight = layer.set_weight(values, seed=seed, return_weight=True)
-    return layer.convert_weight(weight)
+    return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight

@@ -1,0 +1,196 @@
+"""LoRA on FP8: the error is that of quantizing the merged weights, on trained ones."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import comfy.sd
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from harness.inprocess import conditioning, distance, held, load, same, sample, unload, weight
+from hswq.calibration import DualMonitor, Statistics
+from hswq.loader.converter import convert
+from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.quant import Planner
+from safetensors.torch import load_file, save_file
+from toy.checkpoint import make_trained_checkpoint
+
+PREFIX = "model.diffusion_model."
+RANK = 8
+
+
+class Trained(NamedTuple):
+    """The trained toy: its file, the 16-bit MODEL and its statistics."""
+
+    path: str
+    model: ModelPatcher
+    statistics: Statistics
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Trained:
+    path = str(make_trained_checkpoint(tmp_path_factory.mktemp("trained") / "toy.safetensors"))
+    with torch.inference_mode():
+        model = comfy.sd.load_checkpoint_guess_config(
+            path, output_vae=False, output_clip=False, model_options={"dtype": torch.float16}
+        )[0]
+        with DualMonitor(model.model.diffusion_model) as monitor:
+            sample(model, steps=4, cfg=4.0)
+    return Trained(path, model, monitor.statistics())
+
+
+@pytest.fixture(scope="module")
+def loaded(trained) -> dict[bool, ModelPatcher]:
+    """The toy quantized from its file, in both modes."""
+    with torch.inference_mode():
+        return {
+            scaled: load_checkpoint(trained.path, planner(trained, scaled), only_model=True)[0]
+            for scaled in (True, False)
+        }
+
+
+def planner(trained: Trained, scaled: bool) -> Planner:
+    return Planner(trained.statistics, 0.25, scaled=scaled)
+
+
+def lora(trained: Trained, kind: str = "lora") -> dict[str, torch.Tensor]:
+    """Return a LoRA (or a full difference) whose change is as large as each layer's weights."""
+    tensors = {}
+    for number, (name, value) in enumerate(load_file(trained.path).items()):
+        layer = name.removeprefix(PREFIX).removesuffix(".weight")
+        if layer not in trained.statistics or not name.endswith(".weight"):
+            continue
+        generator = torch.Generator().manual_seed(number)
+        prefix = "lora_unet_" + layer.replace(".", "_")
+        size = value.float().std()
+        if kind == "diff":
+            tensors[f"{prefix}.diff"] = torch.randn(value.shape, generator=generator) * size
+            continue
+        up = torch.randn(value.shape[0], RANK, *[1] * (value.ndim - 2), generator=generator)
+        down = torch.randn(RANK, *value.shape[1:], generator=generator) * size / RANK**0.5
+        tensors |= {f"{prefix}.lora_up.weight": up, f"{prefix}.lora_down.weight": down}
+    return tensors
+
+
+def patched(model: ModelPatcher, file: dict[str, torch.Tensor], strength: float) -> ModelPatcher:
+    return comfy.sd.load_lora_for_models(model, None, file, strength, 0.0)[0]
+
+
+def weights(model: ModelPatcher, names: list[str]) -> dict[str, torch.Tensor]:
+    """Return weights in real units, as sampling uses them."""
+    load(model)
+    found = {name: weight(model, name).cpu() for name in names}
+    unload()
+    return found
+
+
+def error(trained: Trained, found: dict, exact: dict) -> float:
+    """Return the weighted relative error of weights, root mean square over the layers."""
+    total = 0.0
+    for name, value in exact.items():
+        importance = trained.statistics[name].importance.float()
+        shares = importance.view(1, -1, *[1] * (value.ndim - 2))
+        total += (((found[name] - value) ** 2 * shares).sum() / (value**2 * shares).sum()).item()
+    return (total / len(exact)) ** 0.5
+
+
+def outputs(model: ModelPatcher) -> torch.Tensor:
+    """Return what a few samplings of one step give."""
+    found = [sample(model, conditioning(seed), batch=2) for seed in range(4)]
+    unload()
+    return torch.cat(found)
+
+
+@pytest.fixture(params=[True, False], ids=["scaled", "compatible"])
+def scaled(request, legacy) -> bool:
+    """Both modes; under Dynamic VRAM, ComfyUI patches the FP8 weights by itself."""
+    return request.param
+
+
+class TestError:
+    """Before patches went onto the originals it was up to 1.7 times as large."""
+
+    @pytest.mark.parametrize(
+        ("kind", "strength"), [("lora", 0.03), ("lora", 0.3), ("lora", 1.0), ("diff", 0.3)]
+    )
+    def test_of_weights_is_that_of_quantizing_the_merged_ones(
+        self, trained, loaded, scaled, kind, strength
+    ):
+        file = lora(trained, kind)
+        names = loaded[scaled].get_attachment(ATTACHMENT).quantized
+        with_lora = patched(trained.model, file, strength)
+        exact = weights(with_lora, names)
+        ours = error(trained, weights(patched(loaded[scaled], file, strength), names), exact)
+        merged = error(trained, weights(convert(with_lora, planner(trained, scaled)), names), exact)
+        assert ours < 1.03 * merged
+        assert 0.02 < merged < 0.03
+
+    def test_of_outputs_is_that_of_quantizing_the_merged_weights(self, trained, loaded, scaled):
+        file = lora(trained)
+        with_lora = patched(trained.model, file, 0.2)
+        exact = outputs(with_lora)
+        ours = distance(outputs(patched(loaded[scaled], file, 0.2)), exact)
+        merged = distance(outputs(convert(with_lora, planner(trained, scaled))), exact)
+        assert ours < 1.15 * merged
+        assert distance(outputs(loaded[scaled]), exact) > 4 * ours
+
+
+class TestOriginals:
+    @pytest.fixture
+    def copied(self, trained, legacy, tmp_path) -> tuple[Path, ModelPatcher]:
+        """A file of its own, and the MODEL that was loaded from it."""
+        path = Path(shutil.copy(trained.path, tmp_path / "copy.safetensors"))
+        return path, load_checkpoint(str(path), planner(trained, True), only_model=True)[0]
+
+    def compared(self, trained, model: ModelPatcher) -> float:
+        """Return the weights' error with a LoRA, relative to that of the merged ones."""
+        file, names = lora(trained), model.get_attachment(ATTACHMENT).quantized
+        with_lora = patched(trained.model, file, 0.3)
+        exact = weights(with_lora, names)
+        merged = error(trained, weights(convert(with_lora, planner(trained, True)), names), exact)
+        before = held(model)
+        ours = error(trained, weights(patched(model, file, 0.3), names), exact)
+        assert not same(held(model), before)
+        return ours / merged
+
+    def test_without_the_file_patches_go_onto_the_fp8_weights(self, trained, copied):
+        path, model = copied
+        path.unlink()
+        assert 1.2 < self.compared(trained, model) < 2
+
+    @pytest.mark.parametrize("damage", ["other weights", "cut off", "no model"])
+    def test_of_another_file_in_its_place_are_not_taken(self, trained, copied, damage):
+        path, model = copied
+        if damage == "other weights":
+            tensors = load_file(path)
+            save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, path)
+        else:
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 20] if damage == "cut off" else b"no")
+        assert 1.2 < self.compared(trained, model) < 2
+
+    def test_are_taken_once_the_file_is_back(self, trained, copied):
+        path, model = copied
+        moved = path.rename(path.with_name("moved.safetensors"))
+        assert self.compared(trained, model) > 1.2
+        moved.rename(path)
+        assert self.compared(trained, model) < 1.03
+
+    def test_are_those_of_weights_without_a_patch_only(self, trained, loaded, legacy):
+        model = loaded[True]
+        name = next(iter(model.get_attachment(ATTACHMENT).quantized))
+        layer = model.model.diffusion_model.get_submodule(name)
+        original = load_file(trained.path)[f"{PREFIX}{name}.weight"]
+        value = layer.weight.to(torch.float32)
+        assert layer.convert_weight(value).equal(original.float())
+        patch = layer.set_weight(original.float() * 2, return_weight=True).to(torch.float32)
+        assert layer.convert_weight(patch).equal(patch.dequantize())
+
+    def test_are_of_no_use_to_a_pickled_file(self, trained, legacy, tmp_path):
+        path = str(tmp_path / "toy.ckpt")
+        torch.save({"state_dict": load_file(trained.path)}, path)
+        model = load_checkpoint(path, planner(trained, True), only_model=True)[0]
+        assert 1.2 < self.compared(trained, model) < 2
