@@ -1,9 +1,11 @@
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
-from harness.fixtures import client, pytest_runtest_makereport, server
+from environment.install import FRONTEND_FOLDER
+from harness.fixtures import client, pytest_runtest_makereport, server, toy_server
 from harness.server import ComfyUIServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
@@ -28,9 +30,26 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def newest_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
+    """A server like the other, with the newest frontend."""
+    if not FRONTEND_FOLDER.is_dir():
+        pytest.skip(f"no {FRONTEND_FOLDER.name}: `dev.py test` fetches it")
+    options = ("--front-end-root", str(FRONTEND_FOLDER))
+    with toy_server(tmp_path_factory.mktemp("newest"), options) as server:
+        yield server
+
+
 @pytest.fixture
 def page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
     """ComfyUI's page, ready. A script error, or a console error of this extension, fails a test."""
+    with open_page(browser, server) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def open_page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
+    """Open ComfyUI's page; at the end, nothing in it may have gone wrong."""
     problems: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:
@@ -45,6 +64,8 @@ def page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(server.url)
     page.wait_for_function(READY)
-    yield page
-    page.close()
+    try:
+        yield page
+    finally:
+        page.close()
     assert problems == []

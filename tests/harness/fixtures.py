@@ -25,11 +25,16 @@ LORA = "toy_lora.safetensors"
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
     """ComfyUI with the extension, the toy checkpoint as sd_xl_base_1.0 and the probe's nodes."""
-    server = ComfyUIServer(tmp_path_factory.mktemp("comfyui"), {"hswq_probe": PROBE_NODES})
+    with toy_server(tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+def toy_server(base: Path, options: tuple[str, ...] = ()) -> ComfyUIServer:
+    """Return such a server, not started; with options of ComfyUI's command line."""
+    server = ComfyUIServer(base, {"hswq_probe": PROBE_NODES}, options)
     make_checkpoint(server.models / "checkpoints" / CHECKPOINT)
     record_every_layer(server)
-    with server:
-        yield server
+    return server
 
 
 def record_every_layer(server: ComfyUIServer) -> None:
@@ -58,9 +63,14 @@ def client(server: ComfyUIServer) -> Client:
     """A user of a server that has no statistics, and no models or results in memory."""
     client = Client(server.url)
     free(client)
+    forget_statistics(server)
+    return client
+
+
+def forget_statistics(server: ComfyUIServer) -> None:
+    """Delete all that was recorded, and what was searched by it."""
     for path in (server.models / "hswq").glob("*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return client
 
 
 @pytest.fixture(scope="session")
