@@ -73,6 +73,11 @@ def load_checkpoint(
         ValueError: the statistics or the Plan belong to another model.
     """
     load = _Load(path, source)
+    if load.diffusers:  # ComfyUI would load it without our operations
+        raise ModelFileError(
+            f"{os.path.basename(path)} is a diffusion model alone, in diffusers' layout: put it "
+            "into models/diffusion_models, for Load Diffusion Model"
+        )
     embeddings = folder_paths.get_folder_paths("embeddings")
     with explained(path):
         patcher, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
@@ -146,6 +151,7 @@ class _Load:
         self._path, self._name = path, os.path.basename(path)
         self.tensors, self.metadata = load_tensors(path)
         found = _inspect(self.tensors, self.metadata, self._name)
+        self.diffusers = found.diffusers
         stored_quantized = is_stored_quantized(path)
         if stored_quantized != (source is None):
             state = "quantized already" if stored_quantized else "not quantized"
@@ -224,11 +230,13 @@ class _Found(NamedTuple):
         dtype: of its 16-bit weights in memory.
         manual_cast: whether ComfyUI must cast them in each forward.
         layers: numbers of weights of its tensors with more than one axis, by layer name.
+        diffusers: whether its layout is diffusers', not ComfyUI's.
     """
 
     dtype: torch.dtype
     manual_cast: bool
     layers: dict[str, int]
+    diffusers: bool
 
 
 def _inspect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str) -> _Found:
@@ -236,8 +244,9 @@ def _inspect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str)
     own = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     prefix, own = (prefix, own) if own else ("", tensors)
     config = comfy.model_detection.model_config_from_unet(tensors, prefix, metadata=metadata)
-    if config is None and not prefix:
-        config = comfy.model_detection.model_config_from_diffusers_unet(tensors)
+    diffusers = config is None and not prefix
+    if diffusers:
+        config = _diffusers_config(tensors)
     if config is None:
         raise ModelFileError(f"{name} holds no diffusion model that ComfyUI knows")
     sixteen_bit = [tensor for tensor in own.values() if tensor.dtype.itemsize >= 2]
@@ -251,7 +260,17 @@ def _inspect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str)
         for key, tensor in own.items()
         if key.endswith(".weight") and tensor.ndim > 1
     }
-    return _Found(dtype, compute not in (None, dtype), layers)
+    return _Found(dtype, compute not in (None, dtype), layers, diffusers)
+
+
+def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
+    """Return ComfyUI's entry for a model in diffusers' layout, None where it knows none."""
+    # Converting copies, and writes into what it is given.
+    shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
+    converted = comfy.model_detection.convert_diffusers_mmdit(shapes, "")
+    if converted is not None:
+        return comfy.model_detection.model_config_from_unet(converted, "")
+    return comfy.model_detection.model_config_from_diffusers_unet(tensors)
 
 
 def _dtype_in_memory(tensors: list[torch.Tensor], config: object) -> torch.dtype:
