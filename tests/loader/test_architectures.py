@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import comfy.sample
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import folder_paths
 import pytest
 import torch
@@ -23,7 +25,7 @@ from hswq.loader.converter import convert
 from hswq.loader.export import export
 from hswq.loader.formats import FILE_FORMATS
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import fingerprint
+from hswq.loader.modelfile import ModelFileError, fingerprint
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.loader.recording import Recorder, unrecordable
 from hswq.quant import Planner, SearchSettings, quantize
@@ -183,6 +185,53 @@ class TestArchitecture:
             assert ours.keys() == theirs.keys()
             assert [key for key in theirs if not theirs[key].equal(ours[key])] == []
             assert all(value.dtype.itemsize > 1 for value in ours.values())
+
+
+LAYOUTS = {
+    "Flux": comfy.utils.flux_to_diffusers,
+    "Z-Image": lambda numbers: comfy.utils.z_image_to_diffusers({**numbers, "dim": 256}),
+}
+
+
+def in_diffusers_layout(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a model as diffusers has it: some layers are in several parts, or turned around."""
+    theirs = {key.replace("_norm.scale", "_norm.weight"): value for key, value in tensors.items()}
+    found, given = {}, set()
+    for key, place in LAYOUTS[name](ARCHITECTURES[name].numbers).items():
+        own, part, turn, *_ = (place, None, None) if isinstance(place, str) else (*place, None)
+        if own not in theirs or (part is None and own in given):
+            continue  # it has no such layer, or it was under another name before
+        given.add(own)
+        value = theirs[own] if part is None else theirs[own].narrow(*part)
+        found[key] = (turn(value) if turn else value).contiguous()
+    return found | {key: value for key, value in theirs.items() if key not in given}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+class TestDiffusersLayout:
+    """ComfyUI puts some layers together from several tensors, before ours see them."""
+
+    @pytest.fixture
+    def files(self, entries, tmp_path, name) -> tuple[str, str]:
+        """A diffusion model in ComfyUI's layout, and in diffusers'."""
+        own = ARCHITECTURES[name].write(tmp_path / "own.safetensors", model_only=True)
+        theirs = tmp_path / "theirs.safetensors"
+        save_file(in_diffusers_layout(name, load_file(own)), theirs)
+        return str(own), str(theirs)
+
+    def test_gives_the_same_weights(self, files):
+        planner = functools.partial(Planner, None, 0.25, scaled=True, settings=QUICKLY)
+        own, theirs = (load_diffusion_model(path, planner()) for path in files)
+        assert own.get_attachment(ATTACHMENT).quantized
+        assert not same(held(theirs), held(own))
+
+    def test_is_no_checkpoint(self, files):
+        with pytest.raises(ModelFileError, match="is a diffusion model alone"):
+            load_checkpoint(files[1], Planner(None, 0.25, scaled=True, settings=QUICKLY))
+
+    def test_is_not_exported(self, files):
+        with pytest.raises(ModelFileError, match="is not in ComfyUI's own layout"):
+            export(files[1], target_of(wanted()), wanted(without=choice.QUANTIZE_UNIFORMLY))
 
 
 class TestScaledTextEncoder:
