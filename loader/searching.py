@@ -10,7 +10,7 @@ import comfy.utils
 
 from ..quant import Plan, Planner
 from .choice import FAIL, choose
-from .layers import layers_of
+from .layers import find_layers
 from .modelfile import check_16_bit, fingerprint, load_tensors
 from .quantizer import WORK_BYTES, QuantizeSettings, quantizing_device
 from .transfer import Transfer
@@ -39,16 +39,16 @@ def search_all(path: str, statistics: str, *, scaled: bool) -> str:
     chosen = choose(statistics, fingerprint(path), name, settings, FAIL)
     if isinstance(chosen.source, Plan):
         return f"all layers of {name} were searched before; {chosen.about}"
-    plan, searched = _search(path, chosen.source)
+    plan, searched = search(path, chosen.source)
     chosen.keep(plan)
     text = f"{searched} layers searched of {len(plan.quantized)} that can be FP8; {chosen.about}"
     logging.info("HSWQ: %s: %s", name, text)
     return text
 
 
-def _search(path: str, planner: Planner) -> tuple[Plan, int]:
+def search(path: str, planner: Planner) -> tuple[Plan, int]:
     """Return the Plan, and how many layers were searched for it."""
-    layers = layers_of(path, *load_tensors(path))
+    layers = find_layers(os.path.basename(path), *load_tensors(path))
     transfer = Transfer(quantizing_device())
     memory.free_memory(WORK_BYTES, transfer.device)
     progress = comfy.utils.ProgressBar(len(layers))

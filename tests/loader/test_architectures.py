@@ -28,6 +28,7 @@ from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_mode
 from hswq.loader.modelfile import ModelFileError, fingerprint
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.loader.recording import Recorder, unrecordable
+from hswq.loader.searching import search
 from hswq.quant import Planner, SearchSettings, quantize
 from safetensors.torch import load_file, save_file
 from toy.architectures import ARCHITECTURES, CLIP_PREFIX, ENTRIES, Architecture
@@ -224,6 +225,12 @@ class TestDiffusersLayout:
         own, theirs = (load_diffusion_model(path, planner()) for path in files)
         assert own.get_attachment(ATTACHMENT).quantized
         assert not same(held(theirs), held(own))
+
+    def test_is_searched_ahead(self, files):
+        planner = functools.partial(Planner, None, 0.25, scaled=True, settings=QUICKLY)
+        (own, _), (theirs, searched) = (search(path, planner()) for path in files)
+        assert theirs == own
+        assert searched == len(own.layers) > 0
 
     def test_is_no_checkpoint(self, files):
         with pytest.raises(ModelFileError, match="is a diffusion model alone"):
