@@ -146,6 +146,28 @@ class TestQuantize:
             quantize(weight, 0.01, scaled=scaled)
         assert torch.equal(weight, before)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("amax", [0.5, 448.0, 2000.0])
+    def test_every_16_bit_number_is_cast_as_torch_casts_it(self, amax, dtype, device):
+        numbers = torch.arange(1 << 16).to(torch.uint16).view(dtype).to(device)
+        for scaled, factor in ((False, 1.0), (True, 448 / amax)):
+            stored, _ = quantize(numbers, amax, scaled=scaled)
+            wide = (numbers.float() * factor).to(dtype if dtype is torch.float16 else torch.float32)
+            bound = 448.0 if scaled else min(amax, 448.0)
+            expected = wide.clamp(-bound, bound).to(torch.float8_e4m3fn)
+            assert torch.equal(stored.float().isnan(), expected.float().isnan())
+            assert torch.equal(stored.float().nan_to_num(7), expected.float().nan_to_num(7))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_any_size(self, scaled, dtype, device):
+        """It is done in pieces on the CPU."""
+        weight = gaussian(130, 1511).to(device, dtype)
+        whole, _ = quantize(weight, 0.03, scaled=scaled)
+        rows = [quantize(row, 0.03, scaled=scaled)[0].float() for row in weight]
+        assert torch.equal(whole.float(), torch.stack(rows))
+        assert whole.shape == weight.shape
+
     @pytest.mark.parametrize("scaled", [False, True])
     def test_any_layout(self, scaled, device):
         weight = gaussian(6, 4, 3, 3).to(device)
