@@ -103,11 +103,13 @@ def _bytes(quantized: list[str], shapes: Shapes) -> tuple[int | None, int | None
 
 
 def _shapes(model: Model) -> Shapes:
-    """Return the shapes in the model's file, none where it is gone."""
+    """Return the shapes in the model's file; none where it is gone or names layers otherwise."""
     try:
-        return shapes_of(model.source) if model.source else Shapes({}, 0)
+        found = shapes_of(model.source) if model.source else Shapes({}, 0)
     except (OSError, ValueError):  # deleted or overwritten just now
-        return Shapes({}, 0)
+        found = Shapes({}, 0)
+    measured = model.statistics or {}
+    return found if found.layers.keys() >= measured.keys() else Shapes({}, 0)
 
 
 def _names(measured: Iterable[str], shapes: Shapes) -> list[str]:

@@ -78,10 +78,10 @@ def _check_layers(found: Statistics, name: str) -> None:
     """Refuse statistics that would not go with the model's file, or with those that are there."""
     source = find_source(found.fingerprint, str(found.meta.get("model")))
     if source is not None:
-        shapes = shapes_of(source).layers
-        strange = next((layer for layer in found if shapes and layer not in shapes), None)
-        if strange is not None:
-            raise ValueError(f"{name} has a layer {strange!r}, which {source} has not")
+        layers = shapes_of(source).layers
+        strange = [layer for layer in found if layer not in layers]
+        if 0 < len(strange) < len(found):  # in diffusers' layout all have other names
+            raise ValueError(f"{name} has a layer {strange[0]!r}, which {source} has not")
     known = store.statistics_of(found.fingerprint)
     if known is not None:
         known.merge(found)  # raises ValueError where a layer has other channels

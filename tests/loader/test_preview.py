@@ -18,6 +18,7 @@ from hswq.loader.preview import preview, rows
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.loader.searching import search_all
 from hswq.quant import SearchSettings, expected_error
+from safetensors.torch import load_file, save_file
 
 ROUGH = SearchSettings(bins=256, candidates=20, refinements=1)
 RATIOS = (0.0, 0.1, 0.25, 0.5, 1.0)
@@ -113,6 +114,15 @@ class TestOtherFiles:
         assert (row["shape"], row["kind"], row["parameters"]) == (None, None, None)
         assert row["sensitivity"] > 0
 
+    def test_a_file_that_names_its_layers_otherwise_has_no_sizes(self, path):
+        """As in diffusers' layout: rows are the measured layers all the same."""
+        measured = load_file(path)
+        Path(path).unlink()
+        save_file({f"other.{name}": value for name, value in measured.items()}, path)
+        found = dataclasses.replace(model(), source="checkpoints/toy.safetensors")
+        assert len(rows(found)) == 263
+        assert preview(found, settings_of(True, 0.25))["bytes_after"] is None
+
     def test_rows_are_the_models_layers(self, path, statistics, models):
         found = rows(model())
         assert [row["layer"] for row in found] == list(statistics)
@@ -125,23 +135,17 @@ class TestOtherFiles:
 
 
 class TestSearchAll:
-    def test_makes_every_ratio_known(self, path):
+    def test_makes_every_ratio_known_and_searches_what_is_missing(self, path):
+        most = QuantizeSettings(keep_ratio=0.9)
+        load(path, most)
+        missing = 263 - preview(model(), most)["quantized"]
         text = search_all(path, choice.AUTO, scaled=True)
         assert text.startswith(
-            f"263 layers searched of 263 that can be FP8; {SAMPLES} of 256 samples"
+            f"{missing} layers searched of 263 that can be FP8; {SAMPLES} of 256 samples"
         )
-        default = QuantizeSettings()
         for ratio in RATIOS:
-            settings = dataclasses.replace(default, keep_ratio=ratio)
-            found = preview(model(), settings)
+            found = preview(model(), QuantizeSettings(keep_ratio=ratio))
             assert found["searched"] == found["quantized"]
             assert (found["expected_error"] > 0) == (ratio < 1)
-        assert load(path, default).get_attachment(ATTACHMENT).kept
         again = search_all(path, choice.AUTO, scaled=True)
         assert again.startswith("all layers of toy.safetensors were searched before")
-
-    def test_searches_only_what_is_missing(self, path):
-        load(path, QuantizeSettings(keep_ratio=0.9))
-        found = preview(model(), QuantizeSettings(keep_ratio=0.9))["quantized"]
-        text = search_all(path, choice.AUTO, scaled=True)
-        assert text.startswith(f"{263 - found} layers searched of 263 ")

@@ -157,6 +157,7 @@ class TestRefused:
         link.parent.mkdir(parents=True)
         link.symlink_to(checkpoint)
         forged = statistics(2, fingerprint=fingerprint(str(link)))
+        forged = Statistics({"time_embed.0": forged["layer0"], **forged}, forged.meta)
         message = f"{NAME} has a layer 'layer0', which checkpoints/toy.safetensors has not"
         with pytest.raises(ValueError, match=message):
             take_in(content(tmp_path, forged), NAME)
