@@ -73,7 +73,7 @@ async function queue(node, inputs) {
     change({ job });
     await refreshJob(); // it may have ended already
   });
-  if (!state.job.id) change({ job: null });
+  if (state.job.state === "pending" && !state.job.id) change({ job: null }); // nothing was queued
 }
 
 async function refreshJob() {

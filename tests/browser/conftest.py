@@ -5,7 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 from environment.install import FRONTEND_FOLDER
-from harness.fixtures import client, pytest_runtest_makereport, server, toy_server
+from harness.client import Client
+from harness.fixtures import (
+    client,
+    forget_statistics,
+    pytest_runtest_makereport,
+    server,
+    toy_server,
+)
+from harness.panelpage import PanelPage
+from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
@@ -38,6 +47,24 @@ def newest_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIS
     options = ("--front-end-root", str(FRONTEND_FOLDER))
     with toy_server(tmp_path_factory.mktemp("newest"), options) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def statistics(server: ComfyUIServer) -> tuple[str, bytes]:
+    """Name and bytes of a file of 40 recorded images; recorded once for all tests."""
+    forget_statistics(server)
+    Client(server.url).run(text_to_latent(stock_loader(), batch=40, steps=1))
+    (path,) = (server.models / "hswq").glob("*.pt")
+    return path.name, path.read_bytes()
+
+
+@pytest.fixture
+def panel(statistics: tuple[str, bytes], server: ComfyUIServer, page: Page) -> PanelPage:
+    """The panel, not open yet, of a server that has recorded 40 images of the toy."""
+    forget_statistics(server)
+    name, content = statistics
+    (server.models / "hswq" / name).write_bytes(content)
+    return PanelPage(page)
 
 
 @pytest.fixture

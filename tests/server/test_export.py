@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from harness.client import Client, ExecutionError, InterruptedPromptError, RejectedError
+from harness.large import add_zeros
 from harness.prompts import CHECKPOINT, Prompt, hswq_loader, node, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from safetensors import safe_open
@@ -62,18 +62,8 @@ def history_of(client: Client, events: list[dict]) -> dict:
 @pytest.fixture(scope="module")
 def large(server: ComfyUIServer) -> str:
     """The toy with a GiB of zeros, that takes a while to copy and no room on the disk."""
-    whole = (server.models / "checkpoints" / CHECKPOINT).read_bytes()
-    length = int.from_bytes(whole[:8], "little")
-    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
-    for number in range(32):
-        start = len(data) + (number << 25)
-        header[f"filler.{number}"] = {
-            "dtype": "U8", "shape": [1 << 25], "data_offsets": [start, start + (1 << 25)]
-        }  # fmt: skip
-    text = json.dumps(header).encode()
-    with open(server.models / "checkpoints" / LARGE, "xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text + data)
-        file.truncate(file.tell() + (1 << 30))
+    folder = server.models / "checkpoints"
+    add_zeros(folder / CHECKPOINT, folder / LARGE)
     return f"checkpoints/{LARGE}"
 
 

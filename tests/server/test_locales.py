@@ -1,0 +1,93 @@
+"""Texts: every node has help, and every language has every text that it must have."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from environment.install import ROOT
+from harness.client import Client
+
+pytestmark = pytest.mark.server
+
+LANGUAGES = sorted(path.name for path in (ROOT / "locales").iterdir())
+OTHERS = [language for language in LANGUAGES if language != "en"]
+WEB = ROOT / "web"
+SETTINGS = ("HSWQ_Budget", "HSWQ_Record", "HSWQ_Target")
+
+
+@pytest.fixture(scope="module")
+def texts(server) -> dict[str, dict]:
+    """What ComfyUI gives to its page, by language."""
+    return Client(server.url).get_json("/i18n")
+
+
+@pytest.fixture(scope="module")
+def nodes(server) -> dict[str, dict]:
+    """This extension's nodes, as ComfyUI describes them."""
+    known = Client(server.url).get_json("/object_info")
+    return {name: node for name, node in known.items() if name.startswith("HSWQ")}
+
+
+def placeholders(text: str) -> set[str]:
+    return set(re.findall(r"{\w+}", text))
+
+
+class TestPanel:
+    def test_has_all_its_words(self, texts: dict):
+        code = "\n".join(path.read_text("utf-8") for path in WEB.glob("*.*js"))
+        used = set(re.findall(r'\bt\("([^"]+)"', code))
+        assert len(used) > 30
+        assert used <= texts["en"]["hswq"].keys()
+
+    @pytest.mark.parametrize("language", OTHERS)
+    def test_says_the_same_in_every_language(self, texts: dict, language: str):
+        english, other = texts["en"]["hswq"], texts[language]["hswq"]
+        assert english.keys() <= other.keys()
+        assert all(placeholders(english[key]) == placeholders(other[key]) for key in english)
+
+    @pytest.mark.parametrize("language", OTHERS)
+    def test_translates_the_reasons_as_the_plan_has_them(self, texts: dict, language: str):
+        reasons = texts[language]["hswq"].keys() - texts["en"]["hswq"].keys()
+        plan = (ROOT / "quant" / "plan.py").read_text("utf-8")
+        assert reasons
+        assert all(f'"{reason}"' in plan for reason in reasons)
+
+
+class TestNodes:
+    def test_have_help(self, nodes: dict):
+        assert {path.stem for path in (WEB / "docs").glob("*.md")} == nodes.keys()
+
+    def test_help_names_what_is_there(self, nodes: dict, server):
+        for name, node in nodes.items():
+            text = Client(server.url).get(f"/extensions/hswq/docs/{name}.md").decode()
+            assert text.startswith(f"# {node['display_name']}\n")
+            inputs = {name for group in node["input"].values() for name in group}
+            told = set(re.findall(r"^- `(\w+)`", text, re.MULTILINE))
+            assert told <= inputs
+
+    @pytest.mark.parametrize("language", OTHERS)
+    def test_are_translated(self, texts: dict, nodes: dict, language: str):
+        translated = texts[language]["nodeDefs"]
+        assert {name for name in translated if name.startswith("HSWQ")} == nodes.keys()
+        for name, node in nodes.items():
+            visible = {*node["input"].get("required", {}), *node["input"].get("optional", {})}
+            assert translated[name].get("inputs", {}).keys() == visible
+            outputs = {str(number) for number in range(len(node["output"]))}
+            assert translated[name].get("outputs", {}).keys() == outputs
+
+    @pytest.mark.parametrize("language", OTHERS)
+    def test_settings_are_translated(self, texts: dict, language: str):
+        assert all(texts[language]["settings"][name]["tooltip"] for name in SETTINGS)
+        assert texts[language]["commands"]["HSWQ_TogglePanel"]["label"]
+
+
+def test_the_panel_is_small():
+    files = [path for path in WEB.rglob("*") if path.suffix in (".js", ".mjs")]
+    assert len(files) > 3
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in files) < 600
+
+
+def test_files_are_json_objects():
+    for path in (ROOT / "locales").glob("*/*.json"):
+        assert isinstance(json.loads(Path(path).read_text("utf-8")), dict)
