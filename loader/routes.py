@@ -88,11 +88,14 @@ def check_session(model: Model, session: object) -> None:
 
 @answered
 async def get_status(_: web.Request) -> dict:
+    """All models, and what recording does."""
     return await status()
 
 
 @answered
 async def get_statistics(_: web.Request) -> dict:
+    """The models that have statistics."""
+
     def known() -> list[dict]:
         return [model.to_json() for model in _catalogue.models() if model.files]
 
@@ -101,12 +104,14 @@ async def get_statistics(_: web.Request) -> dict:
 
 @answered
 async def get_model(request: web.Request) -> dict:
+    """One model with its layers."""
     model = await model_of(request)
     return await read(lambda: {**model.to_json(), "rows": preview.rows(model)})
 
 
 @answered
 async def get_plan(request: web.Request) -> dict:
+    """What a Plan would do, for `mode` and `keep_ratio`."""
     mode, keep_ratio = only(request, "mode"), only(request, "keep_ratio")
     if mode not in _MODES:
         raise RefusedError(400, f"the mode must be one of {list(_MODES)}, got {mode!r}")
@@ -120,6 +125,7 @@ async def get_plan(request: web.Request) -> dict:
 
 @answered
 async def get_file(request: web.Request) -> web.FileResponse:
+    """The statistics file of a `session`."""
     model = await model_of(request)
     session = only(request, "session")
     check_session(model, session)
@@ -133,6 +139,7 @@ async def get_file(request: web.Request) -> web.FileResponse:
 
 @answered
 async def reset(request: web.Request) -> dict:
+    """Begin one session of a model anew, or all; the model as it is then."""
     check_change(request, JSON)
     body = await json_of(request)
     if body.keys() != {"session"}:
@@ -148,6 +155,7 @@ async def reset(request: web.Request) -> dict:
 
 @answered
 async def delete(request: web.Request) -> dict:
+    """Forget a model: its statistics and what was found by them."""
     check_change(request, JSON)
     if await body_of(request, MAX_JSON_BYTES):
         raise RefusedError(400, "the body must be empty")
@@ -160,6 +168,7 @@ async def delete(request: web.Request) -> dict:
 
 @answered
 async def upload(request: web.Request) -> dict:
+    """Take in a statistics file of a `name`; its model as it is then."""
     check_change(request, BYTES)
     name = only(request, "name")
     content = await body_of(request, uploads.MAX_BYTES)
@@ -169,6 +178,7 @@ async def upload(request: web.Request) -> dict:
 
 @answered
 async def unknown(_: web.Request) -> None:
+    """Whatever else is asked below /hswq."""
     raise RefusedError(404, "there is no such route")
 
 

@@ -24,10 +24,12 @@ class Panel:
     """What the panel asks."""
 
     def __init__(self, url: str) -> None:
+        """Take the server's address."""
         self._connection = Connection(url)
         self.ask = self._connection.ask
 
     def status(self) -> dict:
+        """Return what is known of all models."""
         return self.ask("GET", "/hswq/status").json()
 
     def model(self) -> dict:
@@ -42,22 +44,27 @@ class Panel:
         )
 
     def reset(self, its_id: str, session: str | None = None) -> Answer:
+        """Begin a session anew, or all of them."""
         body = json.dumps({"session": session}).encode()
         return self.ask("POST", f"/hswq/statistics/{its_id}/reset", body, JSON)
 
     def delete(self, its_id: str) -> Answer:
+        """Delete a model."""
         return self.ask("DELETE", f"/hswq/statistics/{its_id}", headers=JSON)
 
     def forget_all(self) -> None:
+        """Delete all models that have a file."""
         for model in self.status()["models"]:
             if model["id"]:
                 self.delete(model["id"])
 
     def upload(self, content: bytes, name: str = "theirs.pt") -> Answer:
+        """Send a statistics file."""
         return self.ask("POST", f"/hswq/statistics/upload?name={name}", content, BYTES)
 
 
 def sampled(client: Client, samples: int = 4, **how) -> None:
+    """Sample with the toy so that it is recorded."""
     client.run(text_to_latent(stock_loader(), batch=samples, steps=1, **how))
 
 
