@@ -132,7 +132,7 @@ class TestEvents:
                     if any(one["samples"] for one in event["data"]["models"]):
                         break
         models = [one for status in told for one in status["models"] if one["id"]]
-        assert models[0]["sampling"]
+        assert any(one["sampling"] for one in models)
         assert not models[-1]["sampling"]
         assert told[-1] == panel.status()
         assert all(later - sooner > 0.15 for sooner, later in itertools.pairwise(times))
