@@ -73,6 +73,7 @@ def look(soak: Soak, page: object, number: int, began: float) -> dict:
     """Measure, and print what was found."""
     row = {"things": number, "seconds": round(time.monotonic() - began)}
     row |= {"hooks": soak.hooks(), "server MiB": round(soak.memory() / 1024, 1)}
+    row["objects"] = soak.objects()
     if page is not None:
         page.evaluate("gc()")
         row["page MiB"] = round(page.evaluate(HEAP) / 2**20, 1)

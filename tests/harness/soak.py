@@ -131,10 +131,18 @@ class Soak:
         free(self._client)
 
     def memory(self) -> int:
-        """Return the server's anonymous memory in KiB, nothing being loaded."""
+        """Return the server's anonymous memory in KiB, nothing being loaded.
+
+        Without ComfyUI's history, which grows by every prompt.
+        """
+        self._client.post("/history", {"clear": True})
         free(self._client)
         status = Path(f"/proc/{self._server.pid}/status").read_text("ascii")
         return next(int(line.split()[1]) for line in status.splitlines() if "RssAnon" in line)
+
+    def objects(self) -> int:
+        """Return how many objects the server's Python knows."""
+        return self._client.get_json("/probe/models")["objects"]
 
     def hooks(self) -> int:
         """Return how many hooks are on the models in memory."""

@@ -20,10 +20,11 @@ def add_route():
         patchers = [loaded.model for loaded in comfy.model_management.current_loaded_models]
         models = [patcher.model for patcher in patchers if patcher is not None]
         models = [model for model in models if isinstance(model, BaseModel)]
-        alive = sum(isinstance(thing, BaseModel) for thing in gc.get_objects())
+        objects = gc.get_objects()
+        alive = sum(isinstance(thing, BaseModel) for thing in objects)
         patched = hasattr(CFGGuider.outer_sample, "__wrapped__")
-        answer = {"loaded": [facts(model) for model in models], "alive": alive, "patched": patched}
-        return web.json_response(answer)
+        answer = {"loaded": [facts(model) for model in models], "alive": alive}
+        return web.json_response({**answer, "objects": len(objects), "patched": patched})
 
 
 class ProbeModel:
