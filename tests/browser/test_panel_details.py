@@ -1,0 +1,175 @@
+"""The panel's details: files, table, settings, what it leaves behind, and who can use it."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from harness.fixtures import change_settings
+from harness.panelpage import PanelPage
+from harness.server import ComfyUIServer
+from playwright.sync_api import Page, expect
+
+from .conftest import READY
+from .test_examples import OPEN
+
+pytestmark = pytest.mark.browser
+
+IDLE_SECONDS = 6
+# Listeners of ComfyUI's events that were added and not removed, from here on.
+COUNT = """() => {
+    const api = window.comfyAPI.api.api
+    const listeners = window.listening = new Set()
+    for (const [name, change] of [["addEventListener", "add"], ["removeEventListener", "delete"]]) {
+        const original = api[name].bind(api)
+        api[name] = (event, listen) => { listeners[change](listen); return original(event, listen) }
+    }
+}"""
+NAMELESS = """() => [...document.querySelectorAll(".hswq-panel :is(a, button, input, select)")]
+    .filter((one) => !(one.labels?.[0]?.textContent || one.textContent || one.ariaLabel).trim())
+    .map((one) => one.outerHTML)"""
+CONTROLS = """() => [...document.querySelectorAll(
+    ".hswq-panel :is(a, button:enabled, input:enabled, select, [tabindex])")].length"""
+OVERFLOW = """() => [...document.querySelectorAll(".hswq-panel :not(.hswq-scroll *, .hswq-hidden)")]
+    .filter((one) => one.getBoundingClientRect().right > innerWidth
+        || one.getBoundingClientRect().right > document.querySelector(".hswq-panel")
+            .getBoundingClientRect().right + 1)
+    .map((one) => one.outerHTML.slice(0, 200))"""
+
+
+def asked_by(page: Page) -> list[str]:
+    """Return a list that gets the address of every request from here on."""
+    addresses: list[str] = []
+    page.on("request", lambda request: addresses.append(request.url))
+    return addresses
+
+
+def settings_of(server: ComfyUIServer) -> dict:
+    return json.loads((server.base / "user" / "default" / "comfy.settings.json").read_text())
+
+
+class TestFiles:
+    def test_come_and_go(self, panel: PanelPage, server: ComfyUIServer, statistics):
+        folder, (_, content) = server.models / "hswq", statistics
+        panel.open()
+        panel.upload("wrong.pt", b"no statistics")
+        expect(panel.problem).to_contain_text("wrong.pt")
+        panel.expect_samples(40)
+        with panel.page.expect_download() as download:
+            panel.root.get_by_role("link", name="Download").click()
+        assert Path(download.value.path()).read_bytes() == content
+        panel.confirm("Reset")
+        panel.expect_samples(0)
+        assert list(folder.glob("*.pt")) == []
+        panel.upload("theirs.pt", content)
+        panel.expect_samples(40)
+        assert len(list(folder.glob("*.pt"))) == 1
+        expect(panel.problem).to_have_count(0)
+
+
+class TestTable:
+    def test_is_sorted_and_searched(self, panel: PanelPage):
+        panel.open()
+        table = panel.root.get_by_role("table")
+        layers = table.locator("tbody th")
+        expect(layers).to_have_count(264)
+        assert self.sensitivities(panel) == sorted(self.sensitivities(panel), reverse=True)
+        table.get_by_role("button", name="Sensitivity").click()
+        heading = table.locator("thead th", has_text="Sensitivity")
+        expect(heading).to_have_attribute("aria-sort", "ascending")
+        assert self.sensitivities(panel) == sorted(self.sensitivities(panel))
+        panel.root.get_by_role("searchbox", name="Find").fill("attn2.to_v 16 bit")
+        expect(panel.root.locator("p[role=status]")).to_have_text(re.compile(r"^\d of 264 layers"))
+        found = table.locator("tbody tr").all_inner_texts()
+        assert found
+        assert all("attn2.to_v" in row and "16 bit" in row for row in found)
+
+    def sensitivities(self, panel: PanelPage) -> list[float]:
+        cells = panel.root.locator("tbody td:nth-of-type(3)").all_inner_texts()
+        return [float(cell) for cell in cells]
+
+
+class TestRecording:
+    def test_is_comfyuis_setting(self, panel: PanelPage, server: ComfyUIServer):
+        panel.open()
+        switch = panel.root.get_by_role("switch")
+        expect(switch).to_be_checked()
+        switch.click()
+        expect(panel.models).to_contain_text("Paused: recording is off")
+        expect(switch).not_to_be_checked()
+        self.expect_setting(server, False)
+        panel.page.evaluate("app.extensionManager.setting.set('HSWQ.Record', true)")
+        expect(switch).to_be_checked()
+        self.expect_setting(server, True)
+
+    def expect_setting(self, server: ComfyUIServer, value: bool) -> None:
+        end = time.monotonic() + 30
+        while settings_of(server).get("HSWQ.Record") is not value:
+            assert time.monotonic() < end, f"the setting does not become {value}"
+            time.sleep(0.05)
+
+
+class TestManners:
+    def test_idle_asks_nothing_and_closed_leaves_nothing(self, panel: PanelPage):
+        panel.page.evaluate(COUNT)
+        panel.open()
+        panel.expect_samples(40)
+        panel.expect_plan()
+        assert panel.page.evaluate("window.listening.size") > 0
+        asked = asked_by(panel.page)
+        time.sleep(IDLE_SECONDS)
+        assert [url for url in asked if re.search("hswq|jobs|queue|prompt", url)] == []
+        panel.toggle()
+        expect(panel.root).to_have_count(0)
+        assert panel.page.evaluate("window.listening.size") == 0
+
+
+class TestAccess:
+    def test_by_keyboard(self, panel: PanelPage):
+        panel.page.keyboard.press("Shift+Q")
+        panel.expect_samples(40)
+        panel.expect_plan()
+        assert panel.page.evaluate(NAMELESS) == []
+        panel.root.get_by_role("switch").focus()
+        reached = "document.activeElement.closest('.hswq-panel') !== null"
+        for _ in range(panel.page.evaluate(CONTROLS) - 1):
+            panel.page.keyboard.press("Tab")
+            assert panel.page.evaluate(reached)
+        panel.page.keyboard.press("Tab")
+        assert not panel.page.evaluate(reached)
+
+    def test_in_japanese(self, panel: PanelPage, server: ComfyUIServer):
+        change_settings(server, {"Comfy.Locale": "ja"})
+        try:
+            panel.page.reload()
+            panel.page.wait_for_function(READY)
+            panel.toggle()
+            expect(panel.models).to_contain_text("40 / 256 枚")
+            expect(panel.root.get_by_role("heading", name="エクスポート")).to_be_visible()
+            expect(panel.root.locator("tbody")).to_contain_text("感度が最も高い層の 1 つ")
+        finally:
+            change_settings(server, {"Comfy.Locale": "en"})
+
+
+class TestLook:
+    @pytest.mark.parametrize("palette", ["dark", "light"])
+    def test_of_every_width(
+        self, panel: PanelPage, server: ComfyUIServer, palette: str, tmp_path: Path
+    ):
+        page = panel.page
+        page.evaluate(OPEN, "hswq_first_use")
+        page.evaluate(
+            "(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette
+        )
+        panel.open()
+        panel.expect_samples(40)
+        panel.button("Search").click()
+        panel.expect_job("done")
+        panel.button("Dismiss").click()
+        for width, height in ((320, 2000), (440, 900), (700, 2000)):
+            page.set_viewport_size({"width": 1440, "height": height})
+            panel.resize(width)
+            panel.screenshot(tmp_path / f"{palette}-{width}.jpg")
+            assert page.evaluate(OVERFLOW) == []
+        page.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
