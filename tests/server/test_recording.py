@@ -181,4 +181,4 @@ class TestSettings:
 
     def test_the_page_gets_the_dialogs_entries(self, client: Client):
         (script,) = [path for path in client.get_json("/extensions") if path.endswith("hswq.js")]
-        assert b"HSWQ.Record" in client.get(script)
+        assert b'setting("Record",' in client.get(script)
