@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 
 from ..calibration import Statistics, StatisticsError, load_statistics
-from . import settings, store
+from . import settings, statisticsfile, store
 from .alive import Alive, alive_models
 from .sources import find_source
-from .statisticsfile import version_of
 from .status import COMPLETE, FAILED, NOT_RECORDED, QUANTIZED, RECORDING, ModelStatus, is_sampling
 
 READY = "ready"
@@ -196,7 +195,7 @@ class Catalogue:
             if match is None:
                 continue
             try:
-                version = version_of(path)
+                version = statisticsfile.version_of(path)
                 if path not in known or known[path][0] != version:
                     known[path] = version, _read(path)
             except FileNotFoundError:
@@ -211,7 +210,7 @@ class Catalogue:
 def _read(path: Path) -> Statistics | None:
     """Read a file without its importances; None where it is damaged, or of an unknown model."""
     try:
-        statistics = load_statistics(path)
+        statistics = statisticsfile.known(path) or load_statistics(path)
     except FileNotFoundError:
         raise
     except (StatisticsError, OSError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ def _sweep(path: Path) -> None:
 
 
 _cache: dict[Path, tuple[tuple, Statistics]] = {}
+_cache_lock = threading.Lock()
 
 
 def read(path: Path) -> Statistics:
@@ -93,21 +95,32 @@ def read(path: Path) -> Statistics:
     Raises:
         OSError, StatisticsError: as `load_statistics`.
     """
+    statistics = known(path)
+    if statistics is not None:
+        return statistics
     version = version_of(path)
-    known = _cache.get(path)
-    if known is not None and known[0] == version:
-        return known[1]
     statistics = load_statistics(path)
     if version == version_of(path):
         _keep(path, version, statistics)
     return statistics
 
 
+def known(path: Path) -> Statistics | None:
+    """Return what was read or written last, None where that is long ago or the file has changed.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    version, statistics = _cache.get(path, (None, None))
+    return statistics if version == version_of(path) else None
+
+
 def _keep(path: Path, version: tuple, statistics: Statistics) -> None:
-    _cache.pop(path, None)
-    _cache[path] = version, statistics
-    while len(_cache) > _CACHED_FILES:
-        del _cache[next(iter(_cache))]
+    with _cache_lock:  # routes read while prompts write
+        _cache.pop(path, None)
+        _cache[path] = version, statistics
+        while len(_cache) > _CACHED_FILES:
+            del _cache[next(iter(_cache))]
 
 
 def version_of(path: Path) -> tuple:
