@@ -102,7 +102,7 @@ def _works(device: torch.device) -> bool:
             use_fast_accum=True,
         )  # fmt: skip
         return bool((found == 16).all())
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # Triton's and cuBLAS's own, an older torch: without, all works too
         logging.info(
             "HSWQ: no FP8 matrix products on %s (%s)", device, str(error).split("\n", 1)[0]
         )
