@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import comfy.model_management as memory
 import comfy.sd
 import torch
 
@@ -61,6 +62,8 @@ def find_layers(
             model_options={"dtype": torch.float16, "custom_operations": operations},
             metadata=metadata,
         )
+    except memory.OOM_EXCEPTION:
+        raise
     except Exception as error:  # whatever a file makes ComfyUI stumble over
         reason = " ".join(str(error).split("\n", 2)[:2]).replace("\t", "")
         raise ModelFileError(f"{name} is no diffusion model that loads: {reason}") from error
