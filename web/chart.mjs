@@ -18,7 +18,8 @@ export const chart = remembered(({ rows }, plan) => {
   const bars = (kept) => logs.map((log, i) => isKept(ranked[i]) === kept
     ? `M${i * step} ${HEIGHT}V${y(log)}h${step}V${HEIGHT}` : "").join("");
   const kept = ranked.filter(isKept).length;
-  const powers = [...new Set([0, 1, 2, 3].map((i) => top - Math.round((i * decades) / 3)))];
+  const apart = Math.ceil(decades / 4);
+  const powers = Array.from({ length: Math.floor(decades / apart) + 1 }, (_, i) => top - i * apart);
   const [most, least] = [ranked[0], ranked.at(-1)].map((row) => precise(row.sensitivity));
   const label = t("chartSummary", { layers: ranked.length, kept, most, least });
   const svg = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" };

@@ -94,6 +94,7 @@ class PanelPage:
         self.page.mouse.down()
         self.page.mouse.move(self.root.bounding_box()["x"] + width, y, steps=4)
         self.page.mouse.up()
+        self.page.mouse.move(x + 100, y)
 
     def screenshot(self, path: Path) -> None:
         """Take a picture of the page as it is."""
