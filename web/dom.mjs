@@ -22,8 +22,9 @@ export function remembered(make) {
 export function patch(parent, nodes) {
   nodes.forEach((node, index) => {
     const place = parent.childNodes[index] ?? null;
-    const known = [place, ...parent.childNodes].find((child) => fits(child, node, child === place));
-    const element = known ?? (typeof node !== "object" ? document.createTextNode("")
+    const isMine = (child) => fits(child, node);
+    const known = isMine(place) ? place : node.props?.key && [...parent.childNodes].find(isMine);
+    const element = known || (typeof node !== "object" ? document.createTextNode("")
       : document.createElementNS(node.tag === "svg" ? SVG : parent.namespaceURI, node.tag));
     if (element !== place) parent.insertBefore(element, place);
     if (typeof node === "object") update(element, node);
@@ -32,10 +33,9 @@ export function patch(parent, nodes) {
   while (parent.childNodes.length > nodes.length) parent.lastChild.remove();
 }
 
-function fits(element, node, inPlace) {
-  if (typeof node !== "object") return inPlace && element?.nodeType === Node.TEXT_NODE;
-  const { tag, props } = element?.shown ?? {};
-  return tag === node.tag && props.key === node.props.key && (inPlace || "key" in props);
+function fits(element, node) {
+  if (typeof node !== "object") return element?.nodeType === Node.TEXT_NODE;
+  return element?.shown?.tag === node.tag && element.shown.props.key === node.props.key;
 }
 
 function update(element, node) {
