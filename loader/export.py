@@ -201,20 +201,17 @@ class _Export:
     def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Return dtype and shape of all that will be in the file."""
         source = self._source
-        facts = {
-            name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in source.tensors.items()
-        }
+        facts = {key: (kept.dtype, tuple(kept.shape)) for key, kept in source.tensors.items()}
         for layer, weight in source.layers.items():
             beside = self._beside.get(layer)
             dtype = self._kept_dtype(weight) if beside is None else STORED_DTYPE
             facts[source.key(layer, "weight")] = dtype, tuple(weight.shape)
             for key, fact in (beside or {}).items():
-                if source.key(layer, key) in source.tensors:
-                    raise ModelFileError(
-                        f"{source.name} has a {source.key(layer, key)} of its own, "
-                        "which the format needs"
-                    )
-                facts[source.key(layer, key)] = fact
+                name = source.key(layer, key)
+                if name in source.tensors:
+                    own = f"{source.name} has a {name} of its own"
+                    raise ModelFileError(f"{own}, which the format needs")
+                facts[name] = fact
         return facts
 
     def _stream(self, transfer: Transfer) -> Iterator[tuple[str, torch.Tensor]]:
@@ -222,14 +219,15 @@ class _Export:
         key = self._source.key
         for layer, weight in self._source.layers.items():
             parts = self._quantized(layer, weight, transfer)
-            if layer not in self._beside:
+            if parts is None:
                 yield key(layer, "weight"), weight.to(self._kept_dtype(weight))
                 continue
             data, scale = parts
             yield key(layer, "weight"), data
-            marker = torch.frombuffer(bytearray(MARKER), dtype=torch.uint8)
-            amax = self._chosen.source.input_amax(layer)
-            found = {"comfy_quant": marker, "input_scale": input_scale(amax)}
+            found = {
+                "comfy_quant": torch.frombuffer(bytearray(MARKER), dtype=torch.uint8),
+                "input_scale": input_scale(self._chosen.source.input_amax(layer)),
+            }
             for name, (_, shape) in self._beside[layer].items():
                 yield key(layer, name), found.get(name, scale).reshape(shape)
         self._plan = self._chosen.source.finish()
@@ -239,13 +237,11 @@ class _Export:
     def _quantized(
         self, layer: str, weight: torch.Tensor, transfer: Transfer
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return a layer's FP8 bytes and weight_scale on the device, None for a kept one."""
+        """Return a layer's FP8 bytes and weight_scale on the device, None where it is 16 bit."""
         source = self._chosen.source
-        if not source.quantizes(layer):
-            source.add(layer, weight)
-            return None
-        on_device = transfer.up(weight)
-        return quantize(on_device, source.add(layer, on_device), scaled=source.scaled)
+        weight = transfer.up(weight) if source.quantizes(layer) else weight
+        amax = source.add(layer, weight)
+        return quantize(weight, amax, scaled=source.scaled) if layer in self._beside else None
 
     def _kept_dtype(self, weight: torch.Tensor) -> torch.dtype:
         return self._half if weight.dtype.itemsize > 2 else weight.dtype

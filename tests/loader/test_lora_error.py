@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import comfy.model_management as memory
 import comfy.sd
 import pytest
 import torch
@@ -134,8 +135,8 @@ class TestError:
         exact = outputs(with_lora)
         ours = distance(outputs(patched(loaded[scaled], file, 0.2)), exact)
         merged = distance(outputs(convert(with_lora, planner(trained, scaled))), exact)
-        assert ours < 1.15 * merged
-        assert distance(outputs(loaded[scaled]), exact) > 4 * ours
+        assert ours < 1.3 * merged
+        assert distance(outputs(loaded[scaled]), exact) > 2 * ours
 
 
 class TestOriginals:
@@ -184,10 +185,22 @@ class TestOriginals:
         name = next(iter(model.get_attachment(ATTACHMENT).quantized))
         layer = model.model.diffusion_model.get_submodule(name)
         original = load_file(trained.path)[f"{PREFIX}{name}.weight"]
-        value = layer.weight.to(torch.float32)
-        assert layer.convert_weight(value).equal(original.float())
-        patch = layer.set_weight(original.float() * 2, return_weight=True).to(torch.float32)
-        assert layer.convert_weight(patch).equal(patch.dequantize())
+        dtype = memory.lora_compute_dtype(layer.weight.device)
+        value = layer.weight.to(dtype)
+        assert layer.convert_weight(value).equal(original.to(value.device, dtype))
+        patch = layer.set_weight(2 * original.to(value.device, dtype), return_weight=True)
+        assert layer.convert_weight(patch.to(dtype)).equal(patch.to(dtype).dequantize())
+
+    def test_are_not_read_for_hooks_in_every_step(self, loaded, legacy, monkeypatch):
+        """For which ComfyUI asks in FP32, also where it computes other LoRAs in FP16."""
+        model = loaded[True]
+        name = next(iter(model.get_attachment(ATTACHMENT).quantized))
+        layer = model.model.diffusion_model.get_submodule(name)
+        device = layer.weight.device
+        monkeypatch.setitem(memory.LORA_COMPUTE_DTYPES, device, torch.float16)
+        for dtype, hooks in ((torch.float32, True), (torch.float16, False)):
+            value = layer.weight.to(dtype)
+            assert layer.convert_weight(value).equal(value.dequantize()) == hooks
 
     def test_are_of_no_use_to_a_pickled_file(self, trained, legacy, tmp_path):
         path = str(tmp_path / "toy.ckpt")
