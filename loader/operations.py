@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import comfy.float
+import comfy.model_management as memory
 import comfy.ops
 import torch
 from comfy.quant_ops import QuantizedTensor
@@ -159,7 +160,9 @@ class _Quantizable:
         """Return the float weight that ComfyUI's patches apply to: the original, if it is there."""
         if not isinstance(weight, QuantizedTensor):
             return weight
-        original = None if self._originals is None else self._originals.of(self._name, weight)
+        original = None
+        if self._originals is not None and not _is_for_hooks(weight):
+            original = self._originals.of(self._name, weight)
         self._original_amax = None if original is None else original.abs().amax()
         return weight.dequantize() if original is None else original
 
@@ -196,6 +199,16 @@ class _Quantizable:
             if value is not None:
                 self._set(key, fn(value))
         return self
+
+
+def _is_for_hooks(weight: torch.Tensor) -> bool:
+    """Whether conditioning hooks are patching, which swap patches in every step.
+
+    Reading the file would take seconds each time. ComfyUI asks in FP32 for them, and otherwise
+    in what the device computes LoRAs in.
+    """
+    computes = memory.lora_compute_dtype(weight.device)
+    return weight.dtype is torch.float32 and computes is not torch.float32
 
 
 def _float_weight(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
