@@ -1,7 +1,7 @@
 """The whole story on a toy SDXL, in a real ComfyUI: record, load quantized, compare.
 
-Prints a table and writes a picture. Only the checkpoint is a toy, so what the picture shows is
-made up; the numbers are measured.
+Prints a table and writes a picture. The checkpoint is a toy that has been trained on shapes
+(tests/toy/train.py), so its pictures show what prompts say; all else is what users run.
 """
 
 from __future__ import annotations
@@ -33,16 +33,23 @@ from harness.prompts import (
 )
 from harness.server import ComfyUIServer
 from PIL import Image
-from toy.checkpoint import make_checkpoint, make_diffusion_model
+from toy.checkpoint import make_trained_checkpoint, make_trained_diffusion_model
+from toy.drawing import EDGE
 
-SUBJECTS = ("a lighthouse in a storm", "a red fox asleep", "a street at night", "a bowl of plums")
+SUBJECTS = (
+    "a red circle at the top left on navy",
+    "a blue triangle at the centre on sand",
+    "a white ring at the bottom right on grey",
+    "a green square at the top right on navy",
+)
+PROMPT = "a white triangle at the top left on grey"
 BATCH = 8
 IMAGES = BATCH * len(SUBJECTS)  # as few as the loader quantizes by
-SIZE = 256
+SIZE = 8 * EDGE
 STEPS = 20
 RECORDING_STEPS = 8
 SEED = 2
-CFG = 7.0
+CFG = 5.0
 DIFFUSION_MODEL = "sd_xl_base_1.0_unet.safetensors"
 FLOAT8 = "float8_e4m3fn"
 PICTURE = DEV / "demo.png"
@@ -64,8 +71,10 @@ class Result(NamedTuple):
         return self.dtypes.count(FLOAT8)
 
 
-def sampling(loader: dict, **settings: int) -> Prompt:
+def sampling(loader: dict, text: str, **settings: int) -> Prompt:
     prompt = text_to_latent(loader, size=SIZE, **settings)
+    prompt["positive"]["inputs"]["text"] = text
+    prompt["negative"]["inputs"]["text"] = ""
     prompt["sampler"]["inputs"]["cfg"] = CFG
     return prompt
 
@@ -78,20 +87,18 @@ def record(client: Client) -> None:
     for number, subject in enumerate(SUBJECTS):
         batch = BATCH - 1 if number == 0 else BATCH
         settings = {"batch": batch, "steps": RECORDING_STEPS, "seed": 1000 + number}
-        prompt = sampling(stock_loader(), **settings)
-        prompt["positive"]["inputs"]["text"] = subject
-        client.run(prompt)
+        client.run(sampling(stock_loader(), subject, **settings))
         print(f"  {BATCH * (number + 1) - 1:2} of {IMAGES} images", flush=True)
 
 
 def ways() -> dict[str, tuple[str, Prompt]]:
     """Return a prompt for each way to have the model, and what is to be said about it."""
     settings = {"steps": STEPS, "seed": SEED}
-    stock = sampling(stock_loader(), **settings)
+    stock = sampling(stock_loader(), PROMPT, **settings)
     cast = node("UNETLoader", unet_name=DIFFUSION_MODEL, weight_dtype="fp8_e4m3fn")
     return {
         "16 bit": ("Load Checkpoint (16 bit)", stock),
-        "HSWQ loader": ("Load Checkpoint (HSWQ FP8)", sampling(hswq_loader(), **settings)),
+        "HSWQ loader": ("Load Checkpoint (HSWQ FP8)", sampling(hswq_loader(), PROMPT, **settings)),
         "HSWQ converter": (
             "HSWQ FP8 Converter, compatible",
             through(stock, "converted", converter(["loader", 0])),
@@ -158,8 +165,8 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hswq-demo-") as folder:
         server = ComfyUIServer(Path(folder), {"hswq_probe": PROBE_NODES}, ("--fp16-unet",))
-        make_checkpoint(server.models / "checkpoints" / CHECKPOINT)
-        make_diffusion_model(server.models / "diffusion_models" / DIFFUSION_MODEL)
+        make_trained_checkpoint(server.models / "checkpoints" / CHECKPOINT)
+        make_trained_diffusion_model(server.models / "diffusion_models" / DIFFUSION_MODEL)
         print("Starting ComfyUI with a toy SDXL on the CPU ...", flush=True)
         try:
             with server:
