@@ -24,7 +24,7 @@ export async function request(path, options) {
   return answer;
 }
 
-const DATE = { dateStyle: "medium", timeStyle: "short" };
+const DATE = { dateStyle: "short", timeStyle: "short" };
 export const number = (value) => value.toLocaleString(language());
 export const precise = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
 export const percent = (value) => (value === null ? "–" : `${precise(100 * value)} %`);

@@ -74,7 +74,7 @@ def test_from_the_first_image_to_a_file(panel: PanelPage, host: ComfyUIServer):
 
 
 def expect_nothing_recorded(panel: PanelPage) -> None:
-    expect(panel.root).to_contain_text("Recording is on")
+    expect(panel.root).to_contain_text("Recording on")
     assert [text for text in panel.page.evaluate(TEXTS) if "images" in text] != []
 
 

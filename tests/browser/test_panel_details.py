@@ -98,7 +98,7 @@ class TestRecording:
         switch = panel.root.get_by_role("switch")
         expect(switch).to_be_checked()
         switch.click()
-        expect(panel.models).to_contain_text("Paused: recording is off")
+        expect(panel.models).to_contain_text("Paused: recording off")
         expect(switch).not_to_be_checked()
         self.expect_setting(server, False)
         panel.page.evaluate("app.extensionManager.setting.set('HSWQ.Record', true)")

@@ -40,6 +40,14 @@ class TestPanel:
         assert len(used) > 30
         assert used <= texts["en"]["hswq"].keys()
 
+    @pytest.mark.parametrize("name", ["format", "what"])
+    def test_offers_what_the_export_takes(self, texts: dict, nodes: dict, name: str):
+        options = nodes["HSWQExport"]["input"]["required"][name][1]["options"]
+        code = (WEB / "views.mjs").read_text("utf-8")
+        (offered,) = re.findall(rf"^  {name}: (\[.*\]),$", code, re.MULTILINE)
+        assert sorted(json.loads(offered)) == sorted(options)
+        assert set(options) <= texts["en"]["hswq"].keys()
+
     @pytest.mark.parametrize("language", OTHERS)
     def test_says_the_same_in_every_language(self, texts: dict, language: str):
         english, other = texts["en"]["hswq"], texts[language]["hswq"]
