@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
-from .events import StatusEvents
 from .nodes import NODES
+from .panel.events import StatusEvents
+from .panel.routes import add_routes, status
 from .recording import recorder
-from .routes import add_routes, status
 from .store import register_folder
 
 

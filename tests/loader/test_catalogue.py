@@ -14,11 +14,12 @@ import pytest
 import torch
 from harness.exports import SAMPLES, record
 from hswq.calibration import LayerStatistics, Statistics, save_statistics
-from hswq.loader import alive, catalogue, choice, statisticsfile, status, store
-from hswq.loader.catalogue import Catalogue, UnknownModelError
+from hswq.loader import alive, choice, statisticsfile, status, store
 from hswq.loader.converter import convert
 from hswq.loader.loading import ATTACHMENT, load_checkpoint
 from hswq.loader.modelfile import fingerprint
+from hswq.loader.panel import catalogue
+from hswq.loader.panel.catalogue import Catalogue, UnknownModelError
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.loader.status import (
     COMPLETE,

@@ -17,7 +17,7 @@ from hswq.calibration import (
 )
 from hswq.loader import store
 from hswq.loader.modelfile import fingerprint
-from hswq.loader.uploads import take_in
+from hswq.loader.panel.uploads import take_in
 
 FINGERPRINT = "ab" * 32
 NAME = "theirs.pt"

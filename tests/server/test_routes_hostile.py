@@ -63,7 +63,7 @@ def test_nothing_changes(server, panel: Panel, ready: str, connection, table, gr
     assert everything(server) == before
     assert panel.status() == status
     # aiohttp logs what it cannot parse, with a traceback of its own.
-    assert b"loader/routes.py" not in server.log.read_bytes()[logged:]
+    assert b"loader/panel/" not in server.log.read_bytes()[logged:]
 
 
 def test_a_get_changes_nothing(server, panel: Panel, ready: str):

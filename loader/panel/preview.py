@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ..quant import Planner, expected_error
+from ...quant import Planner, expected_error
+from ..choice import AUTO, planner_for, statistics_version
+from ..plans import findings_key
+from ..quantizer import QuantizeSettings
+from ..sources import Shapes, shapes_of
 from .catalogue import Model
-from .choice import AUTO, planner_for, statistics_version
-from .plans import findings_key
-from .quantizer import QuantizeSettings
-from .sources import Shapes, shapes_of
 
 _KINDS = {2: "Linear", 4: "Conv2d"}
 _SCALE_BYTES = 4

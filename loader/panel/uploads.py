@@ -8,10 +8,10 @@ import re
 import tempfile
 from pathlib import Path
 
-from ..calibration import Statistics, StatisticsError, load_statistics
-from . import statisticsfile, store
-from .sources import find_source, shapes_of
-from .status import changed
+from ...calibration import Statistics, StatisticsError, load_statistics
+from .. import statisticsfile, store
+from ..sources import find_source, shapes_of
+from ..status import changed
 
 MAX_BYTES = 64 << 20
 """SDXL's statistics are 8 MiB."""

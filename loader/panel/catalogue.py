@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ..calibration import Statistics, StatisticsError, load_statistics
-from . import settings, statisticsfile, store
-from .alive import Alive, alive_models
-from .sources import find_source
-from .status import COMPLETE, FAILED, NOT_RECORDED, QUANTIZED, RECORDING, ModelStatus, is_sampling
+from ...calibration import Statistics, StatisticsError, load_statistics
+from .. import settings, statisticsfile, store
+from ..alive import Alive, alive_models
+from ..sources import find_source
+from ..status import COMPLETE, FAILED, NOT_RECORDED, QUANTIZED, RECORDING, ModelStatus, is_sampling
 
 READY = "ready"
 ID_DIGITS = 16

@@ -15,10 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp import web
 from server import PromptServer
 
-from . import plans, preview, store, uploads
+from .. import plans, store
+from ..quantizer import QuantizeSettings
+from ..recording import recorder
+from ..status import RECORDING, ModelStatus, changed
+from . import preview, uploads
 from .catalogue import ID_DIGITS, Catalogue, Model, UnknownModelError
-from .quantizer import QuantizeSettings
-from .recording import recorder
 from .requests import (
     BYTES,
     JSON,
@@ -30,7 +32,6 @@ from .requests import (
     json_of,
     only,
 )
-from .status import RECORDING, ModelStatus, changed
 
 _MODES = {"scaled": True, "compatible": False}
 _ID = re.compile(r"[0-9a-f]{16}")

@@ -1,0 +1,1 @@
+"""What the panel asks and is told: routes, and what they know of each model."""
