@@ -17,7 +17,7 @@ pytestmark = pytest.mark.server
 
 ROOMS = {"calibration", "docs", "example_workflows", "loader", "locales", "quant", "web"}
 FILES = {"CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml"}
-ENDINGS = {"", ".css", ".jpg", ".js", ".json", ".md", ".mjs", ".py", ".svg", ".toml"}
+ENDINGS = {"", ".css", ".jpg", ".js", ".json", ".md", ".mjs", ".png", ".py", ".svg", ".toml"}
 MAX_BYTES = 2 << 20
 
 
