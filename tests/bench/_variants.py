@@ -12,10 +12,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from hswq.calibration import Statistics, monitored_layers
 from hswq.loader.loading import ATTACHMENT, load_checkpoint
-from hswq.quant import Plan
+from hswq.quant import LayerPlan, Plan, Planner
 
 STOCK = "stock FP8 cast"
 KEEP_RATIOS = (0.0, 0.1, 0.25, 0.5)
+ENDS = ("input_blocks.0.0", "out.2")
+"""First and last convolution: they have few parameters, and all of a picture goes through them."""
 
 
 def variants(
@@ -38,6 +40,7 @@ def variants(
             made[f"HSWQ {mode}, keep {keep_ratio:g}"] = lambda keep=keep_ratio, scaled=scaled: (
                 _load(checkpoint, common.planner(measured, keep, scaled))
             )
+    made["scaled, first and last conv 16 bit"] = lambda: _ends_kept(checkpoint, measured)
     return made
 
 
@@ -59,15 +62,29 @@ def _absmax(
     checkpoint: str, reference: ModelPatcher, measured: Statistics, keep_ratio: float
 ) -> ModelPatcher:
     """Scale every layer by its largest weight, as scaled FP8 files mostly are; nothing searched."""
-    searched: Plan = _load(checkpoint, common.planner(measured, keep_ratio)).get_attachment(
-        ATTACHMENT
-    )
     weights = monitored_layers(reference.model.diffusion_model)
-    layers = {
-        name: dataclasses.replace(layer, amax=weights[name].weight.abs().max().item())
-        if layer.quantized
-        else layer
-        for name, layer in searched.layers.items()
-    }
-    plan = dataclasses.replace(searched, layers=MappingProxyType(layers))
-    return _load(checkpoint, plan)
+
+    def largest(layer: LayerPlan) -> LayerPlan:
+        amax = weights[layer.name].weight.abs().max().item()
+        return dataclasses.replace(layer, amax=amax) if layer.quantized else layer
+
+    return _changed(checkpoint, common.planner(measured, keep_ratio), largest)
+
+
+def _ends_kept(checkpoint: str, measured: Statistics) -> ModelPatcher:
+    """Keep no layer but the first and the last: not what HSWQ chooses, but what it might."""
+
+    def keep(layer: LayerPlan) -> LayerPlan:
+        kept = {"amax": None, "relative_error": None}
+        return dataclasses.replace(layer, **kept) if layer.name in ENDS else layer
+
+    return _changed(checkpoint, common.planner(measured, 0.0), keep)
+
+
+def _changed(
+    checkpoint: str, planner: Planner, change: Callable[[LayerPlan], LayerPlan]
+) -> ModelPatcher:
+    """Load by a Plan whose layers are changed after the search."""
+    plan: Plan = _load(checkpoint, planner).get_attachment(ATTACHMENT)
+    layers = {name: change(layer) for name, layer in plan.layers.items()}
+    return _load(checkpoint, dataclasses.replace(plan, layers=MappingProxyType(layers)))
