@@ -113,7 +113,8 @@ def export(panel: PanelPage, host: ComfyUIServer) -> None:
     panel.export("from_panel/first")
     panel.expect_job("done")
     expect(panel.job).to_contain_text("output/checkpoints/from_panel/first.safetensors")
-    (path,) = (host.base / "output").rglob("first*")
+    (path,) = (host.base / "output" / "checkpoints").rglob("*.*")
+    assert path.name == "first.safetensors"
     assert path.stat().st_size > 1 << 20
 
 

@@ -36,8 +36,9 @@ def large(panel: PanelPage, server: ComfyUIServer) -> Iterator[PanelPage]:
 
 
 @pytest.fixture
-def busy(client: Client) -> Iterator[Client]:
+def busy(panel: PanelPage, server: ComfyUIServer) -> Iterator[Client]:
     """A user whose sampling keeps the queue waiting, until he interrupts it."""
+    client = Client(server.url)
     prompt = text_to_latent(stock_loader(), steps=STEPS)
     client.post("/prompt", {"prompt": prompt})
     yield client

@@ -61,14 +61,13 @@ def recorded(client: Client) -> Client:
 @pytest.fixture
 def client(server: ComfyUIServer) -> Client:
     """A user of a server that has no statistics, and no models or results in memory."""
-    client = Client(server.url)
-    free(client)
     forget_statistics(server)
-    return client
+    return Client(server.url)
 
 
 def forget_statistics(server: ComfyUIServer) -> None:
-    """Delete all that was recorded, and what was searched by it."""
+    """Delete all that was recorded, and what was searched by it; nothing is run by then."""
+    free(Client(server.url))
     for path in (server.models / "hswq").glob("*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
