@@ -56,7 +56,7 @@ class TestSettingsFile:
 
 def test_the_dialog_has_the_same():
     script = (ROOT / "web" / "hswq.js").read_text("utf-8")
-    entries = re.findall(r'id: "(.*?)".*?defaultValue: (.*?),', script, re.S)
-    defaults = {key: json.loads(value) for key, value in entries}
+    entries = re.findall(r'setting\("(\w+)", "[^"]*", "\w+", (.*?),', script)
+    defaults = {f"HSWQ.{key}": json.loads(value) for key, value in entries}
     assert parse(defaults) == Settings()
     assert set(defaults) == {RECORD, TARGET, BUDGET}
