@@ -11,7 +11,7 @@ else:
     NODE_CLASS_MAPPINGS = {}  # so that ComfyUI takes no node, and asks no further
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> "ComfyExtension":  # noqa: F821
     """Return the extension to ComfyUI."""
     from .loader.extension import HSWQExtension
 

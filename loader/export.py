@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import comfy.model_management as memory
@@ -247,7 +247,7 @@ class _Export:
         return self._half if weight.dtype.itemsize > 2 else weight.dtype
 
 
-def _sixteen_bit_dtype(weights) -> torch.dtype:
+def _sixteen_bit_dtype(weights: Iterable[torch.Tensor]) -> torch.dtype:
     """Return what wider layers become: FP16, among BF16 ones BF16."""
     found = comfy.utils.weight_dtype({str(i): weight for i, weight in enumerate(weights)})
     return found if found is torch.bfloat16 else torch.float16

@@ -7,6 +7,7 @@ to get a float weight out of it, how to put one back, and what to write to a fil
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import comfy.float
 import comfy.quant_ops
@@ -40,13 +41,13 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
     @classmethod
     def quantize(
         cls,
-        tensor,
-        scale=None,
-        clipping_scale=None,
-        stochastic_rounding=0,
-        inplace_ops=False,
-        input_scale=None,
-    ):
+        tensor: torch.Tensor,
+        scale: torch.Tensor | str | None = None,
+        clipping_scale: torch.Tensor | None = None,
+        stochastic_rounding: int = 0,
+        inplace_ops: bool = False,
+        input_scale: torch.Tensor | None = None,
+    ) -> tuple:
         """Quantize a float weight; the name and arguments are ComfyUI's.
 
         Args:
@@ -71,18 +72,18 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
         return data, cls.Params(scale, tensor.dtype, tuple(tensor.shape), input_scale)
 
     @classmethod
-    def dequantize(cls, qdata, params):
+    def dequantize(cls, qdata: torch.Tensor, params: object) -> torch.Tensor:
         """Return the float weight in the dtype that the tensor stands for."""
         return dequantize(qdata, params.scale, params.orig_dtype)
 
     @classmethod
-    def requantize_kwargs(cls, qtensor):
+    def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict:
         """Carry the scales over a patch (ComfyUI calls this for LoRA under Dynamic VRAM)."""
         params = qtensor._params
         return {"clipping_scale": params.scale, "input_scale": params.input_scale}
 
     @classmethod
-    def state_dict_tensors(cls, qdata, params):
+    def state_dict_tensors(cls, qdata: torch.Tensor, params: object) -> dict[str, torch.Tensor]:
         """Save real values: stock ComfyUI cannot read a scaled Conv2d (the export writes FP8)."""
         return {"": cls.dequantize(qdata, params)}
 
@@ -114,7 +115,9 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
     """
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         if func.overloadpacket is torch.ops.aten.to:
             # Inference mode leaves `.to` whole, and comfy_kitchen's handlers of that forget `copy`
             # (a backup would be the weight itself) or dequantize. Its parts are handled well.
@@ -141,11 +144,15 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
         """Shares bytes and scale, so that copying into it (ComfyUI's hooks) sets both."""
         return self.detach()
 
-    def contiguous(self, memory_format=torch.contiguous_format) -> torch.Tensor:
+    def contiguous(
+        self, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> torch.Tensor:
         """Return the float weight: who asks for this is about to read memory, to save it."""
         return self.dequantize().contiguous(memory_format=memory_format)
 
-    def _copy_with(self, qdata=None, params=None, clone_params=True) -> QuantizedTensor:
+    def _copy_with(
+        self, qdata: torch.Tensor | None = None, params: object = None, clone_params: bool = True
+    ) -> QuantizedTensor:
         copied = super()._copy_with(qdata, params, clone_params)
         return type(self)(copied._qdata, copied._layout_cls, copied._params)
 

@@ -33,7 +33,7 @@ def _normal_tensors(method: Callable) -> Callable:
     """
 
     @functools.wraps(method)
-    def outside(*args, **kwargs):
+    def outside(*args, **kwargs) -> object:
         with torch.inference_mode(False), torch.no_grad():
             return method(*args, **kwargs)
 
@@ -56,7 +56,9 @@ def hswq_operations(
     class Linear(_Quantizable, base.Linear):
         _decide, _originals = staticmethod(decide), originals
 
-        def _product(self, inputs, weight, bias):
+        def _product(
+            self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ) -> torch.Tensor:
             outputs = multiplied_in_fp8(inputs, weight, bias)
             if outputs is not None:
                 return outputs
@@ -66,7 +68,9 @@ def hswq_operations(
     class Conv2d(_Quantizable, base.Conv2d):
         _decide, _originals = staticmethod(decide), originals
 
-        def _product(self, inputs, weight, bias):
+        def _product(
+            self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ) -> torch.Tensor:
             return self._conv_forward(inputs, _float_weight(weight, inputs.dtype), bias)
 
     class Operations(base):
@@ -87,7 +91,9 @@ class _Quantizable:
     _name = ""
     _original_amax: torch.Tensor | None = None  # of the weight that a patch is just put onto
 
-    def __init__(self, *args, device=None, dtype=None, **kwargs) -> None:
+    def __init__(
+        self, *args, device: torch.device | None = None, dtype: torch.dtype | None = None, **kwargs
+    ) -> None:
         # The weights come one by one from the file; none is allocated before.
         super().__init__(*args, device="meta", dtype=dtype, **kwargs)
         self._shapes = {
@@ -97,7 +103,14 @@ class _Quantizable:
         self.weight = self.bias = None
 
     def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+        self,
+        state_dict: dict[str, torch.Tensor],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
     ) -> None:
         assign = local_metadata.get("assign_to_params_buffers", False)
         for key, shape in self._shapes.items():
@@ -117,7 +130,9 @@ class _Quantizable:
         unexpected.extend(key for key in state_dict if key.startswith(prefix) and key not in known)
 
     @_normal_tensors
-    def _weight(self, state_dict, prefix: str, assign: bool) -> torch.Tensor:
+    def _weight(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, assign: bool
+    ) -> torch.Tensor:
         value, self._name = state_dict[prefix + "weight"], prefix[:-1]
         if value.dtype.itemsize < 2:
             self.stored_input_amax = stored_input_amax(state_dict, prefix)
@@ -141,13 +156,13 @@ class _Quantizable:
         value = value.clone() if value.is_inference() else value
         setattr(self, key, torch.nn.Parameter(value, requires_grad=False))
 
-    def forward(self, inputs):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         comfy.ops.run_every_op()
         if self.comfy_cast_weights or self.weight_function or self.bias_function:
             return self.forward_comfy_cast_weights(inputs)
         return self._product(inputs, self.weight, self.bias)
 
-    def forward_comfy_cast_weights(self, inputs):
+    def forward_comfy_cast_weights(self, inputs: torch.Tensor) -> torch.Tensor:
         """Forward through ComfyUI's general path: offloaded weights and weight functions."""
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self, inputs, offloadable=True, compute_dtype=inputs.dtype
@@ -156,7 +171,7 @@ class _Quantizable:
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return outputs
 
-    def convert_weight(self, weight, inplace=False, **_):
+    def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **_) -> torch.Tensor:
         """Return the float weight that ComfyUI's patches apply to: the original, if it is there."""
         if not isinstance(weight, QuantizedTensor):
             return weight
@@ -166,7 +181,14 @@ class _Quantizable:
         self._original_amax = None if original is None else original.abs().amax()
         return weight.dequantize() if original is None else original
 
-    def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **_):
+    def set_weight(
+        self,
+        weight: torch.Tensor,
+        inplace_update: bool = False,
+        seed: int | None = None,
+        return_weight: bool = False,
+        **_,
+    ) -> torch.Tensor | None:
         """Take a patched float weight back, in the format of the one it replaces."""
         old = self.weight
         if isinstance(old, QuantizedTensor):
@@ -193,7 +215,9 @@ class _Quantizable:
         )
 
     @_normal_tensors
-    def _apply(self, fn, recurse=True):
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> torch.nn.Module:
         # torch moves parameters by swapping their data, which a wrapper subclass cannot do.
         for key, value in self._parameters.items():
             if value is not None:

@@ -85,7 +85,9 @@ class Recorder:
         self._original = original = comfy.samplers.CFGGuider.outer_sample
 
         @functools.wraps(original)
-        def outer_sample(guider, noise, *args, **kwargs):
+        def outer_sample(
+            guider: comfy.samplers.CFGGuider, noise: torch.Tensor, *args, **kwargs
+        ) -> torch.Tensor:
             with self._recording(guider.model_patcher, noise):
                 return original(guider, noise, *args, **kwargs)
 

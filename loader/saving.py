@@ -24,7 +24,9 @@ def save_as_16_bit(model: BaseModel) -> None:
 class _Saves16Bit:
     """What a quantized model has beside its own class."""
 
-    def state_dict_for_saving(self, unet_state_dict, *args, **kwargs):
+    def state_dict_for_saving(
+        self, unet_state_dict: dict[str, torch.Tensor], *args, **kwargs
+    ) -> dict[str, torch.Tensor]:
         # One layer at a time leaves the GPU; safetensors holds all of them on the CPU anyway.
         weights = {
             key: _patched(self.diffusion_model.get_submodule(key.rpartition(".")[0])).cpu()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
+from ...calibration import Statistics
 from .. import store
 from ..patchers import identity, is_quantized
 from ..recording import WRAPPER, Recording, record, unrecordable
@@ -40,7 +43,7 @@ class HSWQCalibration(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, session) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, session: str) -> io.NodeOutput:
         store.check_session(session)
         if is_quantized(model):
             raise ValueError("this model is quantized: calibrate the 16-bit one")
@@ -51,17 +54,17 @@ class HSWQCalibration(io.ComfyNode):
         return io.NodeOutput(calibrated)
 
 
-def _calibration(session: str, node_id: str | None):
+def _calibration(session: str, node_id: str | None) -> Callable:
     """Return a sampling wrapper that records all layers into a session."""
 
-    def sample(executor, noise, *args, **kwargs):
+    def sample(executor: Callable, noise: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         patcher: ModelPatcher = executor.class_obj.model_patcher
         reason = unrecordable(patcher)
         if reason is not None:
             raise ValueError(f"this model cannot be calibrated: {reason}")
         name, its_fingerprint = identity(patcher) or (session, None)
 
-        def saved(total) -> None:
+        def saved(total: Statistics) -> None:
             say(node_id, f"{total.samples} of {store.target()} samples in {session!r}")
 
         def failed(reason: str, _: bool) -> None:

@@ -56,7 +56,7 @@ class HSWQCompare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, original, image, amplify) -> io.NodeOutput:
+    def execute(cls, original: torch.Tensor, image: torch.Tensor, amplify: float) -> io.NodeOutput:
         if not min(len(original), len(image)):
             raise ValueError("there are no pictures to compare")
         original, image = _opaque(original), _opaque(image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...quant import SearchSettings
@@ -62,13 +63,20 @@ class HSWQConverter(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, statistics, **_) -> tuple:
+    def fingerprint_inputs(cls, statistics: str, **_) -> tuple:
         """Run again when the chosen statistics file changes."""
         return choice.statistics_state(statistics, None)
 
     @classmethod
     def execute(
-        cls, model, statistics, mode, keep_ratio, bins, candidates, refinements
+        cls,
+        model: ModelPatcher,
+        statistics: str,
+        mode: str,
+        keep_ratio: float,
+        bins: int,
+        candidates: int,
+        refinements: int,
     ) -> io.NodeOutput:
         search = SearchSettings(bins, candidates, refinements)
         settings = QuantizeSettings(mode == SCALED, keep_ratio, search)

@@ -81,7 +81,15 @@ class HSWQExport(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, source, statistics, format, keep_ratio, what, filename, overwrite, without_statistics
+        cls,
+        source: str,
+        statistics: str,
+        format: str,
+        keep_ratio: float,
+        what: str,
+        filename: str,
+        overwrite: bool,
+        without_statistics: str,
     ) -> io.NodeOutput:
         path = source_path(source)
         settings = ExportSettings(

@@ -10,6 +10,7 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
+from ...quant import Plan, Planner
 from .. import choice, matmul, store
 from ..loading import ATTACHMENT, check_model, load_checkpoint, load_diffusion_model
 from ..modelfile import fingerprint, is_stored_quantized
@@ -128,14 +129,20 @@ class HSWQCheckpointLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, ckpt_name, statistics, **_) -> tuple:
+    def fingerprint_inputs(cls, ckpt_name: str, statistics: str, **_) -> tuple:
         return _state("checkpoints", ckpt_name, statistics)
 
     @classmethod
     def execute(
-        cls, ckpt_name, statistics, mode, keep_ratio, without_statistics, fp8_matmul=False
+        cls,
+        ckpt_name: str,
+        statistics: str,
+        mode: str,
+        keep_ratio: float,
+        without_statistics: str,
+        fp8_matmul: bool = False,
     ) -> io.NodeOutput:
-        def load(path: str, source, fp8_matmul: bool) -> tuple:
+        def load(path: str, source: Plan | Planner | None, fp8_matmul: bool) -> tuple:
             return load_checkpoint(path, source, fp8_matmul=fp8_matmul)
 
         def load_stock(path: str) -> tuple:
@@ -172,14 +179,20 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, unet_name, statistics, **_) -> tuple:
+    def fingerprint_inputs(cls, unet_name: str, statistics: str, **_) -> tuple:
         return _state("diffusion_models", unet_name, statistics)
 
     @classmethod
     def execute(
-        cls, unet_name, statistics, mode, keep_ratio, without_statistics, fp8_matmul=False
+        cls,
+        unet_name: str,
+        statistics: str,
+        mode: str,
+        keep_ratio: float,
+        without_statistics: str,
+        fp8_matmul: bool = False,
     ) -> io.NodeOutput:
-        def load(path: str, source, fp8_matmul: bool) -> tuple:
+        def load(path: str, source: Plan | Planner | None, fp8_matmul: bool) -> tuple:
             return (load_diffusion_model(path, source, fp8_matmul=fp8_matmul),)
 
         def load_stock(path: str) -> tuple:

@@ -47,7 +47,7 @@ class HSWQMergeStatistics(io.ComfyNode):
         return float("nan")
 
     @classmethod
-    def execute(cls, folder, session) -> io.NodeOutput:
+    def execute(cls, folder: str, session: str) -> io.NodeOutput:
         written, left_out = gather(folder, session)
         parts = [
             f"{one.samples} samples of {one.files} file{'s' * (one.files > 1)} in {one.path.name}"

@@ -41,7 +41,7 @@ class HSWQPlan(io.ComfyNode):
         return float("nan")
 
     @classmethod
-    def execute(cls, source, statistics, mode) -> io.NodeOutput:
+    def execute(cls, source: str, statistics: str, mode: str) -> io.NodeOutput:
         text = search_all(source_path(source), statistics, scaled=mode == SCALED)
         say(cls.hidden.unique_id, text)
         return io.NodeOutput(ui={"text": [text]})
