@@ -85,7 +85,7 @@ class TestCancel:
 
 class TestReload:
     def test_in_the_middle_of_an_export_goes_on(
-        self, busy: Client, large: PanelPage, server: ComfyUIServer
+        self, large: PanelPage, busy: Client, server: ComfyUIServer
     ):
         large.export("reloaded")
         large.expect_job("pending")
