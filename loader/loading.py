@@ -90,12 +90,19 @@ def load_checkpoint(
             disable_dynamic=disable_dynamic,
         )
     load.complete(patcher, _reload_checkpoint, fp8_matmul)
+    _reload_as_stock(path, embeddings, clip, vae)
+    return patcher, clip, vae
+
+
+def _reload_as_stock(
+    path: str, embeddings: list[str], clip: comfy.sd.CLIP | None, vae: comfy.sd.VAE | None
+) -> None:
+    """Tell ComfyUI how to load what is not ours again."""
     stock = (path, embeddings, {}, {})
     if clip is not None:
         clip.patcher.cached_patcher_init = (comfy.sd.load_checkpoint_clip_patcher, stock)
     if getattr(vae, "patcher", None) is not None:
         vae.patcher.cached_patcher_init = (comfy.sd.load_checkpoint_vae_patcher, stock)
-    return patcher, clip, vae
 
 
 def load_diffusion_model(

@@ -17,6 +17,47 @@ from .common import CATEGORY, keep_ratio_input, say, statistics_input
 _WHOLE, _MODEL_ONLY = "full checkpoint", "diffusion model only"
 
 
+def _inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "source",
+            options=sources(),
+            tooltip="A 16-bit (or 32-bit) file of models/checkpoints or models/diffusion_models.",
+        ),
+        statistics_input("auto: all that was recorded of these very weights. Or one file."),
+        io.Combo.Input(
+            "format",
+            options=list(FILE_FORMATS),
+            default=SCALED,
+            tooltip="scaled: ComfyUI's own FP8 format, for any recent ComfyUI; "
+            "convolutions stay 16 bit, which stock ComfyUI cannot scale. "
+            "scaled, convs too: smaller, for the HSWQ loaders only. "
+            "compatible (HSWQ V1): the plain FP8 grid, for old loaders too. "
+            "original V2: the format of the HSWQ author's own loader.",
+        ),
+        keep_ratio_input(),
+        io.Combo.Input(
+            "what",
+            options=[_WHOLE, _MODEL_ONLY],
+            tooltip="full checkpoint: everything else in the file is copied as it is. "
+            "diffusion model only: without text encoders and VAE.",
+        ),
+        io.String.Input(
+            "filename",
+            default="",
+            tooltip="Below output/checkpoints or output/diffusion_models, where ComfyUI's "
+            "loaders find it; may begin with subfolders. Empty: named after the source.",
+        ),
+        io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name."),
+        io.Combo.Input(
+            "without_statistics",
+            options=[choice.FAIL, choice.QUANTIZE_UNIFORMLY],
+            default=choice.FAIL,
+            tooltip="What to do while there are too few recorded samples.",
+        ),
+    ]
+
+
 class HSWQExport(io.ComfyNode):
     """Writes a model file with its diffusion model in FP8."""
 
@@ -30,47 +71,7 @@ class HSWQExport(io.ComfyNode):
             "very weights that the HSWQ loaders make of it.",
             search_aliases=["save fp8", "convert checkpoint", "quantize"],
             is_output_node=True,
-            inputs=[
-                io.Combo.Input(
-                    "source",
-                    options=sources(),
-                    tooltip="A 16-bit (or 32-bit) file of models/checkpoints or "
-                    "models/diffusion_models.",
-                ),
-                statistics_input("auto: all that was recorded of these very weights. Or one file."),
-                io.Combo.Input(
-                    "format",
-                    options=list(FILE_FORMATS),
-                    default=SCALED,
-                    tooltip="scaled: ComfyUI's own FP8 format, for any recent ComfyUI; "
-                    "convolutions stay 16 bit, which stock ComfyUI cannot scale. "
-                    "scaled, convs too: smaller, for the HSWQ loaders only. "
-                    "compatible (HSWQ V1): the plain FP8 grid, for old loaders too. "
-                    "original V2: the format of the HSWQ author's own loader.",
-                ),
-                keep_ratio_input(),
-                io.Combo.Input(
-                    "what",
-                    options=[_WHOLE, _MODEL_ONLY],
-                    tooltip="full checkpoint: everything else in the file is copied as it is. "
-                    "diffusion model only: without text encoders and VAE.",
-                ),
-                io.String.Input(
-                    "filename",
-                    default="",
-                    tooltip="Below output/checkpoints or output/diffusion_models, where ComfyUI's "
-                    "loaders find it; may begin with subfolders. Empty: named after the source.",
-                ),
-                io.Boolean.Input(
-                    "overwrite", default=False, tooltip="Replace a file of that name."
-                ),
-                io.Combo.Input(
-                    "without_statistics",
-                    options=[choice.FAIL, choice.QUANTIZE_UNIFORMLY],
-                    default=choice.FAIL,
-                    tooltip="What to do while there are too few recorded samples.",
-                ),
-            ],
+            inputs=_inputs(),
             hidden=[io.Hidden.unique_id],
         )
 
