@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import comfy.model_management as memory
@@ -76,8 +77,10 @@ class TestStart:
             monkeypatch.setattr(nodes, registry, {})
 
         def load() -> tuple[bool, list[str]]:
-            with caplog.at_level(logging.INFO):
-                loaded = asyncio.run(nodes.load_custom_node(str(place)))
+            # In a thread: Playwright has a loop running in this one, if browser tests came before.
+            with caplog.at_level(logging.INFO), ThreadPoolExecutor() as pool:
+                loading = nodes.load_custom_node(str(place))
+                loaded = pool.submit(asyncio.run, loading).result()
             return loaded, caplog.messages
 
         yield load

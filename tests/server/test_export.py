@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,12 @@ def history_of(client: Client, events: list[dict]) -> dict:
 
 
 @pytest.fixture(scope="module")
-def large(server: ComfyUIServer) -> str:
+def large(server: ComfyUIServer) -> Iterator[str]:
     """The toy with a GiB of zeros, that takes a while to copy and no room on the disk."""
-    folder = server.models / "checkpoints"
-    add_zeros(folder / CHECKPOINT, folder / LARGE)
-    return f"checkpoints/{LARGE}"
+    path = server.models / "checkpoints" / LARGE
+    add_zeros(path.with_name(CHECKPOINT), path)
+    yield f"checkpoints/{LARGE}"
+    path.unlink()
 
 
 class TestExport:
