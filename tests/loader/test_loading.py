@@ -84,10 +84,9 @@ class TestWeights:
                 assert not value.is_inference()
                 assert not any(part.is_inference() for part in parts(value))
 
+    @pytest.mark.parametrize("memory", ["dynamic"], indirect=True)
     def test_stay_in_the_file_where_they_are_kept(self, models, memory):
-        """Under Dynamic VRAM, as the stock loader's do: they take no memory of their own."""
-        if memory != "dynamic":
-            pytest.skip("without Dynamic VRAM ComfyUI copies all weights")
+        """As the stock loader's do under Dynamic VRAM; without it ComfyUI copies all weights."""
         network = models.quantized.model.diffusion_model
         for name in models.quantized.get_attachment(ATTACHMENT).kept:
             storage = network.get_submodule(name).weight.untyped_storage()
