@@ -7,43 +7,16 @@ chosen = common.arguments(__doc__, rounds={"type": int, "default": 3})
 import os  # noqa: E402
 import shutil  # noqa: E402
 import tempfile  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
+from harness.hostmemory import PeakMemory  # noqa: E402
 from hswq.loader import choice, store  # noqa: E402
 from hswq.loader.export import ExportSettings, export  # noqa: E402
 from hswq.loader.formats import FILE_FORMATS  # noqa: E402
 from hswq.loader.modelfile import fingerprint  # noqa: E402
-
-
-class PeakMemory:
-    """Growth of the process's anonymous host memory in a block, in GiB."""
-
-    def __enter__(self):
-        self.gib = self._start = self._anonymous()
-        self._running = True
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._running = False
-        self._thread.join()
-        self.gib = (self.gib - self._start) / 2**20
-
-    def _watch(self):
-        while self._running:
-            self.gib = max(self.gib, self._anonymous())
-            time.sleep(0.005)
-
-    @staticmethod
-    def _anonymous() -> int:
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
 def record(path: str) -> None:
@@ -67,7 +40,7 @@ def measure(name: str, function, target: Path) -> dict:
     size = target.stat().st_size / 2**30
     target.unlink()
     print(f"{name}: {seconds:.2f} s", flush=True)
-    return {"s": seconds, "file GiB": size, "host peak GiB": memory.gib}
+    return {"s": seconds, "file GiB": size, "host peak GiB": memory.bytes / 2**30}
 
 
 def rounds_of(path: str, folder: Path) -> dict[str, list[dict]]:

@@ -6,41 +6,10 @@ chosen = common.arguments(
     __doc__, size={"type": int, "default": 1024}, rounds={"type": int, "default": 3}
 )
 
-import threading  # noqa: E402
-import time  # noqa: E402
-
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
+from harness.hostmemory import PeakMemory  # noqa: E402
 from hswq.loader.loading import ATTACHMENT, load_checkpoint  # noqa: E402
-
-
-class PeakMemory:
-    """Peak of the process's anonymous host memory and of torch's GPU memory in a block, in GiB."""
-
-    def __enter__(self):
-        self.host = self._start = self._anonymous()
-        if chosen.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        self._running = True
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._running = False
-        self._thread.join()
-        self.host = (self.host - self._start) / 2**20
-        self.gpu = torch.cuda.max_memory_allocated() / 2**30 if chosen.device == "cuda" else 0.0
-
-    def _watch(self):
-        while self._running:
-            self.host = max(self.host, self._anonymous())
-            time.sleep(0.005)
-
-    @staticmethod
-    def _anonymous() -> int:
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
 def main() -> None:
@@ -75,15 +44,22 @@ def main() -> None:
 def once(load) -> dict[str, float]:
     """Load and take one step."""
     made = []
-    with PeakMemory() as loading:
-        seconds = common.wall(lambda: made.append(load()))
-    with PeakMemory() as stepping:
-        first = common.wall(lambda: common.Sampling(made[0], chosen.size)(1))
+    with PeakMemory() as host:
+        seconds, gpu = peak_on_gpu(lambda: made.append(load()))
+    first, gpu_with_step = peak_on_gpu(lambda: common.Sampling(made[0], chosen.size)(1))
     return {
         "load s": seconds, "first step s": first, "total s": seconds + first,
-        "GPU peak GiB": loading.gpu, "host peak GiB": loading.host,
-        "GPU peak with step GiB": stepping.gpu, "weights GiB": made[0].model_size() / 2**30,
+        "GPU peak GiB": gpu, "host peak GiB": host.bytes / 2**30,
+        "GPU peak with step GiB": gpu_with_step, "weights GiB": made[0].model_size() / 2**30,
     }  # fmt: skip
+
+
+def peak_on_gpu(function) -> tuple[float, float]:
+    """Call it; return the seconds, and torch's largest GPU memory in GiB."""
+    if chosen.device != "cuda":
+        return common.wall(function), 0.0
+    torch.cuda.reset_peak_memory_stats()
+    return common.wall(function), torch.cuda.max_memory_allocated() / 2**30
 
 
 main()

@@ -16,6 +16,7 @@ from pathlib import Path  # noqa: E402
 import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
+from harness.hostmemory import anonymous  # noqa: E402
 from hswq.loader import store  # noqa: E402
 from hswq.loader.modelfile import fingerprint  # noqa: E402
 from hswq.loader.recording import recorder  # noqa: E402
@@ -27,9 +28,8 @@ def measure(network: torch.nn.Module) -> dict:
     """Return what there is now."""
     common.synchronize()
     gc.collect()
-    status = Path("/proc/self/status").read_text("ascii").splitlines()
     row = {
-        "host MB": next(int(line.split()[1]) / 1000 for line in status if "RssAnon" in line),
+        "host MB": anonymous() / 1e6,
         "objects": len(gc.get_objects()),
         "hooks": sum(
             len(part._forward_hooks) + len(part._forward_pre_hooks) for part in network.modules()

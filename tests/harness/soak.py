@@ -12,6 +12,7 @@ from toy.checkpoint import make_checkpoint
 
 from harness.client import Client, ExecutionError, InterruptedPromptError
 from harness.fixtures import LORA, change_settings, free
+from harness.hostmemory import anonymous
 from harness.patches import patch_file
 from harness.prompts import (
     CHECKPOINT,
@@ -137,8 +138,7 @@ class Soak:
         """
         self._client.post("/history", {"clear": True})
         free(self._client)
-        status = Path(f"/proc/{self._server.pid}/status").read_text("ascii")
-        return next(int(line.split()[1]) for line in status.splitlines() if "RssAnon" in line)
+        return anonymous(self._server.pid) >> 10
 
     def objects(self) -> int:
         """Return how many objects the server's Python knows."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 
 import comfy.model_management
@@ -11,6 +9,7 @@ import comfy.utils
 import pytest
 import torch
 from harness.exports import record, target_of, wanted, written
+from harness.hostmemory import PeakMemory
 from harness.inprocess import weight
 from hswq.loader import choice
 from hswq.loader.export import ExportError, _check_target, export
@@ -168,34 +167,7 @@ class TestBrokenOff:
         assert not leftovers(folders)
 
 
-class PeakAnonymous:
-    """Growth of this process's anonymous memory in a block, in bytes."""
-
-    def __enter__(self):
-        self._start = self.peak = self._now()
-        self._running = True
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._running = False
-        self._thread.join()
-        self.peak -= self._start
-
-    def _watch(self):
-        while self._running:
-            self.peak = max(self.peak, self._now())
-            time.sleep(0.001)
-
-    @staticmethod
-    def _now() -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) << 10
-        return pytest.skip("this system does not tell its processes' memory")
-
-
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells it")
 class TestMemory:
     def test_is_for_one_tensor(self, folders):
         """Half a GiB of text encoder; its tensors have 32 MiB."""
@@ -211,8 +183,8 @@ class TestMemory:
             file.truncate(layout.size)
         settings = wanted(without=choice.QUANTIZE_UNIFORMLY)
         export(str(path), target_of(settings, "warm"), settings)
-        with PeakAnonymous() as memory:
+        with PeakMemory() as memory:
             export(str(path), target_of(settings), settings)
         assert target_of(settings).stat().st_size > 512 << 20
-        assert memory.peak < 64 << 20
+        assert memory.bytes < 64 << 20
         assert weight(load_checkpoint(str(target_of(settings)), None)[0], "out.2").isfinite().all()
