@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ...quant import Plan, Planner
 from .. import choice, matmul, store
 from ..loading import ATTACHMENT, check_model, load_checkpoint, load_diffusion_model
 from ..modelfile import fingerprint, is_stored_quantized
@@ -61,12 +60,22 @@ def _state(folder: str, name: str, statistics: str) -> tuple:
     return found, *choice.statistics_state(statistics, found)
 
 
+class _Wanted(NamedTuple):
+    """The values of `_inputs`; a prompt may leave out the last."""
+
+    statistics: str
+    mode: str
+    keep_ratio: float
+    without_statistics: str
+    fp8_matmul: bool = False
+
+
 def _load(
     node_id: str | None,
     folder: str,
     name: str,
-    wanted: tuple[str, str, float, str, bool],
-    load: Callable[[str, Any, bool], tuple],
+    wanted: _Wanted,
+    load: Callable[..., tuple],
     load_stock: Callable[[str], tuple],
 ) -> io.NodeOutput:
     """Load a file quantized, as it is stored, or in 16 bit for now; say which on the node.
@@ -74,28 +83,28 @@ def _load(
     Args:
         node_id: of the node.
         folder, name: of the file, as folder_paths has them.
-        wanted: statistics, mode, keep_ratio, without_statistics and fp8_matmul, as the node has
-            them.
-        load: loads a path by a Plan, a Planner, or None, with FP8 products or without; returns
-            the node's outputs.
+        wanted: what else the node asks.
+        load: called like `load_checkpoint`, returns the node's outputs.
         load_stock: loads a path in 16 bit.
     """
     path = folder_paths.get_full_path_or_raise(folder, name)
-    statistics, mode, keep_ratio, without, fp8_matmul = wanted
     if is_stored_quantized(path):
-        loaded, about = load(path, None, fp8_matmul), _AS_STORED
+        loaded, about = load(path, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
     else:
-        settings = QuantizeSettings(mode == SCALED, keep_ratio)
-        chosen = choice.choose(statistics, fingerprint(path), name, settings, without)
+        settings = QuantizeSettings(wanted.mode == SCALED, wanted.keep_ratio)
+        chosen = choice.choose(
+            wanted.statistics, fingerprint(path), name, settings, wanted.without_statistics
+        )
         about = chosen.about
         if chosen.source is None:
             check_model(path)
             logging.info("HSWQ: %s: %s", name, about)
             say(node_id, about)
             return io.NodeOutput(*load_stock(path))
-        loaded = load(path, chosen.source, fp8_matmul)
+        loaded = load(path, chosen.source, fp8_matmul=wanted.fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
-    about = f"{about}; {matmul.description(loaded[0])}" if fp8_matmul else about
+    if wanted.fp8_matmul:
+        about = f"{about}; {matmul.description(loaded[0])}"
     say(node_id, summary(loaded[0].get_attachment(ATTACHMENT), about))
     return io.NodeOutput(*loaded)
 
@@ -133,25 +142,13 @@ class HSWQCheckpointLoader(io.ComfyNode):
         return _state("checkpoints", ckpt_name, statistics)
 
     @classmethod
-    def execute(
-        cls,
-        ckpt_name: str,
-        statistics: str,
-        mode: str,
-        keep_ratio: float,
-        without_statistics: str,
-        fp8_matmul: bool = False,
-    ) -> io.NodeOutput:
-        def load(path: str, source: Plan | Planner | None, fp8_matmul: bool) -> tuple:
-            return load_checkpoint(path, source, fp8_matmul=fp8_matmul)
-
+    def execute(cls, ckpt_name: str, **wanted) -> io.NodeOutput:
         def load_stock(path: str) -> tuple:
             embeddings = folder_paths.get_folder_paths("embeddings")
             return comfy.sd.load_checkpoint_guess_config(path, embedding_directory=embeddings)[:3]
 
-        wanted = statistics, mode, keep_ratio, without_statistics, fp8_matmul
-        node_id = cls.hidden.unique_id
-        return _load(node_id, "checkpoints", ckpt_name, wanted, load, load_stock)
+        node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
+        return _load(node_id, "checkpoints", ckpt_name, rest, load_checkpoint, load_stock)
 
 
 class HSWQDiffusionModelLoader(io.ComfyNode):
@@ -183,21 +180,12 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         return _state("diffusion_models", unet_name, statistics)
 
     @classmethod
-    def execute(
-        cls,
-        unet_name: str,
-        statistics: str,
-        mode: str,
-        keep_ratio: float,
-        without_statistics: str,
-        fp8_matmul: bool = False,
-    ) -> io.NodeOutput:
-        def load(path: str, source: Plan | Planner | None, fp8_matmul: bool) -> tuple:
-            return (load_diffusion_model(path, source, fp8_matmul=fp8_matmul),)
+    def execute(cls, unet_name: str, **wanted) -> io.NodeOutput:
+        def load(*args, **kwargs) -> tuple:
+            return (load_diffusion_model(*args, **kwargs),)
 
         def load_stock(path: str) -> tuple:
             return (comfy.sd.load_diffusion_model(path),)
 
-        wanted = statistics, mode, keep_ratio, without_statistics, fp8_matmul
-        node_id = cls.hidden.unique_id
-        return _load(node_id, "diffusion_models", unet_name, wanted, load, load_stock)
+        node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
+        return _load(node_id, "diffusion_models", unet_name, rest, load, load_stock)
