@@ -1,4 +1,6 @@
-"""The quantized model in a server's life: LoRAs, unloading, interrupts."""
+"""The quantized model in a server's life: loaders, LoRAs, unloading, interrupts."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from harness.client import Client, InterruptedPromptError
 from harness.fixtures import free, wait_until_gone
 from harness.prompts import Prompt, hswq_loader, node, stock_loader, text_to_latent, through
 from harness.server import ComfyUIServer, snapshot
+from toy.checkpoint import make_diffusion_model
 
 pytestmark = pytest.mark.server
 
@@ -25,6 +28,28 @@ def spelled_otherwise(prompt: Prompt) -> Prompt:
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
+
+
+class TestDiffusionModel:
+    @pytest.fixture
+    def alone(self, server: ComfyUIServer) -> Iterator[str]:
+        """The checkpoint's diffusion model, as long as no other test looks for models."""
+        path = make_diffusion_model(server.models / "diffusion_models" / "alone.safetensors")
+        yield path.name
+        path.unlink()
+
+    def test_gives_what_its_checkpoint_gives(self, recorded: Client, alone: str):
+        """With the input, too, that older workflows lack."""
+        checkpoint = hswq_loader(fp8_matmul=True)
+        inputs = {**checkpoint["inputs"], "unet_name": alone}
+        del inputs["ckpt_name"]
+        loader = node("HSWQDiffusionModelLoader", **inputs)
+        expected = recorded.run(text_to_latent(checkpoint))
+        run = recorded.run(through(text_to_latent(stock_loader()), "alone", loader))
+        assert run.text("alone") == expected.text("loader")
+        assert run.text("alone").startswith("198 layers FP8")
+        assert run.text("alone").endswith(("no FP8 matrix products", "multiply in FP8"))
+        assert recorded.latent(run).equal(recorded.latent(expected))
 
 
 class TestLora:
