@@ -16,15 +16,10 @@ import torch
 from ..calibration import atomic_file
 from ..quant import Plan, quantize
 from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
+from .fingerprints import fingerprint
 from .formats import FILE_FORMATS, MARKER, STORED_DTYPE, Beside, FileFormat, input_scale
 from .layers import layers_of
-from .modelfile import (
-    ModelFileError,
-    check_16_bit,
-    diffusion_model_prefix,
-    fingerprint,
-    load_tensors,
-)
+from .modelfile import ModelFileError, check_16_bit, diffusion_model_prefix, load_tensors
 from .quantizer import WORK_BYTES, QuantizeSettings, quantizing_device
 from .tensorfile import TensorFile, lay_out
 from .transfer import Transfer

@@ -21,13 +21,13 @@ from comfy.quant_ops import QuantizedTensor
 from ..calibration import monitored_layers
 from ..quant import FP8_MAX, LayerPlan, Plan, Planner
 from .alive import note_alive
+from .fingerprints import fingerprint
 from .formats import MODEL_MARKERS
 from .layers import check_whole, explained, find_layers
 from .matmul import description, multiply_in_fp8
 from .modelfile import (
     ModelFileError,
     diffusion_model_prefix,
-    fingerprint,
     is_stored_quantized,
     load_tensors,
 )

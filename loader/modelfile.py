@@ -1,8 +1,7 @@
-"""Model files: safe reading, and the fingerprint that tells which weights a file holds."""
+"""Model files: safe reading, and computing the fingerprint that tells which weights they hold."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -48,6 +47,11 @@ class TensorEntry(NamedTuple):
     end: int
 
 
+def is_safetensors(path: str) -> bool:
+    """Whether ComfyUI takes a file for safetensors, of which it can be read what is needed."""
+    return path.lower().endswith((".safetensors", ".sft"))
+
+
 def read_header(path: str) -> dict[str, TensorEntry]:
     """Read and check a safetensors header; offsets are absolute in the file.
 
@@ -89,7 +93,7 @@ def _entries(header: dict, base: int) -> dict[str, TensorEntry]:
     return entries
 
 
-def fingerprint(path: str) -> str:
+def read_fingerprint(path: str) -> str:
     """Return what identifies the diffusion model's weights in a file, whatever its name.
 
     A SHA-256 (hex) over names, shapes, dtypes and a sample of every tensor's bytes. Equal for a
@@ -98,13 +102,7 @@ def fingerprint(path: str) -> str:
     Raises:
         ModelFileError: the file is damaged, or holds no tensors.
     """
-    stat = os.stat(path)
-    return _fingerprint(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _fingerprint(path: str, size: int, modified: int) -> str:
-    if not path.lower().endswith((".safetensors", ".sft")):
+    if not is_safetensors(path):
         return _fingerprint_of_tensors(path)
     entries = read_header(path)
     with open(path, "rb") as file:
@@ -138,7 +136,7 @@ def is_stored_quantized(path: str) -> bool:
 
 def _narrow_weights(path: str) -> dict[str, str]:
     """Return the dtypes, as safetensors calls them, of weights that have less than 16 bit."""
-    if path.lower().endswith((".safetensors", ".sft")):
+    if is_safetensors(path):
         entries = _diffusion_model(read_header(path))
         dtypes = {name: entry.dtype for name, entry in entries.items()}
     else:
@@ -211,7 +209,7 @@ def load_tensors(path: str) -> tuple[dict[str, torch.Tensor], dict | None]:
     Raises:
         ModelFileError: the file is damaged or is no model file.
     """
-    if path.lower().endswith((".safetensors", ".sft")):
+    if is_safetensors(path):
         read_header(path)
     try:
         with torch.inference_mode(False):

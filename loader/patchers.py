@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
 from ..calibration import monitored_layers
-from .modelfile import fingerprint
+from .fingerprints import fingerprint
 
 
 def is_quantized(patcher: ModelPatcher) -> bool:

@@ -10,8 +10,9 @@ import comfy.utils
 
 from ..quant import Plan, Planner
 from .choice import FAIL, choose
+from .fingerprints import fingerprint
 from .layers import find_layers
-from .modelfile import check_16_bit, fingerprint, load_tensors
+from .modelfile import check_16_bit, load_tensors
 from .quantizer import WORK_BYTES, QuantizeSettings, quantizing_device
 from .transfer import Transfer
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import folder_paths
 
-from .modelfile import (
-    ModelFileError,
-    diffusion_model_prefix,
-    fingerprint,
-    load_tensors,
-    read_header,
-)
+from .fingerprints import fingerprint, known
+from .modelfile import diffusion_model_prefix, is_safetensors, load_tensors, read_header
+from .statisticsfile import version_of
 
 FOLDERS = ("checkpoints", "diffusion_models")
-_MAPPED = (".safetensors", ".sft")
 
 
 def sources() -> list[str]:
@@ -44,38 +41,28 @@ def source_path(source: str) -> str:
 def find_source(its_fingerprint: str, name: str) -> str | None:
     """Return the source with a model's weights, whatever it is called now; None where it is gone.
 
-    May read every model file a bit, so not for the event loop.
+    Where no file is known to have them it reads the others a bit: not for the event loop.
 
     Args:
         its_fingerprint: of the weights.
         name: that the file had, the first to look for.
     """
+    unread = []
     for source in sorted(sources(), key=lambda one: os.path.basename(one) != name):
+        found = _look(known, source)
+        if found == its_fingerprint:
+            return source
         # Of a .ckpt all must be read: only where its name says so.
-        if source.lower().endswith(_MAPPED) or os.path.basename(source) == name:
-            try:
-                found = _fingerprint(source_path(source))
-            except (OSError, ValueError):  # deleted in between
-                continue
-            if found == its_fingerprint:
-                return source
-    return None
+        if found is None and (is_safetensors(source) or os.path.basename(source) == name):
+            unread.append(source)
+    return next((one for one in unread if _look(fingerprint, one) == its_fingerprint), None)
 
 
-_known: dict[str, tuple[tuple, str | None]] = {}
-
-
-def _fingerprint(path: str) -> str | None:
-    """Return a file's fingerprint, None of a damaged one; each version of it is read once."""
-    version = _version(path)
-    known = _known.get(path)
-    if known is None or known[0] != version:
-        try:
-            known = version, fingerprint(path)
-        except ModelFileError:
-            known = version, None
-        _known[path] = known
-    return known[1]
+def _look(at: Callable[[str], str | None], source: str) -> str | None:
+    try:
+        return at(source_path(source))
+    except (OSError, ValueError):  # deleted in between, or damaged
+        return None
 
 
 class Shapes(NamedTuple):
@@ -97,12 +84,12 @@ def shapes_of(source: str) -> Shapes:
         OSError, ValueError: the file is gone or damaged.
     """
     path = source_path(source)
-    return _shapes(path, _version(path))
+    return _shapes(path, version_of(Path(path)))
 
 
 @functools.lru_cache(maxsize=16)
 def _shapes(path: str, _: tuple) -> Shapes:
-    entries = read_header(path) if path.lower().endswith(_MAPPED) else load_tensors(path)[0]
+    entries = read_header(path) if is_safetensors(path) else load_tensors(path)[0]
     prefix = diffusion_model_prefix(entries)
     own = {
         name.removeprefix(prefix): tuple(entry.shape)
@@ -115,8 +102,3 @@ def _shapes(path: str, _: tuple) -> Shapes:
         if name.endswith(".weight") and len(shape) in (2, 4)
     }
     return Shapes(layers, sum(map(math.prod, own.values())))
-
-
-def _version(path: str) -> tuple:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns

@@ -11,8 +11,9 @@ import folder_paths
 from comfy_api.latest import io
 
 from .. import choice, matmul, store
+from ..fingerprints import fingerprint
 from ..loading import ATTACHMENT, check_model, load_checkpoint, load_diffusion_model
-from ..modelfile import fingerprint, is_stored_quantized
+from ..modelfile import is_stored_quantized
 from ..quantizer import QuantizeSettings
 from .common import (
     CATEGORY,

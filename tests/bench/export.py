@@ -15,8 +15,8 @@ import torch  # noqa: E402
 from harness.hostmemory import PeakMemory  # noqa: E402
 from hswq.loader import choice, store  # noqa: E402
 from hswq.loader.export import ExportSettings, export  # noqa: E402
+from hswq.loader.fingerprints import fingerprint  # noqa: E402
 from hswq.loader.formats import FILE_FORMATS  # noqa: E402
-from hswq.loader.modelfile import fingerprint  # noqa: E402
 
 
 def record(path: str) -> None:

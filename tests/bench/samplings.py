@@ -18,7 +18,7 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from harness.hostmemory import anonymous  # noqa: E402
 from hswq.loader import store  # noqa: E402
-from hswq.loader.modelfile import fingerprint  # noqa: E402
+from hswq.loader.fingerprints import fingerprint  # noqa: E402
 from hswq.loader.recording import recorder  # noqa: E402
 
 WARM_UP = 10

@@ -13,8 +13,9 @@ import torch
 from hswq.loader import choice, store
 from hswq.loader.export import ExportSettings, export
 from hswq.loader.exportpath import export_path
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.layers import layers_of
-from hswq.loader.modelfile import fingerprint, load_tensors
+from hswq.loader.modelfile import load_tensors
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.quant import Plan, make_plan
 

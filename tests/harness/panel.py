@@ -95,6 +95,6 @@ def ready(server: ComfyUIServer, content: bytes, panel: Panel) -> str:
         file.flush()
         its_id = load_statistics(file.name).fingerprint[:16]
     (folder / f"toy.{its_id}.{SESSION}.pt").write_bytes(content)
-    (folder / "plans").mkdir()
+    (folder / "plans").mkdir(exist_ok=True)
     (folder / "plans" / f"{its_id}.0123.json").write_text("{}")
     return its_id

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hswq.calibration import LayerStatistics, Statistics, monitored_layers
 from hswq.loader import store
-from hswq.loader.modelfile import fingerprint
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.recording import Recorder
 
 CFGGuider = comfy.samplers.CFGGuider

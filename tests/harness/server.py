@@ -141,8 +141,9 @@ class ComfyUIServer:
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
-    """Return what is in a folder, to compare it with what was; locks are nobody's data."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    """Return what is in a folder, to compare it with what was; but for locks and caches."""
+    passing = {".lock", ".cache"}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in passing)
     return {path: path.read_bytes() for path in files}
 
 

@@ -1,7 +1,8 @@
-"""A process that records into a statistics folder, for tests that run two or kill one.
+"""A process that uses a statistics folder, for tests that run two or kill one.
 
 recording_process.py add FOLDER COUNT    adds COUNT samples
 recording_process.py kill FOLDER COUNT   kills COUNT children that add samples, and checks
+recording_process.py known FOLDER PATH   prints what is known of a model file
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import folder_paths  # noqa: E402
 import test_recording_store as tested  # noqa: E402
 import torch  # noqa: E402
 from hswq.calibration import load_statistics  # noqa: E402
-from hswq.loader import store  # noqa: E402
+from hswq.loader import fingerprints, store  # noqa: E402
 
 
 def kill(folder: Path, count: int) -> None:
@@ -60,13 +61,15 @@ def kill(folder: Path, count: int) -> None:
     print(f"{count} kills, {samples} samples")
 
 
-def main(name: str, folder: str, count: str) -> None:
+def main(name: str, folder: str, what: str) -> None:
     folder_paths.folder_names_and_paths[store.FOLDER] = ([folder], {".pt"})
-    if name == "kill":
-        kill(Path(folder), int(count))
-        return
-    for _ in range(int(count)):
-        tested.add()
+    if name == "known":
+        print(fingerprints.known(what))
+    elif name == "kill":
+        kill(Path(folder), int(what))
+    else:
+        for _ in range(int(what)):
+            tested.add()
 
 
 main(*ARGUMENTS)

@@ -23,9 +23,10 @@ from hswq.calibration import Statistics, monitored_layers
 from hswq.loader import choice, store
 from hswq.loader.converter import convert
 from hswq.loader.export import export
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.formats import FILE_FORMATS
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import ModelFileError, fingerprint
+from hswq.loader.modelfile import ModelFileError
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.loader.recording import Recorder, unrecordable
 from hswq.loader.searching import search

@@ -16,8 +16,8 @@ from harness.exports import SAMPLES, record
 from hswq.calibration import LayerStatistics, Statistics, save_statistics
 from hswq.loader import choice, statisticsfile, status, store
 from hswq.loader.converter import convert
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.loading import ATTACHMENT, load_checkpoint
-from hswq.loader.modelfile import fingerprint
 from hswq.loader.panel import catalogue
 from hswq.loader.panel.catalogue import Catalogue, UnknownModelError
 from hswq.loader.quantizer import QuantizeSettings

@@ -16,9 +16,10 @@ from harness.exports import SAMPLES, identical, record, target_of, wanted, writt
 from harness.inprocess import distance, held, parts, same, sample
 from hswq.loader import choice
 from hswq.loader.export import export
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.formats import FILE_FORMATS
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import fingerprint, read_header
+from hswq.loader.modelfile import read_header
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.quant import Plan
 from nodes import CheckpointLoaderSimple, UNETLoader

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hswq.loader.modelfile import ModelFileError, fingerprint, load_tensors, read_header
+from hswq.loader.modelfile import ModelFileError, load_tensors, read_fingerprint, read_header
 from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
@@ -62,7 +62,7 @@ class TestHeader:
             try:
                 for entry in read_header(str(path)).values():
                     assert 0 <= entry.start <= entry.end <= path.stat().st_size
-                fingerprint(str(path))
+                read_fingerprint(str(path))
                 load_tensors(str(path))
             except ModelFileError as error:
                 refused += 1
@@ -103,20 +103,20 @@ class TestFingerprint:
     def test_is_of_the_weights_and_not_of_the_name(self, checkpoint, tmp_path):
         renamed = tmp_path / "another name.safetensors"
         renamed.write_bytes(checkpoint.read_bytes())
-        assert fingerprint(str(renamed)) == fingerprint(str(checkpoint))
+        assert read_fingerprint(str(renamed)) == read_fingerprint(str(checkpoint))
         other = make_checkpoint(tmp_path / "finetune.safetensors", seed=1)
-        assert fingerprint(str(other)) != fingerprint(str(checkpoint))
+        assert read_fingerprint(str(other)) != read_fingerprint(str(checkpoint))
 
     def test_is_the_same_of_a_ckpt(self, checkpoint, tmp_path):
         tensors, _ = load_tensors(str(checkpoint))
         torch.save({"state_dict": tensors}, tmp_path / "toy.ckpt")
-        assert fingerprint(str(tmp_path / "toy.ckpt")) == fingerprint(str(checkpoint))
+        assert read_fingerprint(str(tmp_path / "toy.ckpt")) == read_fingerprint(str(checkpoint))
 
     def test_changes_with_the_file(self, small):
-        before = fingerprint(str(small))
+        before = read_fingerprint(str(small))
         data = bytearray(small.read_bytes())
         length = struct.unpack("<Q", data[:8])[0]
         places = json.loads(data[8 : 8 + length])["model.diffusion_model.3.weight"]["data_offsets"]
         data[8 + length + places[0]] ^= 1
         small.write_bytes(data)
-        assert fingerprint(str(small)) != before
+        assert read_fingerprint(str(small)) != before

@@ -9,9 +9,10 @@ from bench import common
 from harness.inprocess import held, same
 from hswq.calibration import Statistics
 from hswq.loader import choice, plans, store
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.layers import layers_of
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import fingerprint, load_tensors
+from hswq.loader.modelfile import load_tensors
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.quant import Findings, Plan, Planner, SearchSettings, make_plan
 from toy.checkpoint import make_diffusion_model

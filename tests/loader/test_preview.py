@@ -11,8 +11,8 @@ from harness.exports import SAMPLES
 from harness.inprocess import held
 from hswq.calibration import Statistics
 from hswq.loader import choice, store
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.loading import ATTACHMENT, load_checkpoint
-from hswq.loader.modelfile import fingerprint
 from hswq.loader.panel.catalogue import Catalogue, Model
 from hswq.loader.panel.preview import preview, rows
 from hswq.loader.quantizer import QuantizeSettings

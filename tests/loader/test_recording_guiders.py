@@ -13,7 +13,7 @@ from comfy_extras import nodes_custom_sampler as custom
 from harness.inprocess import LATENT, conditioning
 from hswq.calibration import monitored_layers
 from hswq.loader import store
-from hswq.loader.modelfile import fingerprint
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.recording import Recorder
 
 

@@ -12,7 +12,7 @@ from harness.patches import patch_file
 from harness.recording import hooks, recorded
 from hswq.calibration import DualMonitor, monitored_layers
 from hswq.loader import recording, store
-from hswq.loader.modelfile import fingerprint
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.recording import Recording, record
 from hswq.loader.status import FAILED, NOT_RECORDED, RECORDING
 

@@ -16,7 +16,7 @@ from hswq.calibration import Statistics
 from hswq.loader import choice, store
 from hswq.loader.export import ExportError, export
 from hswq.loader.exportpath import default_name, export_path
-from hswq.loader.modelfile import fingerprint
+from hswq.loader.fingerprints import fingerprint
 from hswq.loader.plans import findings_key, keep_findings
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.loader.sources import find_source, source_path, sources

@@ -18,7 +18,7 @@ class TestReset:
         assert answer.json() == panel.model()
         assert (answer.json()["samples"], answer.json()["sessions"]) == (0, [])
         folder = server.models / "hswq"
-        assert not [*folder.glob("*.pt"), *(folder / "plans").iterdir()]
+        assert not [*folder.glob("*.pt"), *(folder / "plans").glob("*.json")]
         sampled(client, 2)
         assert panel.model()["samples"] == 2
 
@@ -45,10 +45,10 @@ class TestReset:
 
 
 class TestDelete:
-    def test_leaves_nothing_but_locks(self, server, panel: Panel, ready: str):
+    def test_leaves_nothing_but_locks_and_fingerprints(self, server, panel: Panel, ready: str):
         assert panel.delete(ready).json() == {"deleted": 1}
         files = [path for path in (server.models / "hswq").rglob("*") if path.is_file()]
-        assert {path.suffix for path in files} <= {".lock"}
+        assert {path.suffix for path in files} <= {".lock", ".cache"}
         assert all(model["id"] is None for model in panel.status()["models"])
         assert panel.delete(ready).status == 404
 
