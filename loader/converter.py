@@ -80,7 +80,7 @@ class _Weights:
 
     def unpatched(self, key: str) -> torch.Tensor:
         weight, convert_weight = self._patches[key][0]
-        return convert_weight(weight.detach())
+        return convert_weight(weight.data)  # see transfer
 
     def patched(self, key: str) -> torch.Tensor:
         weight = self.unpatched(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from .modelfile import (
 )
 from .operations import hswq_operations
 from .originals import Originals
-from .quantizer import Quantizer, fits
+from .quantizer import Quantizer, make_room
 from .saving import save_as_16_bit
 
 ATTACHMENT = "hswq"
@@ -78,19 +79,27 @@ def load_checkpoint(
             f"{os.path.basename(path)} is a diffusion model alone, in diffusers' layout: put it "
             "into models/diffusion_models, for Load Diffusion Model"
         )
-    embeddings = folder_paths.get_folder_paths("embeddings")
+    load_part = functools.partial(
+        comfy.sd.load_state_dict_guess_config, model_options=load.options, metadata=load.metadata
+    )
+    clip = vae = None
     with explained(path):
-        patcher, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
-            load.tensors,
-            output_vae=not only_model,
-            output_clip=not only_model,
-            embedding_directory=embeddings,
-            model_options=load.options,
-            metadata=load.metadata,
-            disable_dynamic=disable_dynamic,
+        patcher, *_ = load_part(
+            dict(load.tensors),  # it takes out what it has loaded
+            output_vae=False,
+            output_clip=False,
+            disable_dynamic=disable_dynamic or load.resident,
         )
+        if not only_model:
+            embeddings = folder_paths.get_folder_paths("embeddings")
+            _, clip, vae, _ = load_part(
+                load.tensors,
+                output_model=False,
+                embedding_directory=embeddings,
+                disable_dynamic=disable_dynamic,
+            )
+            _reload_as_stock(path, embeddings, clip, vae)
     load.complete(patcher, _reload_checkpoint, fp8_matmul)
-    _reload_as_stock(path, embeddings, clip, vae)
     return patcher, clip, vae
 
 
@@ -119,7 +128,7 @@ def load_diffusion_model(
             load.tensors,
             model_options=load.options,
             metadata=load.metadata,
-            disable_dynamic=disable_dynamic,
+            disable_dynamic=disable_dynamic or load.resident,
         )
     load.complete(patcher, _reload_diffusion_model, fp8_matmul)
     return patcher
@@ -166,10 +175,10 @@ class _Load:
         prefix = diffusion_model_prefix(self.tensors)
         for marker in MODEL_MARKERS:  # a text encoder has its own, which it needs
             self.tensors.pop(prefix + marker, None)
-        self._quantizer, self._resident, decide = None, False, _keep
+        self._quantizer, self.resident, decide = None, False, _keep
         if source is not None:
-            self._resident = fits(source, found.layers)
-            self._quantizer = Quantizer(source, len(found.layers), resident=self._resident)
+            self.resident = make_room(source, found.layers)
+            self._quantizer = Quantizer(source, len(found.layers), resident=self.resident)
             decide = self._quantizer.decide
         self._originals = Originals(path, prefix)
         operations = hswq_operations(
@@ -189,7 +198,7 @@ class _Load:
             multiply_in_fp8(patcher, plan)
             logging.info("HSWQ: %s: %s", self._name, description(patcher))
         patcher.cached_patcher_init = (reload, (self._path, again, fp8_matmul))
-        if self._resident:
+        if self.resident:
             memory.load_models_gpu([patcher], force_full_load=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import comfy.memory_management
 import comfy.model_management as memory
 import comfy.utils
 import torch
@@ -86,21 +85,24 @@ class Quantizer:
         return source.finish()
 
 
-def fits(source: Plan | Planner, layers: Mapping[str, int]) -> bool:
-    """Whether the quantized model may stay on the GPU right away.
+def make_room(source: Plan | Planner, layers: Mapping[str, int]) -> bool:
+    """Free GPU memory for a quantized model; return whether it can stay there right away.
 
-    As ComfyUI does with a model that it loads directly to the GPU. Not under Dynamic VRAM, which
-    wants weights on the host and would hold them twice.
+    Such a model needs no Dynamic VRAM, which would keep it in host memory as well and copy it to
+    the GPU in its first step.
 
     Args:
         source: what will be quantized.
         layers: numbers of weights by layer name.
     """
     device = memory.get_torch_device()
-    if device.type != "cuda" or comfy.memory_management.aimdo_enabled:
+    if device.type != "cuda":
         return False
     if memory.vram_state in (memory.VRAMState.NO_VRAM, memory.VRAMState.LOW_VRAM):
         return False
     size = sum(count * (1 if source.quantizes(name) else 2) for name, count in layers.items())
-    free = memory.get_free_memory(device)
-    return free > 1.1 * size + WORK_BYTES + memory.minimum_inference_memory()
+    needed = 1.1 * size + WORK_BYTES + memory.minimum_inference_memory()
+    if needed > memory.get_total_memory(device):
+        return False
+    memory.free_memory(needed, device)
+    return memory.get_free_memory(device) > needed

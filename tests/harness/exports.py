@@ -16,7 +16,7 @@ from hswq.loader.exportpath import export_path
 from hswq.loader.fingerprints import fingerprint
 from hswq.loader.layers import layers_of
 from hswq.loader.modelfile import load_tensors
-from hswq.loader.quantizer import QuantizeSettings
+from hswq.loader.quantizer import QuantizeSettings, quantizing_device
 from hswq.quant import Plan, make_plan
 
 SAMPLES = 40
@@ -46,8 +46,14 @@ def use_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def plans(checkpoint, statistics) -> dict[bool, Plan]:
     """The loader's Plans of the toy, of both modes; they are searched once for all tests."""
-    layers = layers_of(str(checkpoint), *load_tensors(str(checkpoint)))
+    layers = weights_of(checkpoint)
     return {scaled: make_plan(layers, statistics, 0.25, scaled) for scaled in (True, False)}
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return the layers' weights, where the loader searches them."""
+    layers = layers_of(str(checkpoint), *load_tensors(str(checkpoint)))
+    return {name: weight.to(quantizing_device()) for name, weight in layers.items()}
 
 
 @pytest.fixture

@@ -147,11 +147,11 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor,)
 
 
-def held(patcher: ModelPatcher, *, copy: bool = True) -> dict[str, tuple[Tensor, ...]]:
-    """Return all that a model's weights are held in, as they are now; copied, or to look at."""
+def held(patcher: ModelPatcher) -> dict[str, tuple[Tensor, ...]]:
+    """Return a copy of all that a model's weights are held in, as they are now."""
     with torch.inference_mode():
         return {
-            name: tuple(part.detach().to("cpu", copy=copy) for part in parts(parameter))
+            name: tuple(part.to("cpu", copy=True) for part in parts(parameter))
             for name, parameter in patcher.model.diffusion_model.named_parameters()
         }
 
@@ -175,7 +175,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def weight(patcher: ModelPatcher, layer: str) -> Tensor:
-    """Return a layer's weight as it is now, in real units and FP32."""
+    """Return a layer's weight as it is now, in real units and FP32, on the CPU."""
     value = comfy.utils.get_attr(patcher.model.diffusion_model, f"{layer}.weight")
-    data, *scale = parts(value.detach())
-    return data.to(torch.float32) * (scale[0] if scale else 1.0)
+    data, *scale = (part.to("cpu", torch.float32, copy=True) for part in parts(value))
+    return data * (scale[0] if scale else 1.0)

@@ -60,14 +60,36 @@ def inference_mode():
 
 @pytest.fixture(params=["legacy", "dynamic"])
 def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both of ComfyUI's ways to manage memory."""
-    if request.param == "dynamic" and not DYNAMIC_VRAM:
-        pytest.skip("Dynamic VRAM needs an NVIDIA GPU")
-    dynamic = request.param == "dynamic"
+    """Both of ComfyUI's ways to manage memory; by Dynamic VRAM also our models, though they fit."""
+    if request.param == "dynamic":
+        if not DYNAMIC_VRAM:
+            pytest.skip("Dynamic VRAM needs an NVIDIA GPU")
+        monkeypatch.setattr(loading, "make_room", lambda *_: False)
+    use_dynamic_vram(monkeypatch, request.param == "dynamic")
+    return request.param
+
+
+def use_dynamic_vram(monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
+    """Turn it on or off, as ComfyUI's main.py does for good."""
     patchers = {True: comfy.model_patcher.ModelPatcherDynamic, False: ModelPatcher}
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", patchers[dynamic])
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", dynamic)
-    return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def legacy_elsewhere():
+    """Tests that do not ask for a memory mode have the one that they have on a CPU."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_dynamic_vram(monkeypatch, False)
+        yield
+
+
+@pytest.fixture
+def dynamic_vram(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamic VRAM as users have it, where our models that fit do without."""
+    if not DYNAMIC_VRAM:
+        pytest.skip("Dynamic VRAM needs an NVIDIA GPU")
+    use_dynamic_vram(monkeypatch, True)
 
 
 @pytest.fixture
@@ -128,4 +150,4 @@ def models(
     yield Models(*(patcher.clone() for patcher in originals))
     inprocess.unload()
     for patcher, weights in zip(originals, before, strict=True):
-        assert not inprocess.same(inprocess.held(patcher, copy=False), weights)
+        assert not inprocess.same(inprocess.held(patcher), weights)

@@ -64,7 +64,7 @@ class TestConverted:
     def test_has_the_weights_that_the_loader_makes(self, models, plan):
         converted = convert(models.sixteen_bit, plan)
         assert not same(held(converted), held(models.quantized))
-        assert sample(converted).equal(sample(models.quantized))
+        assert distance(sample(converted), sample(models.quantized)) < 1e-3
         assert converted.get_attachment(ATTACHMENT) is plan
         assert is_quantized(converted)
 
@@ -91,10 +91,9 @@ class TestConverted:
         latent = sample(with_lora)
         assert distance(latent, sample(models.sixteen_bit)) > 1
         assert distance(sample(converted), latent) < 0.5
-        for name in plan.layers:
-            expected = weight(load(with_lora), name).cpu() if name in plan.kept[:3] else None
-            if expected is not None:
-                assert distance(weight(converted, name).cpu(), expected) < 1e-3
+        expected = load(with_lora.clone(disable_dynamic=True))  # which patches before the forward
+        for name in plan.kept[:3]:
+            assert distance(weight(converted, name), weight(expected, name)) < 1e-3
 
     def test_reacts_to_loras_after_it(self, models, plan):
         before = patch_file("LoRA", seed=1)
@@ -110,7 +109,7 @@ class TestConverted:
         ours = node.patch(models.quantized, "v_prediction", False)[0]
         ours.set_model_attn2_output_patch(lambda out, extra_options: 0.5 * out)
         converted = convert(model, plan)
-        assert sample(converted).equal(sample(ours))
+        assert distance(sample(converted), sample(ours)) < 1e-3
         assert not sample(converted).equal(sample(models.quantized))
         assert converted.model.model_type == model.model.model_type
 

@@ -12,6 +12,7 @@ from harness.inprocess import (
     effect,
     held,
     load,
+    load_16_bit,
     load_partly,
     parts,
     patched,
@@ -29,6 +30,48 @@ def waiting(patcher: ModelPatcher) -> int:
         any(getattr(f, "is_lowvram_patch", False) for f in getattr(part, "weight_function", ()))
         for part in patcher.model.diffusion_model.modules()
     )
+
+
+class TestThatFits:
+    """Dynamic VRAM would keep it on the host as well and copy it in the first step."""
+
+    @pytest.fixture
+    def models(self, dynamic_vram, checkpoint, planner):
+        """The toy in 16 bit, as ComfyUI loads it, and quantized with its CLIP and VAE."""
+        return load_16_bit(checkpoint), *load_checkpoint(str(checkpoint), planner())
+
+    def test_stays_on_the_gpu(self, models):
+        _, quantized, clip, _ = models
+        assert not quantized.is_dynamic()
+        assert quantized.loaded_size() == quantized.model_size()
+        assert all(tensor.is_cuda for tensor in quantized.model.diffusion_model.parameters())
+        assert clip.patcher.is_dynamic()
+
+    def test_samples_in_turn_with_models_under_dynamic_vram(self, models):
+        sixteen_bit, quantized, *_ = models
+        assert sixteen_bit.is_dynamic()
+        latents = [[sample(patcher) for patcher in (sixteen_bit, quantized)] for _ in range(2)]
+        assert distance(latents[1][0], latents[0][0]) < 1e-3
+        assert distance(latents[1][1], latents[0][1]) < 1e-3
+        assert distance(latents[0][1], latents[0][0]) < 0.2
+
+    def test_goes_where_it_does_not_fit(self, models):
+        """A model that ComfyUI loads next pushes it out, as any other."""
+        sixteen_bit, quantized, *_ = models
+        latent = sample(quantized)
+        comfy.model_management.free_memory(1e30, quantized.load_device)
+        assert quantized.loaded_size() == 0
+        sample(sixteen_bit)
+        assert distance(sample(quantized), latent) < 1e-3
+
+    def test_takes_loras_and_gives_them_back(self, models):
+        sixteen_bit, quantized, *_ = models
+        before = held(quantized)
+        assert_same_effect(
+            (sixteen_bit, quantized), lambda patcher: patched(patcher, patch_file("LoRA"))
+        )
+        unload()
+        assert not same(held(quantized), before)
 
 
 class TestPartlyLoaded:
@@ -126,7 +169,7 @@ class TestUnloaded:
 
 
 class TestSeveral:
-    def test_two_quantized_ones_and_one_in_16_bit(self, models, checkpoint, statistics, planner):
+    def test_two_quantized_ones_and_one_in_16_bit(self, models, memory, checkpoint, planner):
         """Each with its own Plan and LoRA, sampled in turn."""
         other = load_checkpoint(str(checkpoint), planner(0.0, scaled=False), only_model=True)[0]
         three = {
@@ -141,7 +184,9 @@ class TestSeveral:
             unload()
         comfy.model_management.load_models_gpu([models.sixteen_bit, models.quantized, other])
         for name in [*three, *reversed(three)]:
-            assert sample(three[name]).equal(alone[name]), name
+            # Under Dynamic VRAM, ComfyUI rounds a patched weight after its first use only.
+            rounding = 0.1 if name == "LoRA" and memory == "dynamic" else 1e-3
+            assert distance(sample(three[name]), alone[name]) < rounding, name
         assert len({latent.sum().item() for latent in alone.values()}) == len(three)
 
     def test_plans_stay_their_own(self, models, checkpoint, planner):
@@ -167,7 +212,8 @@ class TestClones:
         assert not clone.is_dynamic() or "force_deepcopy" in how
         assert not same(held(clone), held(models.quantized))
         assert clone.patches.keys() == original.patches.keys()
-        assert distance(sample(clone), sample(original)) < 0.05
+        # Patched again, ours goes onto the 16-bit weight; under Dynamic VRAM onto the FP8 one.
+        assert distance(sample(clone), sample(original)) < (0.05 if memory == "legacy" else 0.2)
 
     def test_for_several_gpus_have_the_same(self, models):
         original = patched(models.quantized, patch_file("LoRA"))

@@ -6,13 +6,12 @@ import dataclasses
 
 import pytest
 from bench import common
+from harness.exports import weights_of
 from harness.inprocess import held, same
 from hswq.calibration import Statistics
 from hswq.loader import choice, plans, store
 from hswq.loader.fingerprints import fingerprint
-from hswq.loader.layers import layers_of
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import load_tensors
 from hswq.loader.quantizer import QuantizeSettings
 from hswq.quant import Findings, Plan, Planner, SearchSettings, make_plan
 from toy.checkpoint import make_diffusion_model
@@ -93,8 +92,7 @@ class TestKeptPlan:
         assert {name for name in statistics if lower.source.searches(name)} == set(plan.kept)
         model = load_checkpoint(str(checkpoint), lower.source, only_model=True)[0]
         lower.keep(model.get_attachment(ATTACHMENT))
-        layers = layers_of(str(checkpoint), *load_tensors(str(checkpoint)))
-        fresh = make_plan(layers, statistics, 0.0, True, rough.search)
+        fresh = make_plan(weights_of(checkpoint), statistics, 0.0, True, rough.search)
         assert chosen(of, everything).source == fresh == model.get_attachment(ATTACHMENT)
 
     def test_that_is_damaged_is_made_again(self, checkpoint, statistics, models, folder):

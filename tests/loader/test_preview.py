@@ -50,7 +50,7 @@ def load(path: str, settings: QuantizeSettings):
 
 
 def bytes_of(patcher) -> int:
-    return sum(part.nbytes for parts in held(patcher, copy=False).values() for part in parts)
+    return sum(part.nbytes for parts in held(patcher).values() for part in parts)
 
 
 def settings_of(scaled: bool, ratio: float) -> QuantizeSettings:

@@ -39,7 +39,8 @@ class TestExtractLora:
 
 
 class TestScaleAttention:
-    def test_has_the_effect_that_it_has_on_16_bit(self, models):
+    def test_has_the_effect_that_it_has_on_16_bit(self, models, legacy):
+        """Under Dynamic VRAM ComfyUI 0.30.0 fails at it, on 16-bit models too."""
         before = held(models.quantized)
         scale = UNetCrossAttentionMultiply.execute
         assert_same_effect(models, lambda patcher: scale(patcher, 1.0, 1.0, 4.0, 2.0).result[0])

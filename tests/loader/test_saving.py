@@ -87,7 +87,8 @@ class TestFile:
     def test_holds_the_dequantized_weights(self, models):
         assert not differing(saved(models.quantized, "plain"), current(models.quantized))
 
-    def test_is_loaded_by_stock_comfyui(self, models, checkpoint):
+    def test_is_loaded_by_stock_comfyui(self, models, legacy, checkpoint):
+        """Under Dynamic VRAM ComfyUI 0.30.0 cannot save SDXL's CLIP, of 16-bit models neither."""
         _, clip, vae = load_checkpoint(str(checkpoint), models.quantized.get_attachment(ATTACHMENT))
         latent = sample(models.quantized)
         CheckpointSave().save(models.quantized, clip, vae, "saved/checkpoint")
