@@ -134,6 +134,8 @@ def _ceil(count: int, size: int) -> int:
 
 
 if triton is not None:
+    # The loops are unrolled, so that their loads are under way at once: most layers are too small
+    # to fill the GPU with programs, and wait for memory.
 
     @triton.jit
     def _add_moments(
@@ -142,7 +144,7 @@ if triton is not None:
         total = tl.zeros((BLOCK,), dtype=tl.float32)
         squares = tl.zeros((BLOCK,), dtype=tl.float32)
         first = program.to(tl.int64) * CHUNK
-        for start in range(0, CHUNK, BLOCK):
+        for start in tl.static_range(0, CHUNK, BLOCK):
             at = first + start + tl.arange(0, BLOCK)
             value = tl.load(output + at, mask=at < count, other=0.0).to(tl.float32)
             total += value
@@ -175,7 +177,7 @@ if triton is not None:
         start_of_row = (row.to(tl.int64) * columns)[:, None]
         total = tl.zeros((HEIGHT, WIDTH), dtype=tl.float32)
         largest = tl.zeros((HEIGHT, WIDTH), dtype=tl.int32)
-        for start in range(0, WIDTH * STEPS, WIDTH):
+        for start in tl.static_range(0, WIDTH * STEPS, WIDTH):
             column = (first + start + tl.arange(0, WIDTH))[None, :]
             inside = (row[:, None] < rows) & (column < columns)
             value = tl.load(inputs + start_of_row + column, mask=inside, other=0.0)
@@ -198,7 +200,7 @@ if triton is not None:
         first = (program // tiles) * (HEIGHT * STEPS)
         total = tl.zeros((HEIGHT, WIDTH), dtype=tl.float32)
         largest = tl.zeros((HEIGHT, WIDTH), dtype=tl.int32)
-        for start in range(0, HEIGHT * STEPS, HEIGHT):
+        for start in tl.static_range(0, HEIGHT * STEPS, HEIGHT):
             row = (first + start + tl.arange(0, HEIGHT))[:, None]
             inside = (row < rows) & (column < columns)[None, :]
             at = row.to(tl.int64) * columns + column[None, :]

@@ -180,7 +180,8 @@ if triton is not None:
     @triton.jit
     def _dequantize(quantized, scale, out, count, BLOCK: tl.constexpr):  # noqa: N803
         at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        byte = tl.load(quantized + at, mask=at < count, other=0).to(tl.uint16)
+        byte = tl.load(quantized + at, mask=at < count, other=0, eviction_policy="evict_first")
+        byte = byte.to(tl.uint16)
         # Sign, exponent and mantissa moved to their places in FP16 give the value over 2^8.
         bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 7)
         value = bits.to(tl.float16, bitcast=True).to(tl.float32) * (tl.load(scale) * 256.0)

@@ -5,6 +5,7 @@ Import it where ComfyUI is up (tests/loader/conftest.py, which has the fixtures)
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import folder_paths
@@ -17,7 +18,7 @@ from hswq.loader.fingerprints import fingerprint
 from hswq.loader.layers import layers_of
 from hswq.loader.modelfile import load_tensors
 from hswq.loader.quantizer import QuantizeSettings, quantizing_device
-from hswq.quant import Plan, make_plan
+from hswq.quant import LayerPlan, Plan, make_plan
 
 SAMPLES = 40
 
@@ -48,6 +49,11 @@ def plans(checkpoint, statistics) -> dict[bool, Plan]:
     """The loader's Plans of the toy, of both modes; they are searched once for all tests."""
     layers = weights_of(checkpoint)
     return {scaled: make_plan(layers, statistics, 0.25, scaled) for scaled in (True, False)}
+
+
+def decisions(plan: Plan) -> list[LayerPlan]:
+    """Return what a Plan decides, without errors: a GPU sums in any order, to the last digit."""
+    return [dataclasses.replace(layer, relative_error=None) for layer in plan.layers.values()]
 
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -83,6 +83,15 @@ def distance(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two results of the same computation are equal.
+
+    On a GPU they may differ by 1%, of one 16-bit model too: it takes other kernels for weights
+    that lie elsewhere.
+    """
+    return distance(a, b) < 0.02 if torch.cuda.is_available() else a.equal(b)
+
+
 def effect(patcher: ModelPatcher, patched: ModelPatcher, **how) -> Tensor:
     """Return what a patch changes in a sampling."""
     return sample(patched, **how) - sample(patcher, **how)

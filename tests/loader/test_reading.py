@@ -19,7 +19,8 @@ class TestExtractLora:
     """Of the difference of two models, each once in 16 bit and once quantized."""
 
     @pytest.mark.parametrize("kind", ["standard", "full_diff"])
-    def test_finds_what_it_finds_in_16_bit(self, models, kind):
+    def test_finds_what_it_finds_in_16_bit(self, models, legacy, kind):
+        """Under Dynamic VRAM ComfyUI 0.30.0 patches layers below 16 KB twice, 16-bit ones too."""
         file = patch_file("LoRA", every=20)
         theirs, ours = (self.extracted(patcher, file, kind) for patcher in models)
         assert ours.keys() == theirs.keys()

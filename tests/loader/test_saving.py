@@ -100,7 +100,8 @@ class TestFile:
         assert distance(sample(stock), latent) < 0.01
         before, after = load_file(checkpoint), load_file(path)
         others = [key for key in before if not key.startswith(PREFIX)]
-        assert all(after[key].equal(before[key]) for key in others if key in after)
+        # As ComfyUI holds them: on a GPU its VAE is BF16.
+        assert all(after[k].equal(before[k].to(after[k].dtype)) for k in others if k in after)
         assert its_clip is not None
         assert its_vae is not None
 
@@ -148,7 +149,8 @@ class TestLora:
         comfy.utils.save_torch_file(lora.state_dict_for_saving(), tmp_path / "x.safetensors")
         assert not differing(own(load_file(tmp_path / "x.safetensors")), everywhere)
 
-    def test_has_its_effect_when_stock_comfyui_loads_the_file(self, models, lora):
+    def test_has_its_effect_when_stock_comfyui_loads_the_file(self, models, legacy, lora):
+        """Under Dynamic VRAM ComfyUI 0.30.0 saves kept layers below 16 KB with the LoRA twice."""
         latent = sample(lora)
         ModelSave().save(lora, "saved/effect")
         stock = comfy.sd.load_diffusion_model(str(newest_file("saved")))
