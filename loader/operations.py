@@ -13,7 +13,7 @@ import comfy.ops
 import torch
 from comfy.quant_ops import QuantizedTensor
 
-from ..quant import FP8_MAX, dequantize
+from ..quant import dequantize
 from .formats import EXTRA_KEYS, stored_input_amax, stored_scale
 from .layout import hold, scale_for
 from .matmul import multiplied_in_fp8
@@ -212,12 +212,16 @@ class _Quantizable:
         amax, self._original_amax = self._original_amax, None
         if amax is None:
             return old.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed)
-        # As much is clipped as the Plan does. It is the first rounding, so to the nearest.
-        scale = old._params.scale.to(amax.device)
-        clipped = (scale * FP8_MAX / amax).clamp(max=1.0)
-        return old.requantize_from_float(
-            weight, scale=scale_for(weight.abs().amax() * clipped, scale)
-        )
+        # As much is clipped as the Plan does, on no finer grid: without a patch (small layers under
+        # Dynamic VRAM) the bytes are the old ones. It is the first rounding, so to the nearest.
+        plan, scale = self._originals.plan, old._params.scale.to(amax.device)
+        share = (plan.layers[self._name].amax / amax.double()).clamp(max=1.0)
+        limit = weight.abs().amax() * share
+        if plan.scaled:
+            scale = torch.maximum(scale, scale_for(limit, scale))
+        else:
+            weight = weight.float().clamp(-limit, limit)
+        return old.requantize_from_float(weight, scale=scale)
 
     @_normal_tensors
     def _apply(

@@ -19,7 +19,7 @@ from harness.inprocess import (
     weight,
 )
 from harness.patches import KINDS, patch_file
-from hswq.loader.loading import ATTACHMENT
+from hswq.loader.loading import ATTACHMENT, load_checkpoint
 
 LINEAR, CONV = 2, 4  # axes of their weights
 
@@ -93,6 +93,16 @@ class TestHolding:
         octaves = [torch.log2(after[name][1] / before[name][1]) for name in scales]
         assert all(octave == octave.round() for octave in octaves)
         assert (max(octaves) > 0) == (strength == 10)
+
+    @pytest.mark.parametrize("scaled", [True, False], ids=["V2", "V1"])
+    def test_without_a_patch_the_bytes_stay(self, memory, checkpoint, planner, scaled):
+        """Dynamic VRAM puts small layers onto the GPU as if they were patched."""
+        patcher = load_checkpoint(str(checkpoint), planner(scaled=scaled), only_model=True)[0]
+        before = held(patcher)
+        for layer in patcher.get_attachment(ATTACHMENT).quantized:
+            key = f"diffusion_model.{layer}.weight"
+            patcher.patch_weight_to_device(key, patcher.load_device, force_cast=True)
+        assert not same(held(patcher), before)
 
 
 class TestRemoval:
