@@ -220,7 +220,7 @@ class _Quantizable:
         if plan.scaled:
             scale = torch.maximum(scale, scale_for(limit, scale))
         else:
-            weight = weight.float().clamp(-limit, limit)
+            weight = weight.clamp(-limit, limit)
         return old.requantize_from_float(weight, scale=scale)
 
     @_normal_tensors
