@@ -134,8 +134,6 @@ def _ceil(count: int, size: int) -> int:
 
 
 if triton is not None:
-    # The loops are unrolled, so that their loads are under way at once: most layers are too small
-    # to fill the GPU with programs, and wait for memory.
 
     @triton.jit
     def _add_moments(
@@ -144,7 +142,7 @@ if triton is not None:
         total = tl.zeros((BLOCK,), dtype=tl.float32)
         squares = tl.zeros((BLOCK,), dtype=tl.float32)
         first = program.to(tl.int64) * CHUNK
-        for start in tl.static_range(0, CHUNK, BLOCK):
+        for start in range(0, CHUNK, BLOCK):
             at = first + start + tl.arange(0, BLOCK)
             value = tl.load(output + at, mask=at < count, other=0.0).to(tl.float32)
             total += value
@@ -165,6 +163,9 @@ if triton is not None:
         place = (slot + 2).to(tl.pointer_type(tl.int64), bitcast=True)
         tl.atomic_max(place, amax.to(tl.int64, bitcast=True), sem="relaxed")
 
+    # The loops below are unrolled, so that their loads are under way at once: most layers are too
+    # small to fill the GPU with programs, and wait for memory. By 8 it takes twice the registers.
+
     @triton.jit
     def _add_planes(
         inputs, importance, slot, program, rows, columns, channels,
@@ -177,7 +178,7 @@ if triton is not None:
         start_of_row = (row.to(tl.int64) * columns)[:, None]
         total = tl.zeros((HEIGHT, WIDTH), dtype=tl.float32)
         largest = tl.zeros((HEIGHT, WIDTH), dtype=tl.int32)
-        for start in tl.static_range(0, WIDTH * STEPS, WIDTH):
+        for start in tl.range(0, WIDTH * STEPS, WIDTH, loop_unroll_factor=4):
             column = (first + start + tl.arange(0, WIDTH))[None, :]
             inside = (row[:, None] < rows) & (column < columns)
             value = tl.load(inputs + start_of_row + column, mask=inside, other=0.0)
@@ -200,7 +201,7 @@ if triton is not None:
         first = (program // tiles) * (HEIGHT * STEPS)
         total = tl.zeros((HEIGHT, WIDTH), dtype=tl.float32)
         largest = tl.zeros((HEIGHT, WIDTH), dtype=tl.int32)
-        for start in tl.static_range(0, HEIGHT * STEPS, HEIGHT):
+        for start in tl.range(0, HEIGHT * STEPS, HEIGHT, loop_unroll_factor=4):
             row = (first + start + tl.arange(0, HEIGHT))[:, None]
             inside = (row < rows) & (column < columns)[None, :]
             at = row.to(tl.int64) * columns + column[None, :]
