@@ -90,13 +90,15 @@ def check_whole(name: str, network: torch.nn.Module) -> None:
 
 @contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Where ComfyUI stumbles over a file in the block, say what is wrong with that.
+    """Where the block stumbles over a file or one of its layers, say which and what is wrong.
 
     Raises:
         ModelFileError: as find_layers; what is not the file's fault is raised as it is.
     """
     try:
         yield
+    except ModelFileError as error:  # about a layer
+        raise ModelFileError(f"{os.path.basename(path)}: {error}") from error
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError):
         find_layers(os.path.basename(path), *load_tensors(path))
         raise

@@ -143,7 +143,7 @@ class TestRefused:
         ],
     )
     def test_a_layer_that_is_not_understood(self, broken, changes, reason):
-        with pytest.raises(ModelFileError, match=reason):
+        with pytest.raises(ModelFileError, match=rf"^broken\.safetensors: .*{reason}"):
             load_checkpoint(broken(**changes), None, only_model=True)
 
     def test_a_16_bit_file_taken_for_a_quantized_one(self, checkpoint):
