@@ -158,8 +158,12 @@ if triton is not None:
         return magnitude.to(tl.int32, bitcast=True)
 
     @triton.jit
+    def _both(total, largest, other_total, other_largest):
+        return total + other_total, tl.maximum(largest, other_largest)
+
+    @triton.jit
     def _raise_amax(slot, largest):
-        amax = tl.max(tl.max(largest, 1), 0).to(tl.float32, bitcast=True).to(tl.float64)
+        amax = tl.max(largest, 0).to(tl.float32, bitcast=True).to(tl.float64)
         place = (slot + 2).to(tl.pointer_type(tl.int64), bitcast=True)
         tl.atomic_max(place, amax.to(tl.int64, bitcast=True), sem="relaxed")
 
@@ -186,8 +190,9 @@ if triton is not None:
             total += magnitude
             largest = tl.maximum(largest, _bits(magnitude))
         count = (rows // channels).to(tl.int64) * columns
-        mean = tl.sum(total.to(tl.float64), 1) / count
-        tl.atomic_add(importance + row % channels, mean, mask=row < rows, sem="relaxed")
+        total, largest = tl.reduce((total.to(tl.float64), largest), 1, _both)
+        at = importance + row % channels
+        tl.atomic_add(at, total / count, mask=row < rows, sem="relaxed")
         _raise_amax(slot, largest)
 
     @triton.jit
@@ -208,8 +213,8 @@ if triton is not None:
             magnitude = tl.abs(tl.load(inputs + at, mask=inside, other=0.0).to(tl.float32))
             total += magnitude
             largest = tl.maximum(largest, _bits(magnitude))
-        mean = tl.sum(total.to(tl.float64), 0) / rows
-        tl.atomic_add(importance + column, mean, mask=column < columns, sem="relaxed")
+        total, largest = tl.reduce((total.to(tl.float64), largest), 0, _both)
+        tl.atomic_add(importance + column, total / rows, mask=column < columns, sem="relaxed")
         _raise_amax(slot, largest)
 
     # Sizes are not specialized but where a load is wider for it: every variant is compiled anew.
