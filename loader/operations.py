@@ -181,7 +181,7 @@ class _Quantizable:
         for_hooks = _is_for_hooks(weight) and not _Quantizable._patching
         if self._originals is not None and not for_hooks:
             original = self._originals.of(self._name, weight)
-        _Quantizable._patching = original is not None
+        _Quantizable._patching = _Quantizable._patching or original is not None
         self._original_amax = None if original is None else original.abs().amax()
         return weight.dequantize() if original is None else original
 
