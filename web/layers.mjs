@@ -4,7 +4,7 @@ import { h, remembered } from "./dom.mjs";
 import { number, percent, precise, t } from "./tools.mjs";
 
 const TEXTS = ["layer", "kind", "weights", "why"];
-const COLUMNS = ["layer", "kind", "shape", "sensitivity", "amax", "relative_error", "weights", "why"];
+const COLUMNS = ["layer", "weights", "sensitivity", "relative_error", "amax", "kind", "shape", "why"];
 
 const tableBody = remembered(({ rows }, plan, query, sort) =>
   h("tbody", null, sorted(found(rows.map((row) => withPlan(row, plan)), query), sort).map(rowView)));
@@ -52,6 +52,6 @@ function sorted(rows, { column, ascending }) {
 }
 
 const rowView = (row) => h("tr", null, h("th", { scope: "row" }, row.layer),
-  [row.kind ?? "–", row.shape?.join("×") ?? "–", precise(row.sensitivity), precise(row.amax),
-    percent(row.relative_error)].map((value) => h("td", null, value)),
-  h("td", { "data-kept": String(row.kept) }, row.weights), h("td", null, row.why));
+  h("td", { "data-kept": String(row.kept) }, row.weights),
+  [precise(row.sensitivity), percent(row.relative_error), precise(row.amax), row.kind ?? "–",
+    row.shape?.join("×") ?? "–", row.why].map((value) => h("td", null, value)));

@@ -39,13 +39,13 @@ async function attempt(action) {
   }
 }
 
-/** Take a new status; ask for the selected model again if something about it has changed. */
+/** Take a new status; ask for the selected model again if it has changed, or may be searched now. */
 export function takeStatus(status) {
   const before = version(selected());
   change({ status });
   if (!root) return;
   if (!selected()) actions.select(status.models.find(({ id }) => id)?.id);
-  else if (version(selected()) !== before) askModel();
+  else if (version(selected()) !== before || state.plan?.expected_error === null) askModel();
 }
 
 const refresh = async () => takeStatus(await request("status"));

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+from harness.client import Client
 from harness.fixtures import change_settings
 from harness.panelpage import PanelPage
+from harness.prompts import CHECKPOINT, node
 from harness.server import ComfyUIServer
 from playwright.sync_api import Page, expect
 
@@ -88,8 +90,22 @@ class TestTable:
         assert all("attn2.to_v" in row and "16 bit" in row for row in found)
 
     def sensitivities(self, panel: PanelPage) -> list[float]:
-        cells = panel.root.locator("tbody td:nth-of-type(3)").all_inner_texts()
+        cells = panel.root.locator("tbody td:nth-of-type(2)").all_inner_texts()
         return [float(cell) for cell in cells]
+
+
+class TestPlan:
+    def test_tells_the_error_as_soon_as_anybody_has_searched(
+        self, panel: PanelPage, server: ComfyUIServer
+    ):
+        panel.open()
+        source = f"checkpoints/{CHECKPOINT}"
+        error = panel.root.locator("[data-fact=expectedError]")
+        expect(error).to_contain_text("0 of 198 layers searched")
+        Client(server.url).run(
+            {"plan": node("HSWQPlan", source=source, statistics="auto", mode="scaled")}
+        )
+        expect(error).to_have_text(re.compile(r"^[\d.]+ %$"))
 
 
 class TestRecording:
