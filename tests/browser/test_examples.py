@@ -10,6 +10,7 @@ from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 
+RECORDED = "16 bit for now: 0 of 32 samples recorded"
 EXAMPLES = ("hswq_calibrate", "hswq_convert", "hswq_first_use")
 
 OPEN = """async (name) => {
@@ -62,7 +63,7 @@ class TestExamples:
     @pytest.mark.parametrize(
         ("name", "node", "line"),
         [
-            ("hswq_first_use", "HSWQCheckpointLoader", "16 bit for now: 0 of 32 samples recorded"),
+            ("hswq_first_use", "HSWQCheckpointLoader", f"{RECORDED}; the HSWQ panel keeps count"),
             ("hswq_calibrate", "HSWQCalibration", "1 of 256 samples in 'calibration'"),
         ],
     )

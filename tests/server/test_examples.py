@@ -104,7 +104,7 @@ class TestExamples:
         self, server: ComfyUIServer, client: Client, comfy_run: Callable[..., dict]
     ):
         shown = lines_shown(client, lambda: comfy_run("hswq_first_use", batch=20))
-        assert shown == ["16 bit for now: 0 of 32 samples recorded"]
+        assert shown == ["16 bit for now: 0 of 32 samples recorded; the HSWQ panel keeps count"]
         assert FLOAT8 not in loaded_layers(client).values()
 
         comfy_run("hswq_first_use", batch=12)
