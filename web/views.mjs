@@ -52,7 +52,7 @@ export function panelView(state, model, actions) {
     status && h("ul", { "aria-label": t("models") }, status.models.length ?
       status.models.map((one) => modelView(one, state, actions)) : h("li", { class: "hswq-empty" },
         icon("images"), h("p", null, t("empty")), h("p", null, t("emptyNext")))),
-    shown && section(t("plan"), planView(state, model, actions)),
+    shown && section(t("plan"), line(t("planHint")), planView(state, model, actions)),
     shown && section(t("export"), exportView(state, model, actions)),
     shown && section(t("layers"), layersTable(state, actions)),
     model?.sessions.length > 0 && section(t("files"), filesView(model, actions)),
@@ -78,7 +78,7 @@ function modelView(model, { status: { target }, selected, recording }, actions) 
   h("span", { class: "hswq-state" }, icon(ICONS[state]), t(`state ${state}`)),
   line(model.last_run && time(model.last_run)),
   bar(t("samplesOf", { name: model.name }), model.samples, target, samples),
-  line(samples), line(t("covered", { layers: number(model.layers), total })),
+  line(samples), line(model.layers > 0 && t("covered", { layers: number(model.layers), total })),
   model.reason && line(t(model.reason)),
   model.loaded && line(icon("bolt"), t("loaded", model.loaded)),
   model.id && !model.source && line(icon("question-circle"), t("gone"))));
