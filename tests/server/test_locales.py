@@ -54,6 +54,13 @@ class TestPanel:
         assert english.keys() <= other.keys()
         assert all(placeholders(english[key]) == placeholders(other[key]) for key in english)
 
+    def test_explains_reasons_as_recording_has_them(self, texts: dict):
+        reasons = [key for key in texts["en"]["hswq"] if key.startswith(("it ", "its ", "the "))]
+        files = [ROOT / "loader" / name for name in ("recording.py", "status.py")]
+        code = "".join(path.read_text("utf-8") for path in files)
+        assert len(reasons) == 5
+        assert all(f'"{reason}"' in code for reason in reasons)
+
     @pytest.mark.parametrize("language", OTHERS)
     def test_translates_the_reasons_as_the_plan_has_them(self, texts: dict, language: str):
         reasons = texts[language]["hswq"].keys() - texts["en"]["hswq"].keys()
