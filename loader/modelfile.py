@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
 import struct
 from collections.abc import Collection
+from pathlib import Path
 from typing import NamedTuple
 
 import comfy.utils
 import torch
 from comfy.model_detection import unet_prefix_from_state_dict
+
+from .statisticsfile import version_of
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library
 SAMPLE_BYTES = 256
@@ -140,14 +144,20 @@ def _narrow_weights(path: str) -> dict[str, str]:
         entries = _diffusion_model(read_header(path))
         dtypes = {name: entry.dtype for name, entry in entries.items()}
     else:
-        tensors = _diffusion_model(load_tensors(path)[0])
-        dtypes = {name: DTYPE_NAMES.get(tensor.dtype) for name, tensor in tensors.items()}
+        dtypes = _dtypes_in_ckpt(path, version_of(Path(path)))
     return {
         name: dtype
         for name, dtype in dtypes.items()
         # Packed ones are called qweight.
         if name.endswith("weight") and _ITEM_BITS.get(dtype, 16) < 16
     }
+
+
+@functools.lru_cache(maxsize=16)
+def _dtypes_in_ckpt(path: str, _: tuple) -> dict[str, str | None]:
+    """Read each version once: all of it comes into memory, where its loader has it already."""
+    tensors = _diffusion_model(load_tensors(path)[0])
+    return {name: DTYPE_NAMES.get(tensor.dtype) for name, tensor in tensors.items()}
 
 
 def check_16_bit(path: str) -> None:

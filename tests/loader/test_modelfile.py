@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hswq.loader.modelfile import ModelFileError, load_tensors, read_fingerprint, read_header
+from harness.modelfiles import an_hour_older, rewritten
+from hswq.loader.modelfile import (
+    ModelFileError,
+    is_stored_quantized,
+    load_tensors,
+    read_fingerprint,
+    read_header,
+)
 from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
@@ -97,6 +104,21 @@ class TestHeader:
         small.write_bytes(data[:keep])
         with pytest.raises(ModelFileError, match=r"small\.safetensors"):
             read_header(str(small))
+
+
+class TestIsStoredQuantized:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+    def test_reads_each_version_of_a_ckpt_once(self, tmp_path, dtype):
+        """It takes memory for all of the file, twice over while the file is being loaded."""
+        path = tmp_path / "model.ckpt"
+        torch.save({"0.weight": torch.ones(4, 4).to(dtype)}, path)
+        quantized = dtype is torch.float8_e4m3fn
+        assert is_stored_quantized(str(path)) == quantized
+        rewritten(str(path), b"damaged".ljust(path.stat().st_size))
+        assert is_stored_quantized(str(path)) == quantized
+        an_hour_older(path)
+        with pytest.raises(ModelFileError, match=r"model\.ckpt cannot be read"):
+            is_stored_quantized(str(path))
 
 
 class TestFingerprint:
