@@ -88,7 +88,8 @@ class TestReload:
         self, large: PanelPage, busy: Client, server: ComfyUIServer
     ):
         large.export("reloaded")
-        large.expect_job("pending")
+        large.expect_job("pending")  # before ComfyUI has answered
+        large.page.wait_for_function("localStorage.getItem('HSWQ.job')")
         self.reload(large)
         large.expect_job("pending")
         busy.interrupt()
