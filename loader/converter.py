@@ -55,7 +55,7 @@ def convert(
     }
     plan = quantizer.finish()
     weights.forget()
-    # Only Dynamic VRAM asks for it, and there the 16-bit weights stay in their file.
+    # Without Dynamic VRAM it would keep the 16-bit weights in memory, for clones on other GPUs.
     converted.cached_patcher_init = (convert, (original, plan)) if original.is_dynamic() else None
     name, its_fingerprint = identity(original) or (type(base).__name__, None)
     adopt(converted, plan, os.path.basename(name), its_fingerprint)

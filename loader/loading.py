@@ -7,10 +7,8 @@ import logging
 import os
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import NamedTuple
 
 import comfy.hooks
-import comfy.model_detection
 import comfy.model_management as memory
 import comfy.sd
 import comfy.utils
@@ -22,6 +20,7 @@ from comfy.quant_ops import QuantizedTensor
 from ..calibration import monitored_layers
 from ..quant import FP8_MAX, LayerPlan, Plan, Planner
 from .alive import note_alive
+from .detection import detect
 from .fingerprints import fingerprint
 from .formats import MODEL_MARKERS
 from .layers import check_whole, explained, find_layers
@@ -43,8 +42,6 @@ ATTACHMENT = "hswq"
 STORED = "as the file has it"
 """Reason in the Plan of a model whose file is quantized already."""
 
-_SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-
 
 def load_checkpoint(
     path: str,
@@ -52,6 +49,7 @@ def load_checkpoint(
     *,
     fp8_matmul: bool = False,
     only_model: bool = False,
+    to_host: bool = False,
     disable_dynamic: bool = False,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP | None, comfy.sd.VAE | None]:
     """Load a checkpoint with its diffusion model in FP8, kept layers in 16 bit.
@@ -62,6 +60,7 @@ def load_checkpoint(
             quantized already, which keeps what it has.
         fp8_matmul: multiply in FP8 where the device can (see matmul).
         only_model: leave out CLIP and VAE.
+        to_host: leave the model to ComfyUI to load, also where it fits on the GPU.
         disable_dynamic: ComfyUI's, for clones without Dynamic VRAM.
 
     Returns:
@@ -73,12 +72,7 @@ def load_checkpoint(
             be (and the other way round).
         ValueError: the statistics or the Plan belong to another model.
     """
-    load = _Load(path, source)
-    if load.diffusers:  # ComfyUI would load it without our operations
-        raise ModelFileError(
-            f"{os.path.basename(path)} is a diffusion model alone, in diffusers' layout: put it "
-            "into models/diffusion_models, for Load Diffusion Model"
-        )
+    load = _Load(path, source, checkpoint=True, to_host=to_host)
     load_part = functools.partial(
         comfy.sd.load_state_dict_guess_config, model_options=load.options, metadata=load.metadata
     )
@@ -119,10 +113,11 @@ def load_diffusion_model(
     source: Plan | Planner | None,
     *,
     fp8_matmul: bool = False,
+    to_host: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
     """Load a file that holds a diffusion model alone; otherwise as load_checkpoint."""
-    load = _Load(path, source)
+    load = _Load(path, source, checkpoint=False, to_host=to_host)
     with explained(path):
         patcher = comfy.sd.load_diffusion_model_state_dict(
             load.tensors,
@@ -134,21 +129,34 @@ def load_diffusion_model(
     return patcher
 
 
+# ComfyUI's `cached_patcher_init` for clones with weights of their own, maybe on another GPU.
+
+
 def _reload_checkpoint(
-    path: str, source: Plan | None, fp8_matmul: bool = False, disable_dynamic: bool = False
+    path: str,
+    source: Plan | None,
+    fp8_matmul: bool = False,
+    legacy: bool = False,
+    disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """Load a checkpoint's model again with the same Plan (ComfyUI's `cached_patcher_init`)."""
+    """Load a checkpoint's model again with the same Plan, as `legacy` as it was."""
     return load_checkpoint(
-        path, source, fp8_matmul=fp8_matmul, only_model=True, disable_dynamic=disable_dynamic
-    )[0]
+        path, source, fp8_matmul=fp8_matmul, only_model=True, to_host=True,
+        disable_dynamic=disable_dynamic or legacy,
+    )[0]  # fmt: skip
 
 
 def _reload_diffusion_model(
-    path: str, source: Plan | None, fp8_matmul: bool = False, disable_dynamic: bool = False
+    path: str,
+    source: Plan | None,
+    fp8_matmul: bool = False,
+    legacy: bool = False,
+    disable_dynamic: bool = False,
 ) -> ModelPatcher:
     return load_diffusion_model(
-        path, source, fp8_matmul=fp8_matmul, disable_dynamic=disable_dynamic
-    )
+        path, source, fp8_matmul=fp8_matmul, to_host=True,
+        disable_dynamic=disable_dynamic or legacy,
+    )  # fmt: skip
 
 
 def check_model(path: str) -> None:
@@ -163,11 +171,18 @@ def check_model(path: str) -> None:
 class _Load:
     """One load: what ComfyUI's loader is given, and what is done with the patcher it returns."""
 
-    def __init__(self, path: str, source: Plan | Planner | None) -> None:
+    def __init__(
+        self, path: str, source: Plan | Planner | None, *, checkpoint: bool, to_host: bool
+    ) -> None:
         self._path, self._name = path, os.path.basename(path)
         self.tensors, self.metadata = load_tensors(path)
-        found = _inspect(self.tensors, self.metadata, self._name)
-        self.diffusers = found.diffusers
+        found = detect(self.tensors, self.metadata, self._name)
+        if checkpoint and found.alone:  # ComfyUI would load it without our operations
+            find_layers(self._name, self.tensors, self.metadata)  # if it is a model at all
+            raise ModelFileError(
+                f"{self._name} is a diffusion model alone: put it into models/diffusion_models, "
+                "for Load Diffusion Model (HSWQ FP8)"
+            )
         stored_quantized = is_stored_quantized(path)
         if stored_quantized != (source is None):
             state = "quantized already" if stored_quantized else "not quantized"
@@ -177,7 +192,7 @@ class _Load:
             self.tensors.pop(prefix + marker, None)
         self._quantizer, self.resident, decide = None, False, _keep
         if source is not None:
-            self.resident = make_room(source, found.layers)
+            self.resident = not to_host and make_room(source, found.layers)
             self._quantizer = Quantizer(source, len(found.layers), resident=self.resident)
             decide = self._quantizer.decide
         self._originals = Originals(path, prefix)
@@ -193,13 +208,27 @@ class _Load:
             plan = again = self._originals.plan = self._quantizer.finish()
         else:
             plan, again = _plan_as_stored(patcher), None
+        _check_quantized(self._name, patcher, plan)
         adopt(patcher, plan, self._name, fingerprint(self._path))
         if fp8_matmul:
             multiply_in_fp8(patcher, plan)
             logging.info("HSWQ: %s: %s", self._name, description(patcher))
-        patcher.cached_patcher_init = (reload, (self._path, again, fp8_matmul))
+        patcher.cached_patcher_init = (reload, (self._path, again, fp8_matmul, self.resident))
         if self.resident:
-            memory.load_models_gpu([patcher], force_full_load=True)
+            # Not load_models_gpu, which would free as much again for what is there already.
+            loaded = memory.LoadedModel(patcher)
+            loaded.model_load()
+            memory.current_loaded_models.insert(0, loaded)
+
+
+def _check_quantized(name: str, patcher: ModelPatcher, plan: Plan) -> None:
+    """Refuse a model that is not what its Plan says: ComfyUI may have loaded it without us."""
+    layers = monitored_layers(patcher.model.diffusion_model)
+    held = [layer for layer, one in layers.items() if isinstance(one.weight, QuantizedTensor)]
+    if set(held) != set(plan.quantized):
+        raise ModelFileError(
+            f"{name} was loaded with {len(held)} layers in FP8, not with {len(plan.quantized)}"
+        )
 
 
 def _keep(_: str, weight: torch.Tensor) -> torch.Tensor:
@@ -237,66 +266,3 @@ def adopt(patcher: ModelPatcher, plan: Plan, name: str, its_fingerprint: str | N
         "HSWQ: %s: %d layers quantized to FP8, %d kept in 16 bit, %.2f GiB of weights",
         name, len(plan.quantized), len(plan.kept), patcher.model_size() / 2**30,
     )  # fmt: skip
-
-
-class _Found(NamedTuple):
-    """What a file's diffusion model is made of.
-
-    Attributes:
-        dtype: of its 16-bit weights in memory.
-        manual_cast: whether ComfyUI must cast them in each forward.
-        layers: numbers of weights of its tensors with more than one axis, by layer name.
-        diffusers: whether its layout is diffusers', not ComfyUI's.
-    """
-
-    dtype: torch.dtype
-    manual_cast: bool
-    layers: dict[str, int]
-    diffusers: bool
-
-
-def _inspect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str) -> _Found:
-    prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
-    own = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    prefix, own = (prefix, own) if own else ("", tensors)
-    config = comfy.model_detection.model_config_from_unet(tensors, prefix, metadata=metadata)
-    diffusers = config is None and not prefix
-    if diffusers:
-        config = _diffusers_config(tensors)
-    if config is None:
-        raise ModelFileError(f"{name} holds no diffusion model that ComfyUI knows")
-    sixteen_bit = [tensor for tensor in own.values() if tensor.dtype.itemsize >= 2]
-    dtype = _dtype_in_memory(sixteen_bit, config)
-    supported = config.supported_inference_dtypes
-    compute = memory.unet_manual_cast(
-        None if config.quant_config is not None else dtype, memory.get_torch_device(), supported
-    )
-    layers = {
-        key.removeprefix(prefix).removesuffix(".weight"): tensor.numel()
-        for key, tensor in own.items()
-        if key.endswith(".weight") and tensor.ndim > 1
-    }
-    return _Found(dtype, compute not in (None, dtype), layers, diffusers)
-
-
-def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
-    """Return ComfyUI's entry for a model in diffusers' layout, None where it knows none."""
-    # Converting copies, and writes into what it is given.
-    shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
-    converted = comfy.model_detection.convert_diffusers_mmdit(shapes, "")
-    if converted is not None:
-        return comfy.model_detection.model_config_from_unet(converted, "")
-    return comfy.model_detection.model_config_from_diffusers_unet(tensors)
-
-
-def _dtype_in_memory(tensors: list[torch.Tensor], config: object) -> torch.dtype:
-    """Return ComfyUI's choice for the kept layers; where that is not 16 bit, the file's or FP16."""
-    stored = comfy.utils.weight_dtype({str(i): tensor for i, tensor in enumerate(tensors)})
-    chosen = memory.unet_dtype(
-        model_params=sum(tensor.numel() for tensor in tensors),
-        supported_dtypes=config.supported_inference_dtypes,
-        weight_dtype=stored,
-    )
-    if chosen in _SIXTEEN_BIT:
-        return chosen
-    return stored if stored in _SIXTEEN_BIT else torch.float16

@@ -15,7 +15,7 @@ from comfy.quant_ops import QuantizedTensor
 from harness.inprocess import distance, held, parts, same, sample, unload
 from hswq.calibration import Statistics, monitored_layers
 from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import load_tensors
+from hswq.loader.modelfile import ModelFileError, load_tensors
 from hswq.quant import Planner, SearchSettings, quantize
 from safetensors.torch import load_file
 from toy.checkpoint import make_checkpoint, make_diffusion_model
@@ -80,6 +80,12 @@ class TestWeights:
             path = checkpoint.parent / "unet.safetensors"
             make_diffusion_model(path, prefix=prefix)
             assert not same(held(load_diffusion_model(str(path), plan)), held(models.quantized))
+
+    def test_of_a_diffusion_model_alone_are_no_checkpoints(self, checkpoint, planner):
+        """ComfyUI's checkpoint loader takes it without our operations: in 16 bit."""
+        path = str(make_diffusion_model(checkpoint.parent / "unet.safetensors"))
+        with pytest.raises(ModelFileError, match=r"^unet\.safetensors is a diffusion model alone"):
+            load_checkpoint(path, planner())
 
     def test_are_no_inference_tensors(self, models):
         """Loaded in inference mode, they can be patched and moved outside of it."""

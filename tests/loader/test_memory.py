@@ -22,6 +22,7 @@ from harness.inprocess import (
     unload,
 )
 from harness.patches import patch_file
+from hswq.loader import loading
 from hswq.loader.loading import ATTACHMENT, load_checkpoint
 
 
@@ -63,6 +64,20 @@ class TestThatFits:
         assert quantized.loaded_size() == 0
         sample(sixteen_bit)
         assert alike(sample(quantized), latent)
+
+    def test_leaves_nothing_behind_by_its_clones(self, checkpoint, planner, monkeypatch):
+        """ComfyUI takes a clone's new weights and drops the patcher that they came with."""
+        monkeypatch.setattr(loading, "make_room", lambda *_: True)
+        unload()
+        quantized = load_checkpoint(str(checkpoint), planner(), only_model=True)[0]
+        assert quantized.loaded_size() == quantized.model_size()
+        clones = [
+            quantized.clone(force_deepcopy=True),
+            quantized.deepclone_multigpu(new_load_device=quantized.load_device),
+        ]
+        loaded = comfy.model_management.current_loaded_models
+        assert all(one.model is quantized for one in loaded)
+        assert all(alike(sample(clone), sample(quantized)) for clone in clones)
 
     def test_takes_loras_and_gives_them_back(self, models):
         sixteen_bit, quantized, *_ = models
