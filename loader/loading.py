@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Callable
@@ -73,39 +72,39 @@ def load_checkpoint(
         ValueError: the statistics or the Plan belong to another model.
     """
     load = _Load(path, source, checkpoint=True, to_host=to_host)
-    load_part = functools.partial(
-        comfy.sd.load_state_dict_guess_config, model_options=load.options, metadata=load.metadata
-    )
-    clip = vae = None
     with explained(path):
-        patcher, *_ = load_part(
+        patcher, *_ = comfy.sd.load_state_dict_guess_config(
             dict(load.tensors),  # it takes out what it has loaded
             output_vae=False,
             output_clip=False,
+            model_options=load.options,
+            metadata=load.metadata,
             disable_dynamic=disable_dynamic or load.resident,
         )
-        if not only_model:
-            embeddings = folder_paths.get_folder_paths("embeddings")
-            _, clip, vae, _ = load_part(
-                load.tensors,
-                output_model=False,
-                embedding_directory=embeddings,
-                disable_dynamic=disable_dynamic,
-            )
-            _reload_as_stock(path, embeddings, clip, vae)
+        others = (None, None) if only_model else _clip_and_vae(load, path, disable_dynamic)
     load.complete(patcher, _reload_checkpoint, fp8_matmul)
-    return patcher, clip, vae
+    return patcher, *others
 
 
-def _reload_as_stock(
-    path: str, embeddings: list[str], clip: comfy.sd.CLIP | None, vae: comfy.sd.VAE | None
-) -> None:
-    """Tell ComfyUI how to load what is not ours again."""
+def _clip_and_vae(
+    load: _Load, path: str, disable_dynamic: bool
+) -> tuple[comfy.sd.CLIP | None, comfy.sd.VAE | None]:
+    """Load what is not ours as stock does, also where our model goes without Dynamic VRAM."""
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    _, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
+        load.tensors,
+        output_model=False,
+        embedding_directory=embeddings,
+        model_options=load.options,
+        metadata=load.metadata,
+        disable_dynamic=disable_dynamic,
+    )
     stock = (path, embeddings, {}, {})
     if clip is not None:
         clip.patcher.cached_patcher_init = (comfy.sd.load_checkpoint_clip_patcher, stock)
     if getattr(vae, "patcher", None) is not None:
         vae.patcher.cached_patcher_init = (comfy.sd.load_checkpoint_vae_patcher, stock)
+    return clip, vae
 
 
 def load_diffusion_model(
