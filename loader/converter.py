@@ -80,7 +80,8 @@ class _Weights:
 
     def unpatched(self, key: str) -> torch.Tensor:
         weight, convert_weight = self._patches[key][0]
-        return convert_weight(weight.data)  # see transfer
+        # Not detach(): a parameter made in inference mode and moved outside of it has no views.
+        return convert_weight(weight.data)
 
     def patched(self, key: str) -> torch.Tensor:
         weight = self.unpatched(key)

@@ -9,7 +9,7 @@ import comfy.model_management as memory
 import comfy.utils
 import torch
 
-from .modelfile import ModelFileError
+from .modelfile import ModelFileError, diffusion_model_prefix
 
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
@@ -36,9 +36,8 @@ def detect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str) -
     Raises:
         ModelFileError: ComfyUI does not know the model.
     """
-    prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
+    prefix = diffusion_model_prefix(tensors)
     own = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    prefix, own = (prefix, own) if own else ("", tensors)
     config = comfy.model_detection.model_config_from_unet(tensors, prefix, metadata=metadata)
     if config is None and not prefix:
         config = _diffusers_config(tensors)

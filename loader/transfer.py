@@ -114,5 +114,4 @@ class _Ring:
 
 def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Split a contiguous tensor into views of its bytes that fit the ring."""
-    # .data: a parameter made in inference mode and moved outside of it has no views.
-    return tensor.data.view(-1).view(torch.uint8).split(_PIECE_BYTES)
+    return tensor.view(-1).view(torch.uint8).split(_PIECE_BYTES)

@@ -17,6 +17,7 @@ from harness.inprocess import (
     distance,
     held,
     load,
+    load_16_bit,
     load_partly,
     parts,
     patched,
@@ -143,6 +144,17 @@ class TestInput:
         assert not same(held(model), weights)
         sample(patched(converted, patch_file("LoRA", seed=1)))
         assert not same(held(model), weights)
+
+    def test_may_have_been_unloaded(self, legacy, checkpoint, models, plan):
+        """By `/free`: then what ComfyUI made in inference mode was moved outside of it."""
+        model = load_16_bit(checkpoint)
+        for part in model.model.diffusion_model.modules():
+            for name, value in part.named_parameters(recurse=False):
+                setattr(part, name, torch.nn.Parameter(value.clone(), requires_grad=False))
+        with torch.inference_mode(False):
+            for value in model.model.parameters():
+                value.data = torch.empty_like(value, device="cpu").copy_(value)
+        assert not same(held(convert(model, plan)), held(models.quantized))
 
     @pytest.mark.parametrize("inside", [True, False])
     def test_and_its_clones_sample_as_before(self, models, plan, inside):
