@@ -77,7 +77,7 @@ def choose(
         fingerprint: of the model's file, None if it has none.
         name: of the model, for messages.
         settings: mode, keep_ratio and search.
-        without: one of WITHOUT_STATISTICS, for a model with fewer than 32 recorded samples, or
+        without: one of WITHOUT_STATISTICS, for a model with fewer than 32 recorded images, or
             with layers that no sampling has measured yet.
         keep: use and keep Plans; False for weights that are not the file's alone.
 
@@ -128,12 +128,12 @@ def _recorded(statistics: Statistics | None) -> str:
     missing = 0 if statistics is None else store.missing_layers(statistics)
     if samples >= store.USABLE_SAMPLES and missing:
         return f"{len(statistics)} of {len(statistics) + missing} layers"
-    return f"{samples} of {store.USABLE_SAMPLES} samples"
+    return f"{samples} of {store.USABLE_SAMPLES} images"
 
 
 def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | None) -> Choice:
     planner = planner_for(statistics, settings, key)
-    about = f"{planner.samples} of {store.target()} samples"
+    about = f"{planner.samples} of {store.target()} images"
     if planner.samples < store.target():  # FP8 weights are not measured: say what is
         about += "; sampling with a 16-bit loader adds more"
     return Choice(planner.known_plan() or planner, about, planner.samples, key)

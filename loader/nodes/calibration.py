@@ -65,7 +65,7 @@ def _calibration(session: str, node_id: str | None) -> Callable:
         name, its_fingerprint = identity(patcher) or (session, None)
 
         def saved(total: Statistics) -> None:
-            say(node_id, f"{total.samples} of {store.target()} samples in {session!r}")
+            say(node_id, f"{total.samples} of {store.target()} images in {session!r}")
 
         def failed(reason: str, _: bool) -> None:
             say(node_id, f"not recorded: {reason}")

@@ -53,7 +53,7 @@ def _inputs() -> list[io.Input]:
             "without_statistics",
             options=[choice.FAIL, choice.QUANTIZE_UNIFORMLY],
             default=choice.FAIL,
-            tooltip="What to do while there are too few recorded samples.",
+            tooltip="What to do while there are too few recorded images.",
         ),
     ]
 

@@ -42,7 +42,7 @@ def _inputs() -> list[io.Input]:
             options=list(choice.WITHOUT_STATISTICS),
             default=choice.KEEP_16_BIT,
             tooltip="What to do while there are fewer than "
-            f"{store.USABLE_SAMPLES} recorded samples.",
+            f"{store.USABLE_SAMPLES} recorded images.",
         ),
         io.Boolean.Input(
             "fp8_matmul",

@@ -50,7 +50,7 @@ class HSWQMergeStatistics(io.ComfyNode):
     def execute(cls, folder: str, session: str) -> io.NodeOutput:
         written, left_out = gather(folder, session)
         parts = [
-            f"{one.samples} samples of {one.files} file{'s' * (one.files > 1)} in {one.path.name}"
+            f"{one.samples} images of {one.files} file{'s' * (one.files > 1)} in {one.path.name}"
             for one in written
         ]
         parts += [f"left out {name}: {reason}" for name, reason in left_out.items()]

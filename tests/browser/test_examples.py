@@ -10,7 +10,7 @@ from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 
-RECORDED = "16 bit for now: 0 of 32 samples recorded"
+RECORDED = "16 bit for now: 0 of 32 images recorded"
 EXAMPLES = ("hswq_calibrate", "hswq_convert", "hswq_first_use")
 
 OPEN = """async (name) => {
@@ -64,7 +64,7 @@ class TestExamples:
         ("name", "node", "line"),
         [
             ("hswq_first_use", "HSWQCheckpointLoader", f"{RECORDED}; the HSWQ panel keeps count"),
-            ("hswq_calibrate", "HSWQCalibration", "1 of 256 samples in 'calibration'"),
+            ("hswq_calibrate", "HSWQCalibration", "1 of 256 images in 'calibration'"),
         ],
     )
     def test_run_and_say_what_they_do(

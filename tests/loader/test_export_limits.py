@@ -101,7 +101,7 @@ class TestRefused:
             export(str(path), target_of(wanted(), "b"), wanted())
 
     def test_a_file_without_statistics(self, checkpoint, folders):
-        with pytest.raises(ValueError, match="has 0 of 32 samples that HSWQ needs"):
+        with pytest.raises(ValueError, match="has 0 of 32 images that HSWQ needs"):
             export(str(checkpoint), target_of(wanted()), wanted())
         assert not leftovers(folders)
 

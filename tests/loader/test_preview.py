@@ -141,7 +141,7 @@ class TestSearchAll:
         missing = 263 - preview(model(), most)["quantized"]
         text = search_all(path, choice.AUTO, scaled=True)
         assert text.startswith(
-            f"{missing} layers searched of 263 that can be FP8; {SAMPLES} of 256 samples"
+            f"{missing} layers searched of 263 that can be FP8; {SAMPLES} of 256 images"
         )
         for ratio in RATIOS:
             found = preview(model(), QuantizeSettings(keep_ratio=ratio))

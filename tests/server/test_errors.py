@@ -102,7 +102,7 @@ class TestCheckpoint:
     def test_without_statistics_is_refused_if_told_so(self, client: Client, unchanged):
         loader = hswq_loader(without_statistics="fail")
         message = error_of(client, text_to_latent(loader))
-        assert message == f"{CHECKPOINT} has 0 of 32 samples that HSWQ needs: sample with it first"
+        assert message == f"{CHECKPOINT} has 0 of 32 images that HSWQ needs: sample with it first"
 
 
 OTHER = "another_model.safetensors"

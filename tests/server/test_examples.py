@@ -104,7 +104,7 @@ class TestExamples:
         self, server: ComfyUIServer, client: Client, comfy_run: Callable[..., dict]
     ):
         shown = lines_shown(client, lambda: comfy_run("hswq_first_use", batch=20))
-        assert shown == ["16 bit for now: 0 of 32 samples recorded; the HSWQ panel keeps count"]
+        assert shown == ["16 bit for now: 0 of 32 images recorded; the HSWQ panel keeps count"]
         assert FLOAT8 not in loaded_layers(client).values()
 
         comfy_run("hswq_first_use", batch=12)
@@ -112,7 +112,7 @@ class TestExamples:
 
         shown = lines_shown(client, lambda: comfy_run("hswq_first_use", batch=1))
         more = "sampling with a 16-bit loader adds more"
-        assert shown == [f"198 layers FP8, 66 in 16 bit; 32 of 256 samples; {more}"]
+        assert shown == [f"198 layers FP8, 66 in 16 bit; 32 of 256 images; {more}"]
         (statistics,) = statistics_files(server)
         assert_quantized(loaded_layers(client), statistics, "float16")
         assert len(list((server.base / "output" / "HSWQ").glob("first_use*.png"))) == 33

@@ -143,7 +143,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("inputs", "problem"),
         [
-            ({}, f"{CHECKPOINT} has 0 of 32 samples that HSWQ needs: sample with it first"),
+            ({}, f"{CHECKPOINT} has 0 of 32 images that HSWQ needs: sample with it first"),
             ({"keep_ratio": ["number", 0]}, "keep_ratio must be a number from 0 to 1, got nan"),
         ],
     )

@@ -85,10 +85,10 @@ def test_equals_one_machine_that_sampled_it_all(
 
     (name,) = names
     merged = name.replace(".recorded.", ".merged.")
-    said = f"{2 * IMAGES * BATCH} samples of 2 files in {merged}"
+    said = f"{2 * IMAGES * BATCH} images of 2 files in {merged}"
     assert merge(client) == said
     assert_same_sums(load_statistics(server.models / "hswq" / merged), as_one)
     assert merge(client) == said, "nothing counts twice"
 
     run = client.run(text_to_latent(hswq_loader(CHECKPOINT)))
-    assert run.text("loader").startswith("198 layers FP8, 66 in 16 bit; 40 of 256 samples")
+    assert run.text("loader").startswith("198 layers FP8, 66 in 16 bit; 40 of 256 images")

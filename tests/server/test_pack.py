@@ -87,4 +87,4 @@ class TestServer:
         first = client.run(text_to_latent(hswq_loader(), batch=32, steps=1))
         assert first.text("loader").startswith("16 bit for now")
         second = client.run(text_to_latent(hswq_loader(), seed=1))
-        assert second.text("loader").startswith("198 layers FP8, 66 in 16 bit; 32 of 256 samples")
+        assert second.text("loader").startswith("198 layers FP8, 66 in 16 bit; 32 of 256 images")

@@ -127,7 +127,7 @@ class TestStatistics:
     def test_the_node_says_how_far_it_is(self, client: Client):
         for seed, samples in ((1, 2), (2, 4)):
             run = client.run(sampling("a_session", batch=2, seed=seed))
-            assert run.text("calibrate") == f"{samples} of 256 samples in 'a_session'"
+            assert run.text("calibrate") == f"{samples} of 256 images in 'a_session'"
 
     def test_an_interrupted_sampling_is_not_recorded(self, server: ComfyUIServer, client: Client):
         client.run(sampling(PASSIVE, seed=1))

@@ -201,7 +201,7 @@ class TestPlanNode:
         events = []
         run = client.run(plan(), events.append)
         text = run.text(PLAN)
-        assert text.startswith("264 layers searched of 264 that can be FP8; 32 of 256 samples")
+        assert text.startswith("264 layers searched of 264 that can be FP8; 32 of 256 images")
         assert run.outputs[PLAN]["text"] == [text]
         progress = [event["data"] for event in events if event["type"] == "progress"]
         assert len(progress) > 3
@@ -227,7 +227,7 @@ class TestPlanNode:
         assert panel.get(f"{PREVIEW}0.25").json()["searched"] == 0
 
     def test_refuses_in_a_sentence(self, panel: Panel, client: Client):
-        sentence = f"{CHECKPOINT} has 0 of 32 samples that HSWQ needs: sample with it first"
+        sentence = f"{CHECKPOINT} has 0 of 32 images that HSWQ needs: sample with it first"
         with pytest.raises(ExecutionError, match=sentence):
             client.run(plan())
         for source in ("/etc/passwd", "checkpoints/../../x.safetensors", "vae/x", "checkpoints/"):
