@@ -25,9 +25,10 @@ SLOTS = 16
 MOMENTS = 3
 """Sum of mean(Y), sum of mean(Y^2), largest |X|."""
 
-_BLOCK = 2048  # values at a time, eight for each of 256 threads
-_CHUNK = 8 * _BLOCK  # values a program
-_WARPS = 8
+_BLOCK = 1024  # values at a time, eight for each of 128 threads
+_WARPS = 4
+_STEPS = 4, 16  # blocks a program, of small tensors and of large ones
+_LARGE = 1 << 21  # values
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -111,21 +112,21 @@ def add_call(
         lies: what matrix_of says of the inputs.
     """
     count = output.numel()
-    of_output = _ceil(count, _CHUNK)
+    output_steps, input_steps = _STEPS[count >= _LARGE], _STEPS[inputs.numel() >= _LARGE]
+    of_output = _ceil(count, _BLOCK * output_steps)
     if lies.planes:
         width = max(64, min(_BLOCK, triton.next_power_of_2(lies.columns)))
-        steps = min(_CHUNK // _BLOCK, triton.next_power_of_2(_ceil(lies.columns, width)))
-        of_input = _ceil(lies.rows, _BLOCK // width) * _ceil(lies.columns, width * steps)
+        input_steps = min(input_steps, triton.next_power_of_2(_ceil(lies.columns, width)))
+        of_input = _ceil(lies.rows, _BLOCK // width) * _ceil(lies.columns, width * input_steps)
     else:
         width = max(16, min(128, triton.next_power_of_2(lies.columns)))
-        steps = _CHUNK // _BLOCK
-        of_input = _ceil(lies.rows, _CHUNK // width) * _ceil(lies.columns, width)
+        of_input = _ceil(lies.rows, _BLOCK // width * input_steps) * _ceil(lies.columns, width)
     with torch.cuda.device_of(moments):  # Triton launches on the current device
         _add_call[(of_output + of_input,)](
             output, inputs, moments, importance, of_output, count,
             lies.rows, lies.columns, lies.channels,
-            PLANES=lies.planes, WIDTH=width, STEPS=steps, BLOCK=_BLOCK, CHUNK=_CHUNK, SLOTS=SLOTS,
-            MOMENTS=MOMENTS, num_warps=_WARPS,
+            PLANES=lies.planes, WIDTH=width, OUTPUT_STEPS=output_steps, INPUT_STEPS=input_steps,
+            BLOCK=_BLOCK, SLOTS=SLOTS, MOMENTS=MOMENTS, num_warps=_WARPS,
         )  # fmt: skip
 
 
@@ -134,15 +135,17 @@ def _ceil(count: int, size: int) -> int:
 
 
 if triton is not None:
+    # The loops are unrolled, so that their loads are under way at once: most layers are too small
+    # to fill the GPU with programs, and wait for memory. By 8 it takes twice the registers.
 
     @triton.jit
     def _add_moments(
-        output, slot, program, count, BLOCK: tl.constexpr, CHUNK: tl.constexpr,  # noqa: N803
+        output, slot, program, count, STEPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         total = tl.zeros((BLOCK,), dtype=tl.float32)
         squares = tl.zeros((BLOCK,), dtype=tl.float32)
-        first = program.to(tl.int64) * CHUNK
-        for start in range(0, CHUNK, BLOCK):
+        first = program.to(tl.int64) * (STEPS * BLOCK)
+        for start in tl.range(0, STEPS * BLOCK, BLOCK, loop_unroll_factor=4):
             at = first + start + tl.arange(0, BLOCK)
             value = tl.load(output + at, mask=at < count, other=0.0).to(tl.float32)
             total += value
@@ -158,17 +161,10 @@ if triton is not None:
         return magnitude.to(tl.int32, bitcast=True)
 
     @triton.jit
-    def _both(total, largest, other_total, other_largest):
-        return total + other_total, tl.maximum(largest, other_largest)
-
-    @triton.jit
     def _raise_amax(slot, largest):
-        amax = tl.max(largest, 0).to(tl.float32, bitcast=True).to(tl.float64)
+        amax = tl.max(largest).to(tl.float32, bitcast=True).to(tl.float64)
         place = (slot + 2).to(tl.pointer_type(tl.int64), bitcast=True)
         tl.atomic_max(place, amax.to(tl.int64, bitcast=True), sem="relaxed")
-
-    # The loops below are unrolled, so that their loads are under way at once: most layers are too
-    # small to fill the GPU with programs, and wait for memory. By 8 it takes twice the registers.
 
     @triton.jit
     def _add_planes(
@@ -190,9 +186,8 @@ if triton is not None:
             total += magnitude
             largest = tl.maximum(largest, _bits(magnitude))
         count = (rows // channels).to(tl.int64) * columns
-        total, largest = tl.reduce((total.to(tl.float64), largest), 1, _both)
-        at = importance + row % channels
-        tl.atomic_add(at, total / count, mask=row < rows, sem="relaxed")
+        mean = tl.sum(total.to(tl.float64), 1) / count
+        tl.atomic_add(importance + row % channels, mean, mask=row < rows, sem="relaxed")
         _raise_amax(slot, largest)
 
     @triton.jit
@@ -213,28 +208,29 @@ if triton is not None:
             magnitude = tl.abs(tl.load(inputs + at, mask=inside, other=0.0).to(tl.float32))
             total += magnitude
             largest = tl.maximum(largest, _bits(magnitude))
-        total, largest = tl.reduce((total.to(tl.float64), largest), 0, _both)
-        tl.atomic_add(importance + column, total / rows, mask=column < columns, sem="relaxed")
+        mean = tl.sum(total.to(tl.float64), 0) / rows
+        tl.atomic_add(importance + column, mean, mask=column < columns, sem="relaxed")
         _raise_amax(slot, largest)
 
     # Sizes are not specialized but where a load is wider for it: every variant is compiled anew.
     @triton.jit(do_not_specialize=["of_output", "rows", "channels"])
     def _add_call(
         output, inputs, moments, importance, of_output, count, rows, columns, channels,
-        PLANES: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,  # noqa: N803
-        BLOCK: tl.constexpr, CHUNK: tl.constexpr,  # noqa: N803
+        PLANES: tl.constexpr, WIDTH: tl.constexpr,  # noqa: N803
+        OUTPUT_STEPS: tl.constexpr, INPUT_STEPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
         SLOTS: tl.constexpr, MOMENTS: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         program = tl.program_id(0)
         slot = moments + (program % SLOTS) * MOMENTS
         if program < of_output:
-            _add_moments(output, slot, program, count, BLOCK, CHUNK)
+            _add_moments(output, slot, program, count, OUTPUT_STEPS, BLOCK)
         elif PLANES:
             _add_planes(
                 inputs, importance, slot, program - of_output, rows, columns, channels,
-                WIDTH, STEPS, BLOCK,
+                WIDTH, INPUT_STEPS, BLOCK,
             )  # fmt: skip
         else:
             _add_columns(
-                inputs, importance, slot, program - of_output, rows, columns, WIDTH, STEPS, BLOCK
-            )
+                inputs, importance, slot, program - of_output, rows, columns,
+                WIDTH, INPUT_STEPS, BLOCK,
+            )  # fmt: skip
