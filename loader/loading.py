@@ -20,6 +20,7 @@ from ..calibration import monitored_layers
 from ..quant import FP8_MAX, LayerPlan, Plan, Planner
 from .alive import note_alive
 from .detection import detect
+from .feedforward import gate_at_once
 from .fingerprints import fingerprint
 from .formats import MODEL_MARKERS
 from .layers import check_whole, explained, find_layers
@@ -256,6 +257,7 @@ def adopt(patcher: ModelPatcher, plan: Plan, name: str, its_fingerprint: str | N
     patcher.set_attachments(ATTACHMENT, plan)
     if its_fingerprint is not None:
         note_alive(patcher.model, name, its_fingerprint, plan)
+    gate_at_once(patcher.model.diffusion_model)
     save_as_16_bit(patcher.model)
     # ComfyUI's cache of hooked weights holds them in FP32, four times what ours take.
     patcher.set_hook_mode(comfy.hooks.EnumHookMode.MinVram)

@@ -29,7 +29,7 @@ def multiplied_in_fp8(
     """Return a Linear's output by a product in FP8, None where it is to be the ordinary one.
 
     Args:
-        inputs: (..., in features).
+        inputs: (..., in features); a QuantizedTensor is in FP8 already.
         weight: (out, in) of a Linear; a QuantizedTensor with an input_scale multiplies in FP8.
         bias: (out,) in the inputs' dtype.
     """
@@ -38,14 +38,32 @@ def multiplied_in_fp8(
     scale = weight._params.input_scale
     if scale is None or inputs.dtype not in _DTYPES or not inputs.numel():
         return None
-    rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+    if inputs.requires_grad:  # training: rounding has no derivative
+        return None
+    if isinstance(inputs, QuantizedTensor):
+        rows, scale = inputs._qdata.flatten(0, -2), inputs._params.scale
+    else:
+        rows = quantize_input(inputs.reshape(-1, inputs.shape[-1]).contiguous(), scale)
     # Fast accumulation keeps some 14 bits, of inputs that have 4.
     outputs = torch._scaled_mm(
-        quantize_input(rows, scale), weight._qdata.t(),
-        scale_a=scale, scale_b=weight._params.scale,
+        rows, weight._qdata.t(), scale_a=scale, scale_b=weight._params.scale,
         bias=bias, out_dtype=inputs.dtype, use_fast_accum=True,
     )  # fmt: skip
     return outputs.view(*inputs.shape[:-1], outputs.shape[-1])
+
+
+def scale_at_hand(layer: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor | None:
+    """Return a layer's input_scale if its input may come in FP8: its weight is as and where it is.
+
+    Args:
+        layer: whose forward may get a QuantizedTensor.
+        inputs: of the device and dtype of the input.
+    """
+    weight = layer.weight
+    if not isinstance(weight, QuantizedTensor) or layer.weight_function:
+        return None
+    at_hand = (weight.device, weight.dtype) == (inputs.device, inputs.dtype)
+    return weight._params.input_scale if at_hand and inputs.dtype in _DTYPES else None
 
 
 def multiply_in_fp8(patcher: ModelPatcher, plan: Plan) -> None:

@@ -18,6 +18,7 @@ except ImportError:  # Windows and macOS builds of torch come without it
     triton = None
 
 _BLOCK = 4096
+_GATED = 512  # channels a program
 _COPIES = 64  # of the histogram, so that programs seldom add to the same address at once
 _ONE_PROGRAM = (1,)
 
@@ -58,6 +59,23 @@ def quantize_input(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """
     out = torch.empty_like(values, dtype=torch.float8_e4m3fn)
     _launch(_quantize_input, values, scale, out)
+    return out
+
+
+def gated_input(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """Return GEGLU of `values`, in one launch (see fp8.gated_input).
+
+    Args:
+        values: contiguous (rows, 2 * channels) FP16, BF16 or FP32 on a GPU.
+        scale: FP32 scalar tensor there, for float8_e4m3fn on a GPU that has it (from Ada on).
+    """
+    rows, channels = len(values), values.shape[1] // 2
+    dtype = values.dtype if scale is None else torch.float8_e4m3fn
+    out = torch.empty(rows, channels, dtype=dtype, device=values.device)
+    with torch.cuda.device_of(values):  # Triton launches on the current device
+        _gated_input[(rows, triton.cdiv(channels, _GATED))](
+            values, scale, out, channels, BLOCK=_GATED, num_warps=2, enable_fp_fusion=False
+        )
     return out
 
 
@@ -192,9 +210,31 @@ if triton is not None:
     def _quantize_input(values, scale, out, count, BLOCK: tl.constexpr):  # noqa: N803
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(values + at, mask=at < count, other=0.0).to(tl.float32)
+        _store_input(value, scale, out + at, at < count)
+
+    @triton.jit
+    def _store_input(value, scale, out, inside):
         value *= tl.div_rn(1.0, tl.load(scale))
         value = tl.where(value > 448.0, 448.0, tl.where(value < -448.0, -448.0, value))  # or nan
-        tl.store(out + at, value.to(tl.float8e4nv), mask=at < count)
+        tl.store(out, value.to(tl.float8e4nv), mask=inside)
+
+    @triton.jit
+    def _gated_input(values, scale, out, channels, BLOCK: tl.constexpr):  # noqa: N803
+        row = tl.program_id(0).to(tl.int64)
+        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < channels
+        value = tl.load(values + row * 2 * channels + at, mask=inside, other=0.0)
+        gate = tl.load(values + (row * 2 + 1) * channels + at, mask=inside, other=0.0)
+        wide = gate.to(tl.float32)
+        wide = wide * 0.5 * (1.0 + tl.erf(wide * 0.7071067811865476))  # 1 / sqrt(2)
+        # torch rounds both what gelu and what the product gives.
+        gated = value.to(tl.float32) * wide.to(gate.dtype).to(tl.float32)
+        gated = gated.to(gate.dtype)
+        place = out + row * channels + at
+        if scale is None:
+            tl.store(place, gated, mask=inside)
+        else:
+            _store_input(gated.to(tl.float32), scale, place, inside)
 
     @triton.jit
     def _finite_magnitude(weight, at, inside):

@@ -52,8 +52,7 @@ def with_inputs(measured, patcher):
 
 def ours(measured, **how):
     """Return the loader's model."""
-    scaled = how.pop("scaled", True)
-    planner = common.planner(measured, scaled=scaled)
+    planner = common.planner(measured, how.pop("keep_ratio", 0.25), how.pop("scaled", True))
     return load_checkpoint(chosen.checkpoint, planner, only_model=True, **how)[0]
 
 
@@ -68,6 +67,9 @@ def main() -> None:
             "HSWQ scaled": lambda: ours(measured),
             "HSWQ compatible": lambda: ours(measured, scaled=False),
             "HSWQ scaled, FP8 matmul": lambda: ours(measured, fp8_matmul=True),
+            "HSWQ scaled, FP8 matmul, keep 0": lambda: ours(
+                measured, keep_ratio=0.0, fp8_matmul=True
+            ),
         }
         makers = {n: m for n, m in makers.items() if not chosen.only or n in chosen.only}
         runs, results = {}, {}

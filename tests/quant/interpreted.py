@@ -57,6 +57,23 @@ def quantize_input_agrees() -> None:
             assert torch.equal(found.float(), expected.float()), (scale, dtype)
 
 
+def gated_input_agrees() -> None:
+    """On products of the grid: a gate far from 0 passes all, or nothing."""
+    finite = [byte for byte in range(256) if byte & 0x7F != 0x7F]
+    grid = torch.tensor(finite, dtype=torch.uint8).view(torch.float8_e4m3fn).float() / 16
+    for gate in (16.0, -16.0):
+        for rows in (1, 3):
+            values = torch.cat((grid, torch.full_like(grid, gate)))[None].half().repeat(rows, 1)
+            found, expected = (
+                module.gated_input(values, torch.tensor(1.0)).float() for module in (kernels, fp8)
+            )
+            assert torch.equal(found, expected), (gate, rows)
+            assert found.any() == (gate > 0)
+    for values in (gaussian(3, 48), gaussian(5, 1040).half()):
+        found, expected = (module.gated_input(values, None) for module in (kernels, fp8))
+        torch.testing.assert_close(found, expected)
+
+
 def main() -> None:
     channels = torch.linspace(0, 2, 24, dtype=torch.float64)
     for weight in (gaussian(16, 24), gaussian(16, 24, 3, 3), gaussian(5000, 2).to(torch.bfloat16)):
@@ -69,6 +86,7 @@ def main() -> None:
     histogram_agrees(odd, channels)
     dequantize_agrees()
     quantize_input_agrees()
+    gated_input_agrees()
 
 
 main()

@@ -8,7 +8,7 @@ import reference
 import torch
 from helpers import DTYPES, gaussian
 from hswq.quant import FP8_MAX, dequantize, quantize
-from hswq.quant.fp8 import positive_grid, quantize_input, quotient, round_to_grid
+from hswq.quant.fp8 import gated_input, positive_grid, quantize_input, quotient, round_to_grid
 
 GRID = torch.tensor(sorted({abs(value) for value in reference.GRID}), dtype=torch.float32)
 MIDPOINTS = (GRID[1:] + GRID[:-1]) / 2
@@ -177,15 +177,16 @@ class TestQuantize:
             assert torch.equal(stored.float(), expected.float())
 
 
-class TestQuantizeInput:
-    @pytest.fixture
-    def rounds(self, device) -> None:
-        if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
-            pytest.skip("Triton has no FP8 there, or goes through FP16 to it")
+@pytest.fixture
+def fp8_rounds(device) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("Triton has no FP8 on this NVIDIA GPU, or goes through FP16 to it")
 
+
+class TestQuantizeInput:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("amax", [0.02, 3.0, 448.0, 30000.0])
-    def test_is_the_nearest_of_the_quotient(self, dtype, amax, device, rounds):
+    def test_is_the_nearest_of_the_quotient(self, dtype, amax, device, fp8_rounds):
         values = (gaussian(64, 300) * amax * 25).to(dtype)
         scale = torch.tensor(amax / 448)
         expected = (values.float() * (1 / scale)).clamp(-448, 448).to(torch.float8_e4m3fn)
@@ -194,13 +195,47 @@ class TestQuantizeInput:
         assert torch.equal(found.float().cpu(), expected.float())
         assert (expected.float().abs() == 448).any()
 
-    def test_infinite_values_are_clipped_and_nan_stays(self, device, rounds):
+    def test_infinite_values_are_clipped_and_nan_stays(self, device, fp8_rounds):
         values = torch.tensor([math.inf, -math.inf, math.nan, 1.0], dtype=torch.float16)
         before = values.clone()
         found = quantize_input(values.to(device), torch.tensor(0.5, device=device)).float().cpu()
         assert found[[0, 1, 3]].tolist() == [448.0, -448.0, 2.0]
         assert found[2].isnan()
         assert values[[0, 1, 3]].equal(before[[0, 1, 3]])
+
+
+class TestGatedInput:
+    """GEGLU, and then quantize_input where there is a scale."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", [(7, 96), (300, 2560), (1, 2)])
+    def test_is_geglu_but_for_rounding(self, shape, dtype, device):
+        values = (150 * gaussian(*shape)).to(device, dtype)
+        gated, gates = values.double().chunk(2, -1)
+        expected = gated * gates * torch.special.ndtr(gates)
+        found = gated_input(values)
+        assert (found.dtype, found.shape) == (dtype, expected.shape)
+        # 1 + erf(gate) has few digits left where it is nearly 0.
+        torch.testing.assert_close(
+            found.double(), expected, rtol=1.5 * torch.finfo(dtype).eps, atol=1e-5
+        )
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_in_fp8_is_that_rounded_once_more(self, dtype, device, fp8_rounds):
+        values = (100 * gaussian(40, 256)).to(device, dtype)
+        scale = torch.tensor(0.01, device=device)
+        found = gated_input(values, scale)
+        assert found.dtype is torch.float8_e4m3fn
+        assert torch.equal(found.float(), quantize_input(gated_input(values), scale).float())
+        assert found.float().abs().max() == FP8_MAX
+
+    def test_infinite_values_are_clipped_and_nan_stays(self, device, fp8_rounds):
+        values = torch.ones(1, 32, dtype=torch.float16, device=device)
+        values[0, :3] = torch.tensor([math.inf, -math.inf, math.nan])
+        found = gated_input(values, torch.tensor(0.5, device=device)).float().cpu()[0]
+        assert found[:2].tolist() == [FP8_MAX, -FP8_MAX]
+        assert found[2].isnan()
+        assert found[3:].isfinite().all()
 
 
 class TestDequantize:

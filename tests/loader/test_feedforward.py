@@ -1,0 +1,179 @@
+"""Feed-forwards that gate in one launch give what ComfyUI's give, also before FP8 products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.ops
+import pytest
+import torch
+from comfy.ldm.modules import attention
+from comfy.quant_ops import QuantizedTensor
+from harness.inprocess import distance
+from hswq.loader import matmul
+from hswq.loader.converter import convert
+from hswq.loader.feedforward import FeedForward, gate_at_once
+from hswq.loader.operations import hswq_operations
+from hswq.quant import quantize
+
+DEVICE = comfy.model_management.get_torch_device()
+DTYPES = [torch.float16, torch.bfloat16]
+WIDTH, INNER = 48, 192
+AMAX = 4.0
+
+
+def decide(name: str, weight: torch.Tensor):
+    """Keep the first layer in 16 bit."""
+    return quantize(weight, weight.abs().max(), scaled=True) if name == "net.2" else weight
+
+
+def feed_forward(dtype: torch.dtype = torch.float16, amax: float | None = None) -> FeedForward:
+    """Return one whose last layer is quantized, and multiplies in FP8 where an amax is given."""
+    operations = hswq_operations(decide, manual_cast=False)
+    made = attention.FeedForward(
+        WIDTH, glu=True, device=DEVICE, dtype=dtype, operations=operations
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"net.0.proj": (2 * INNER, WIDTH), "net.2": (WIDTH, INNER)}
+    state = {
+        key: torch.randn(size, generator=generator).to(DEVICE, dtype) * 0.1
+        for name, shape in shapes.items()
+        for key, size in ((f"{name}.weight", shape), (f"{name}.bias", shape[:1]))
+    }
+    made.load_state_dict(state)
+    matmul.scale_input(made.net[2].weight, amax)
+    gate_at_once(torch.nn.Sequential(made))
+    assert type(made) is FeedForward
+    return made
+
+
+def inputs(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    values = torch.randn(*shape, WIDTH, generator=torch.Generator().manual_seed(1))
+    return values.to(DEVICE, dtype)
+
+
+def ordinary(module: FeedForward, values: torch.Tensor) -> torch.Tensor:
+    return attention.FeedForward.forward(module, values)
+
+
+@pytest.fixture
+def last_input() -> Callable[[FeedForward], list[torch.Tensor]]:
+    """Return a function that collects what a module's last layer gets."""
+    hooks = []
+
+    def of(module: FeedForward) -> list[torch.Tensor]:
+        got: list[torch.Tensor] = []
+        hook = module.net[2].register_forward_pre_hook(lambda _, args: got.append(args[0]))
+        hooks.append(hook)
+        return got
+
+    yield of
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.fixture(params=[None, AMAX], ids=["16 bit", "FP8"])
+def amax(request, monkeypatch) -> float | None:
+    """Of the last layer's input: it multiplies in 16 bit or in FP8."""
+    monkeypatch.setattr(comfy.model_management, "SUPPORT_FP8_OPS", True)
+    if request.param and not matmul.usable(DEVICE):
+        pytest.skip(f"{DEVICE} has no FP8 matrix products")
+    return request.param
+
+
+class TestForward:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", [(9,), (2, 7), (2, 3, 5)])
+    def test_gives_what_comfyuis_does(self, amax, dtype, shape, last_input):
+        module, values = feed_forward(dtype, amax), inputs(*shape, dtype=dtype)
+        got = last_input(module)
+        found = module(values)
+        expected = ordinary(module, values)
+        assert (found.dtype, found.shape) == (dtype, expected.shape)
+        # A GPU's gelu is not the same to the last digit, which another FP8 value may come from.
+        assert found.equal(expected) or (DEVICE.type == "cuda" and distance(found, expected) < 5e-3)
+        gated = got[0]
+        assert (gated.dtype, gated.shape) == (dtype, (*shape, INNER))
+        assert isinstance(gated, QuantizedTensor) == bool(amax)
+        assert distance(gated.float(), got[1]) < (0.05 if amax else 1e-3)
+
+    def test_hooks_of_others_read_numbers(self, amax, last_input):
+        module = feed_forward(amax=amax)
+        got = last_input(module)
+        module(inputs(9))
+        module.net[2].weight_function = [lambda weight: weight]
+        module(inputs(9))
+        read, plain = (values.abs().float().mean() for values in got)
+        assert abs(read / plain - 1) < 0.02
+
+    def test_of_no_inputs(self, amax):
+        assert feed_forward(amax=amax)(inputs(0)).shape == (0, WIDTH)
+
+    def test_compiled_is_one_graph_and_the_same(self, amax):
+        torch.compiler.reset()
+        module, values = feed_forward(amax=amax), inputs(2, 7)
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        assert distance(compiled(values), module(values)) < 5e-3
+
+    def test_has_ordinary_gradients(self, amax):
+        """For who trains a LoRA: neither a kernel nor rounding has any."""
+        with torch.inference_mode(False), torch.enable_grad():
+            module, values = feed_forward(amax=amax), inputs(2, 7)
+            found = values.clone().requires_grad_()
+            expected = values.clone().requires_grad_()
+            module(found).float().square().sum().backward()
+            ordinary(feed_forward(), expected).float().square().sum().backward()
+            assert distance(found.grad, expected.grad) < 1e-3
+
+
+class TestPlainInput:
+    """The last layer's where its product in FP8 is not possible."""
+
+    def test_with_a_function_on_the_weight(self, last_input):
+        module = feed_forward(amax=AMAX)
+        module.net[2].weight_function = [lambda weight: weight * 1.01]
+        got = last_input(module)
+        assert distance(module(inputs(9)), ordinary(module, inputs(9))) < 1e-3
+        assert not isinstance(got[0], QuantizedTensor)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_with_a_weight_that_is_cast(self, dtype, last_input):
+        module, values = feed_forward(amax=AMAX), inputs(9, dtype=dtype)
+        for layer in (module.net[0].proj, module.net[2]):
+            layer.comfy_cast_weights = True
+        got = last_input(module)
+        assert distance(module(values), ordinary(module, values)) < 1e-2
+        assert not isinstance(got[0], QuantizedTensor)
+
+    @pytest.mark.skipif(DEVICE.type == "cpu", reason="no NVIDIA GPU")
+    def test_with_a_weight_on_the_host(self, last_input):
+        module = feed_forward(amax=AMAX)
+        module.net[2].cpu()
+        module.net[2].comfy_cast_weights = True
+        got = last_input(module)
+        assert distance(module(inputs(9)), ordinary(module, inputs(9))) < 1e-3
+        assert not isinstance(got[0], QuantizedTensor)
+
+
+class TestModels:
+    def test_of_ours_have_them_and_others_do_not(self, models, planner):
+        converted = convert(models.sixteen_bit, planner(0.25))
+        for patcher, kind in (
+            (models.quantized, FeedForward),
+            (converted, FeedForward),
+            (models.sixteen_bit, attention.FeedForward),
+        ):
+            modules = patcher.model.diffusion_model.modules()
+            found = [type(one) for one in modules if isinstance(one, attention.FeedForward)]
+            assert set(found) == {kind}
+            assert len(found) == 17
+
+    def test_their_parameters_are_the_same(self, models):
+        ours, stock = (set(each.model.state_dict()) for each in models)
+        assert ours == stock
+
+    def test_without_gates_are_left_alone(self):
+        plain = attention.FeedForward(8, glu=False, operations=comfy.ops.disable_weight_init)
+        gate_at_once(plain)
+        assert type(plain) is attention.FeedForward
