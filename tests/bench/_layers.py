@@ -50,10 +50,10 @@ def weighted_error(reference: ModelPatcher, patcher: ModelPatcher, measured: Sta
     Of the weights themselves instead of their histogram: importance of input channels times the
     square of what quantization changes. Layers in 16 bit count as 0.
     """
-    errors = []
+    errors, device = [], comfy.model_management.get_torch_device()
     for name, layer in measured.items():
-        expected, found = (weight(one, name).cpu().double() for one in (reference, patcher))
-        importance = layer.importance.reshape(1, -1, *[1] * (expected.ndim - 2))
+        expected, found = (weight(one, name).to(device).double() for one in (reference, patcher))
+        importance = layer.importance.to(device).reshape(1, -1, *[1] * (expected.ndim - 2))
         error, power = (
             (importance * one.square()).sum().item() for one in (found - expected, expected)
         )

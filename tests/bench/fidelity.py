@@ -15,7 +15,8 @@ chosen = common.arguments(
     steps={"type": int, "default": 20},
     cfg={"type": float, "default": 5.0},
     batch={"type": int, "default": 8},
-    docs={"metavar": "FOLDER", "help": "write the plot and the sheet there"},
+    docs={"metavar": "FOLDER", "help": "write the plot and the sheet there, of all variants"},
+    only={"nargs": "*", "help": "which variants; default: all"},
 )
 
 from pathlib import Path  # noqa: E402
@@ -112,13 +113,15 @@ def main() -> None:
         results = {"FP16": {"MB": round(unet_bytes(reference) / 1e6, 3)}}
         pictures, alike = {"FP16": comparison.pictures}, {}
         for name, make in variants(chosen.checkpoint, reference, measured).items():
+            if chosen.only and name not in chosen.only:
+                continue
             results[name], made, alike[name] = comparison.measure(make(), measured)
             if name in _figures.SHOWN:
                 pictures[name] = made
             print(f"{name}: SSIM {results[name]['SSIM']}", flush=True)
     common.report("fidelity", chosen, results)
     print(_figures.markdown(results))
-    if chosen.docs:
+    if chosen.docs and not chosen.only:
         _figures.plot(results, Path(chosen.docs) / "fidelity.png")
         _figures.sheet(pictures, alike, Path(chosen.docs) / "fidelity_pictures.png")
 
