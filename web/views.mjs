@@ -128,7 +128,7 @@ function jobView(job, actions) {
       isActive(job) ? button(t("cancel"), "times", actions.cancel, { key: "cancel", disabled: !job.id })
         : button(t("dismiss"), "times", actions.dismiss, { key: "dismiss" })),
     isActive(job) && bar(what, Math.round((100 * job.value) / (job.max || 1)) || 0, 100),
-    line(file ?? job.source), job.error && problem(job.error));
+    line(job.file?.existed ? t("existed", { file }) : file ?? job.source), job.error && problem(job.error));
 }
 
 function filesView(model, actions) {

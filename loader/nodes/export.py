@@ -101,11 +101,12 @@ class HSWQExport(io.ComfyNode):
         target = export_path(name, folder)
         exported = export(path, target, settings, overwrite=overwrite)
         shown = os.path.relpath(target, folder_paths.get_output_directory())
-        did = "is there already" if exported.plan is None else "written"
+        existed = exported.plan is None
+        did = "is there already" if existed else "written"
         say(
             cls.hidden.unique_id,
             f"{shown} {did}: {exported.quantized} layers FP8, {exported.kept} in 16 bit, "
             f"{exported.size / 2**20:.0f} MiB; {exported.about}",
         )
-        saved = {"filename": target.name, "subfolder": os.path.dirname(shown), "type": "output"}
-        return io.NodeOutput(ui={"models": [saved]})
+        place = {"filename": target.name, "subfolder": os.path.dirname(shown), "type": "output"}
+        return io.NodeOutput(ui={"models": [{**place, "existed": existed}]})

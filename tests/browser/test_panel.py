@@ -116,6 +116,10 @@ def export(panel: PanelPage, host: ComfyUIServer) -> None:
     (path,) = (host.base / "output" / "checkpoints").rglob("*.*")
     assert path.name == "first.safetensors"
     assert path.stat().st_size > 1 << 20
+    written = path.stat().st_mtime_ns
+    panel.export("from_panel/first")
+    expect(panel.job).to_contain_text("first.safetensors is there already")
+    assert path.stat().st_mtime_ns == written
 
 
 def read_an_error(panel: PanelPage, host: ComfyUIServer) -> None:

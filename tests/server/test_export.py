@@ -74,7 +74,10 @@ class TestExport:
         ours = recorded.latent(recorded.run(text_to_latent(hswq_loader())))
         events = []
         run = recorded.run(export(format="scaled, convs too"), events.append)
-        saved = {"filename": "exported.safetensors", "subfolder": "checkpoints", "type": "output"}
+        saved = {
+            "filename": "exported.safetensors", "subfolder": "checkpoints", "type": "output",
+            "existed": False,
+        }  # fmt: skip
         assert run.outputs[NODE]["models"] == [saved]
         assert run.text(NODE).startswith("checkpoints/exported.safetensors written: 198 layers FP8")
         assert history_of(recorded, events)["outputs"][NODE]["models"] == [saved]
