@@ -38,8 +38,8 @@ def multiplied_in_fp8(
     scale = weight._params.input_scale
     if scale is None or inputs.dtype not in _DTYPES or not inputs.numel():
         return None
-    if inputs.requires_grad:  # training: rounding has no derivative
-        return None
+    if inputs.requires_grad or (bias is not None and bias.requires_grad):
+        return None  # training: rounding has no derivative
     if isinstance(inputs, QuantizedTensor):
         rows, scale = inputs._qdata.flatten(0, -2), inputs._params.scale
     else:
@@ -53,13 +53,14 @@ def multiplied_in_fp8(
 
 
 def scale_at_hand(layer: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor | None:
-    """Return a layer's input_scale if its input may come in FP8: its weight is as and where it is.
+    """Return a layer's input_scale if nobody but the product reads its input, and that in FP8.
 
     Args:
-        layer: whose forward may get a QuantizedTensor.
+        layer: Linear that nobody has hooked; with a function on its weight, or with a weight that
+            has to be cast or fetched, it takes ordinary inputs.
         inputs: of the device and dtype of the input.
     """
-    weight = layer.weight
+    weight = getattr(layer, "weight", None)
     if not isinstance(weight, QuantizedTensor) or layer.weight_function:
         return None
     at_hand = (weight.device, weight.dtype) == (inputs.device, inputs.dtype)

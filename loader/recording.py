@@ -35,7 +35,7 @@ WRAPPER = "hswq.calibration"
 SHARE_PER_PERCENT = 0.025
 """Of the layers in a forward, for each percent that it may take longer.
 
-Measuring all of SDXL adds 39% to a GPU's launches and 19% to its time; on a CPU 40%.
+Measuring all of SDXL adds 39% to a GPU's launches and 14% to its time; on a CPU 40%.
 """
 
 SHARE_PER_PERCENT_WITHOUT_TRITON = 0.003

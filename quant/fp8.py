@@ -96,7 +96,7 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
     """Return `quantized * scale` in `dtype`, multiplied in FP32 so that FP16 cannot overflow.
 
     Args:
-        quantized: float8_e4m3fn tensor of any shape.
+        quantized: float8_e4m3fn tensor of any shape; compiled, on a device that can cast it.
         scale: FP32 scalar tensor (weight_scale).
         dtype: of the result.
     """
@@ -125,7 +125,8 @@ def quantize_input(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def gated_input(values: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """Return a layer's input that is GEGLU of a projection.
 
-    On a GPU in one launch, where torch's two store and load what is between them.
+    On a GPU in one launch; torch's two store and load what is between them. Not for compilers,
+    which make one of torch's own.
 
     Args:
         values: contiguous (rows, 2 * channels) FP16, BF16 or FP32: what is gated, and the gates.
@@ -134,7 +135,7 @@ def gated_input(values: torch.Tensor, scale: torch.Tensor | None = None) -> torc
     Returns:
         (rows, channels), float8_e4m3fn with a scale, else in the dtype of `values`.
     """
-    if not torch.compiler.is_compiling() and kernels.usable(values.device):
+    if kernels.usable(values.device):
         return kernels.gated_input(values, scale)
     gated, gates = values.chunk(2, -1)
     gated = gated * torch.nn.functional.gelu(gates)

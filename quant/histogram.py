@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import kernels
+from . import kernels, search_kernels
 from .fp8 import quotient
 
 ALL_ZERO_AMAX = 1e-7
@@ -95,9 +95,10 @@ def _count_with_kernels(
         importance = torch.ones(1, dtype=torch.float64)
     importance = importance.to(weight.device, non_blocking=True)
     with torch.cuda.device_of(weight):  # Triton launches on the current device
-        largest, finite = kernels.largest_magnitude(weight)
+        largest, finite = search_kernels.largest_magnitude(weight)
         maximum = _positive(largest)
-        return maximum, kernels.add_to_histogram(weight, maximum, importance, bins), finite
+        counts = search_kernels.add_to_histogram(weight, maximum, importance, bins)
+        return maximum, counts, finite
 
 
 def _positive(maximum: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Triton kernels for what plain torch does in many launches; the results are the same.
+"""Triton kernels of a forward, which plain torch does in more launches; the results are the same.
 
 Present where Triton is and the weights lie on an NVIDIA GPU. Bytes are decoded with integer
-operations, so cards without FP8 hardware (before Ada) run them too.
+operations, so cards without FP8 hardware (before Ada) dequantize with them too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ except ImportError:  # Windows and macOS builds of torch come without it
 
 _BLOCK = 4096
 _GATED = 512  # channels a program
-_COPIES = 64  # of the histogram, so that programs seldom add to the same address at once
-_ONE_PROGRAM = (1,)
 
 
 @functools.cache
@@ -122,77 +120,6 @@ def _compiled_for(kernel: object, arguments: _Arguments) -> object | None:
     return _compiled[key]
 
 
-def largest_magnitude(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the largest finite |W| and whether all weights are finite, in one launch.
-
-    Args:
-        weight: contiguous floating tensor on a GPU.
-
-    Returns:
-        FP32 scalar tensor, bool scalar tensor.
-    """
-    found = torch.zeros(2, dtype=torch.int32, device=weight.device)
-    count = weight.numel()
-    _largest_magnitude[((count + _BLOCK - 1) // _BLOCK,)](
-        weight, found, count, BLOCK=_BLOCK, num_warps=8
-    )
-    return found.view(torch.float32)[0], found[1] == 0
-
-
-def add_to_histogram(
-    weight: torch.Tensor, maximum: torch.Tensor, importance: torch.Tensor, bins: int
-) -> torch.Tensor:
-    """Return (bins,) float64: the importance of every weight added to the bin of its magnitude.
-
-    Args:
-        weight: contiguous (out, in, ...) floating tensor on a GPU; one that is not finite
-            counts as 0.
-        maximum: FP32 scalar tensor, upper end of the last bin.
-        importance: (in,) float64 there, or (1,) for one that all channels share.
-        bins: number of bins.
-    """
-    out = torch.zeros(_COPIES, bins, dtype=torch.float64, device=weight.device)
-    count, channels = weight.numel(), importance.numel()
-    kernel_size = weight[0, 0].numel() if weight.ndim > 2 else 1
-    _histogram[((count + _BLOCK - 1) // _BLOCK,)](
-        weight, maximum, importance, out, count, channels, kernel_size, bins,
-        BLOCK=_BLOCK, COPIES=_COPIES, num_warps=8, enable_fp_fusion=False,
-    )  # fmt: skip
-    return out.sum(0)
-
-
-def search_amax(
-    maximum: torch.Tensor, density: torch.Tensor, candidates: int, refinements: int, *, scaled: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Search the best amax of one histogram (see search.search_amax) in two launches a round.
-
-    Args:
-        maximum: FP32 scalar tensor.
-        density: (bins,) float64.
-        candidates, refinements, scaled: as in search.
-
-    Returns:
-        The amax (FP32 scalar tensor), its error and the power (float64 scalar tensors).
-    """
-    device = density.device
-    # The last one is the error of storing nothing at all: the power.
-    errors = torch.empty(candidates + 1, dtype=torch.float64, device=device)
-    # low, high, best amax and lowest error so far
-    state = torch.empty(4, dtype=torch.float64, device=device)
-    for round_number in range(refinements + 1):
-        _candidate_errors[(candidates + 1,)](
-            maximum, density, state, errors, candidates,
-            FIRST=round_number == 0, SCALED=scaled, BINS=density.numel(), BLOCK=1024, num_warps=4,
-            enable_fp_fusion=False,
-        )  # fmt: skip
-        _refine[_ONE_PROGRAM](
-            maximum, state, errors, candidates,
-            FIRST=round_number == 0, BLOCK=triton.next_power_of_2(candidates), num_warps=4,
-            enable_fp_fusion=False,
-        )  # fmt: skip
-    return state[2].to(torch.float32), state[3], errors[candidates]
-
-
 if triton is not None:
 
     @triton.jit
@@ -235,101 +162,3 @@ if triton is not None:
             tl.store(place, gated, mask=inside)
         else:
             _store_input(gated.to(tl.float32), scale, place, inside)
-
-    @triton.jit
-    def _finite_magnitude(weight, at, inside):
-        magnitude = tl.abs(tl.load(weight + at, mask=inside, other=0.0).to(tl.float32))
-        finite = magnitude < float("inf")  # nan is not
-        return tl.where(finite, magnitude, 0.0), finite
-
-    @triton.jit
-    def _largest_magnitude(weight, found, count, BLOCK: tl.constexpr):  # noqa: N803
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        magnitude, finite = _finite_magnitude(weight, at, at < count)
-        # The bits of floats that are not negative are in the floats' order.
-        tl.atomic_max(found, tl.max(magnitude.to(tl.int32, bitcast=True)), sem="relaxed")
-        tl.atomic_max(found + 1, tl.max(tl.where(finite, 0, 1)), sem="relaxed")
-
-    @triton.jit
-    def _histogram(
-        weight, maximum, importance, out, count, channels, kernel_size, bins,
-        BLOCK: tl.constexpr, COPIES: tl.constexpr,  # noqa: N803
-    ):  # fmt: skip
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = at < count
-        magnitude, _ = _finite_magnitude(weight, at, inside)
-        width = tl.div_rn(tl.load(maximum), bins.to(tl.float32))
-        index = tl.minimum(tl.div_rn(magnitude, width).to(tl.int32), bins - 1)
-        channel = (at // kernel_size) % channels
-        share = tl.load(importance + channel, mask=inside, other=0.0)
-        copy = out + (tl.program_id(0) % COPIES) * bins
-        tl.atomic_add(copy + index, share, mask=inside, sem="relaxed")
-
-    @triton.jit
-    def _round_to_grid(magnitude):
-        bits = ((magnitude.to(tl.int32, bitcast=True) + 0x7FFFF) >> 20) << 20
-        subnormal = tl.ceil(magnitude * 512.0 - 0.5) / 512.0
-        return tl.where(magnitude < 0.015625, subnormal, bits.to(tl.float32, bitcast=True))
-
-    @triton.jit
-    def _range(maximum, state, FIRST: tl.constexpr):  # noqa: N803
-        if FIRST:
-            top = tl.load(maximum).to(tl.float64)
-            low = top * 0.5
-            high = top
-        else:
-            low = tl.load(state)
-            high = tl.load(state + 1)
-        return low, high
-
-    @triton.jit
-    def _candidate(low, high, index, count):
-        """Candidate `index` of `count`, evenly in FP32 as torch.linspace has it."""
-        start = low.to(tl.float32)
-        end = high.to(tl.float32)
-        step = tl.div_rn(end - start, (count - 1).to(tl.float32))
-        up = tl.fma(step, index.to(tl.float32), start)
-        down = tl.fma(-step, (count - 1 - index).to(tl.float32), end)
-        return tl.where(index < count // 2, up, down)
-
-    @triton.jit
-    def _candidate_errors(
-        maximum, density, state, errors, count,
-        FIRST: tl.constexpr, SCALED: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
-    ):  # fmt: skip
-        low, high = _range(maximum, state, FIRST)
-        amax = _candidate(low, high, tl.program_id(0), count)
-        factor = tl.div_rn(448.0, amax)
-        width = tl.load(maximum).to(tl.float64) / BINS
-        total = tl.zeros((BLOCK,), dtype=tl.float64)
-        for start in range(0, BINS, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            centre = (at.to(tl.float64) + 0.5) * width
-            value = centre.to(tl.float32)
-            if SCALED:
-                rounded = tl.div_rn(_round_to_grid(tl.minimum(value * factor, 448.0)), factor)
-            else:
-                rounded = _round_to_grid(tl.minimum(value, tl.minimum(amax, 448.0)))
-            share = tl.load(density + at, mask=at < BINS, other=0.0)
-            rounded = tl.where(tl.program_id(0) < count, rounded, 0.0)
-            difference = rounded.to(tl.float64) - centre
-            total += difference * difference * share
-        tl.store(errors + tl.program_id(0), tl.sum(total))
-
-    @triton.jit
-    def _refine(maximum, state, errors, count, FIRST: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-        low, high = _range(maximum, state, FIRST)
-        top = tl.load(maximum).to(tl.float64)
-        at = tl.arange(0, BLOCK)
-        found = tl.load(errors + at, mask=at < count, other=float("inf"))
-        error, index = tl.min(found, 0, return_indices=True)  # the first of equals
-        best = _candidate(low, high, index, count).to(tl.float64)
-        if not FIRST:
-            before = tl.load(state + 3)
-            best = tl.where(error < before, best, tl.load(state + 2))
-            error = tl.minimum(error, before)
-        reach = (high - low) / 4
-        tl.store(state, tl.maximum(top * 0.1, best - reach))
-        tl.store(state + 1, tl.minimum(top * 1.2, best + reach))
-        tl.store(state + 2, best)
-        tl.store(state + 3, error)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import kernels
+from . import kernels, search_kernels
 from .fp8 import FP8_MAX, positive_grid, quotient, round_to_grid
 from .histogram import WeightedHistogram, weighted_histogram
 
@@ -130,7 +130,7 @@ def search_amax(
     """
     if kernels.usable(histogram.density.device):
         with torch.cuda.device_of(histogram.density):  # Triton launches on the current device
-            found = kernels.search_amax(
+            found = search_kernels.search_amax(
                 histogram.maximum,
                 histogram.density,
                 settings.candidates,

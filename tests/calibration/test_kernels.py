@@ -85,6 +85,12 @@ class TestAddCall:
     def test_outputs_of_any_size(self, shape):
         assert_exact(values(*shape).to(DEVICE, torch.float16), values(2, 4).to(DEVICE))
 
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_with_the_steps_of_large_tensors(self, layout, monkeypatch):
+        monkeypatch.setattr(kernels, "_LARGE", 1)
+        inputs = LAYOUTS[layout]().to(DEVICE, torch.float16)
+        assert_exact(values(3, 70, 110).to(DEVICE, torch.float16), inputs)
+
     def test_an_output_in_channels_last(self):
         output = values(2, 6, 9, 7).to(DEVICE, memory_format=torch.channels_last)
         assert_exact(output, values(2, 4).to(DEVICE))

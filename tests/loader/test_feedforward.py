@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import comfy.model_management
 import comfy.ops
 import pytest
 import torch
 from comfy.ldm.modules import attention
 from comfy.quant_ops import QuantizedTensor
+from comfy.weight_adapter.bypass import BypassForwardHook
+from comfy.weight_adapter.lora import LoRAAdapter
 from harness.inprocess import distance
-from hswq.loader import matmul
+from hswq.loader import matmul, operations
 from hswq.loader.converter import convert
 from hswq.loader.feedforward import FeedForward, gate_at_once
 from hswq.loader.operations import hswq_operations
@@ -30,10 +30,10 @@ def decide(name: str, weight: torch.Tensor):
 
 def feed_forward(dtype: torch.dtype = torch.float16, amax: float | None = None) -> FeedForward:
     """Return one whose last layer is quantized, and multiplies in FP8 where an amax is given."""
-    operations = hswq_operations(decide, manual_cast=False)
     made = attention.FeedForward(
-        WIDTH, glu=True, device=DEVICE, dtype=dtype, operations=operations
-    ).eval()
+        WIDTH, glu=True, device=DEVICE, dtype=dtype,
+        operations=hswq_operations(decide, manual_cast=False),
+    ).eval()  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     shapes = {"net.0.proj": (2 * INNER, WIDTH), "net.2": (WIDTH, INNER)}
     state = {
@@ -58,19 +58,17 @@ def ordinary(module: FeedForward, values: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture
-def last_input() -> Callable[[FeedForward], list[torch.Tensor]]:
-    """Return a function that collects what a module's last layer gets."""
-    hooks = []
+def last_inputs(monkeypatch) -> list[torch.Tensor]:
+    """What last layers get, without a hook, which would change it."""
+    got = []
 
-    def of(module: FeedForward) -> list[torch.Tensor]:
-        got: list[torch.Tensor] = []
-        hook = module.net[2].register_forward_pre_hook(lambda _, args: got.append(args[0]))
-        hooks.append(hook)
-        return got
+    def product(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        if weight.shape[1] == INNER:
+            got.append(values)
+        return matmul.multiplied_in_fp8(values, weight, bias)
 
-    yield of
-    for hook in hooks:
-        hook.remove()
+    monkeypatch.setattr(operations, "multiplied_in_fp8", product)
+    return got
 
 
 @pytest.fixture(params=[None, AMAX], ids=["16 bit", "FP8"])
@@ -85,27 +83,17 @@ def amax(request, monkeypatch) -> float | None:
 class TestForward:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("shape", [(9,), (2, 7), (2, 3, 5)])
-    def test_gives_what_comfyuis_does(self, amax, dtype, shape, last_input):
+    def test_gives_what_comfyuis_does(self, amax, dtype, shape, last_inputs):
         module, values = feed_forward(dtype, amax), inputs(*shape, dtype=dtype)
-        got = last_input(module)
         found = module(values)
         expected = ordinary(module, values)
         assert (found.dtype, found.shape) == (dtype, expected.shape)
         # A GPU's gelu is not the same to the last digit, which another FP8 value may come from.
         assert found.equal(expected) or (DEVICE.type == "cuda" and distance(found, expected) < 5e-3)
-        gated = got[0]
+        gated, plain = last_inputs
         assert (gated.dtype, gated.shape) == (dtype, (*shape, INNER))
         assert isinstance(gated, QuantizedTensor) == bool(amax)
-        assert distance(gated.float(), got[1]) < (0.05 if amax else 1e-3)
-
-    def test_hooks_of_others_read_numbers(self, amax, last_input):
-        module = feed_forward(amax=amax)
-        got = last_input(module)
-        module(inputs(9))
-        module.net[2].weight_function = [lambda weight: weight]
-        module(inputs(9))
-        read, plain = (values.abs().float().mean() for values in got)
-        assert abs(read / plain - 1) < 0.02
+        assert distance(gated.float(), plain) < (0.05 if amax else 1e-3)
 
     def test_of_no_inputs(self, amax):
         assert feed_forward(amax=amax)(inputs(0)).shape == (0, WIDTH)
@@ -128,32 +116,97 @@ class TestForward:
 
 
 class TestPlainInput:
-    """The last layer's where its product in FP8 is not possible."""
+    """The last layer's where its product in FP8 is not possible, or others look at it."""
 
-    def test_with_a_function_on_the_weight(self, last_input):
+    def test_with_a_function_on_the_weight(self, last_inputs):
         module = feed_forward(amax=AMAX)
         module.net[2].weight_function = [lambda weight: weight * 1.01]
-        got = last_input(module)
         assert distance(module(inputs(9)), ordinary(module, inputs(9))) < 1e-3
-        assert not isinstance(got[0], QuantizedTensor)
+        assert not isinstance(last_inputs[0], QuantizedTensor)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-    def test_with_a_weight_that_is_cast(self, dtype, last_input):
+    def test_with_a_weight_that_is_cast(self, dtype, last_inputs):
         module, values = feed_forward(amax=AMAX), inputs(9, dtype=dtype)
         for layer in (module.net[0].proj, module.net[2]):
             layer.comfy_cast_weights = True
-        got = last_input(module)
         assert distance(module(values), ordinary(module, values)) < 1e-2
-        assert not isinstance(got[0], QuantizedTensor)
+        assert not isinstance(last_inputs[0], QuantizedTensor)
 
     @pytest.mark.skipif(DEVICE.type == "cpu", reason="no NVIDIA GPU")
-    def test_with_a_weight_on_the_host(self, last_input):
+    def test_with_a_weight_on_the_host(self, last_inputs):
         module = feed_forward(amax=AMAX)
         module.net[2].cpu()
         module.net[2].comfy_cast_weights = True
-        got = last_input(module)
         assert distance(module(inputs(9)), ordinary(module, inputs(9))) < 1e-3
-        assert not isinstance(got[0], QuantizedTensor)
+        assert not isinstance(last_inputs[0], QuantizedTensor)
+
+    def test_with_a_bypass_lora(self, last_inputs):
+        """ComfyUI's own, which computes from the layer's input beside it."""
+        module, values = feed_forward(amax=0.2 * AMAX), inputs(9)
+        up, down = (torch.randn(shape, device=DEVICE) for shape in ((WIDTH, 4), (4, INNER)))
+        lora = LoRAAdapter(set(), (up, down, 4.0, None, None, None))
+        hook = BypassForwardHook(module.net[2], lora)
+        without = module(values)
+        hook.inject()
+        effect = module(values) - without
+        hook.eject()
+        module(values)
+        assert [isinstance(each, QuantizedTensor) for each in last_inputs] == [True, False, True]
+        gated = module.net[0](values).float()
+        assert distance(effect, gated @ down.T @ up.T) < 5e-3
+
+
+def hook_before(part: torch.nn.Module) -> None:
+    part.register_forward_pre_hook(lambda _, args: (args[0] * 0.5,))
+
+
+def hook_after(part: torch.nn.Module) -> None:
+    part.register_forward_hook(lambda _, __, output: output * 0.5)
+
+
+def replace_forward(part: torch.nn.Module) -> None:
+    forward = part.forward
+    part.forward = lambda inputs: forward(inputs * 0.5)
+
+
+class Wrapped(torch.nn.Module):
+    """As others put into a module's place."""
+
+    def __init__(self, wrapped: torch.nn.Module) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return 0.5 * self.wrapped(inputs)
+
+
+class TestOthersChanges:
+    """What other extensions do to the parts has its effect."""
+
+    @pytest.mark.parametrize("part", ["net", "net.0", "net.0.proj", "net.1", "net.2"])
+    @pytest.mark.parametrize("change", [hook_before, hook_after, replace_forward])
+    def test_in_place(self, amax, part, change):
+        module, values = feed_forward(amax=amax), inputs(9)
+        before = module(values)
+        change(module.get_submodule(part))
+        found = module(values)
+        assert distance(found, before) > 0.1
+        assert distance(found, ordinary(module, values)) < 5e-3
+
+    @pytest.mark.parametrize("part", ["net", "net.0", "net.0.proj", "net.1", "net.2"])
+    def test_in_their_place(self, amax, part):
+        module, values = feed_forward(amax=amax), inputs(9)
+        before = module(values)
+        module.set_submodule(part, Wrapped(module.get_submodule(part)))
+        found = module(values)
+        assert distance(found, before) > 0.1
+        assert distance(found, ordinary(module, values)) < 5e-3
+
+    def test_a_projection_that_is_transposed(self, amax):
+        module, values = feed_forward(amax=amax), inputs(9)
+        before = module(values)
+        module.net[0].proj.register_forward_hook(lambda _, __, output: output.T.contiguous().T)
+        assert distance(module(values), before) < 5e-3
 
 
 class TestModels:

@@ -7,23 +7,31 @@ runs are the CUDA half of the other tests here.
 import conftest  # noqa: F401 - the package `hswq`
 import torch
 from helpers import gaussian
-from hswq.quant import FP8_MAX, SearchSettings, fp8, kernels, search_amax, weighted_histogram
+from hswq.quant import (
+    FP8_MAX,
+    SearchSettings,
+    fp8,
+    kernels,
+    search_amax,
+    search_kernels,
+    weighted_histogram,
+)
 
 SETTINGS = SearchSettings(512, 50, 2)
 
 
 def histogram_agrees(weight: torch.Tensor, importance: torch.Tensor | None) -> None:
     expected = weighted_histogram(weight, importance, SETTINGS.bins)
-    largest, finite = kernels.largest_magnitude(weight)
+    largest, finite = search_kernels.largest_magnitude(weight)
     assert (largest, finite) == (expected.maximum, expected.finite)
     shares = torch.ones(1, dtype=torch.float64) if importance is None else importance
-    sums = kernels.add_to_histogram(weight, largest, shares, SETTINGS.bins)
+    sums = search_kernels.add_to_histogram(weight, largest, shares, SETTINGS.bins)
     torch.testing.assert_close(sums / sums.sum(), expected.density, rtol=1e-12, atol=0)
 
 
 def search_agrees(weight: torch.Tensor, scaled: bool) -> None:
     histogram = weighted_histogram(weight, None, SETTINGS.bins)
-    found = kernels.search_amax(
+    found = search_kernels.search_amax(
         histogram.maximum,
         histogram.density,
         SETTINGS.candidates,
