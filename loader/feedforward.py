@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.ops
 import torch
 from comfy.ldm.modules import attention
 
@@ -52,6 +53,16 @@ def gate_at_once(network: torch.nn.Module) -> None:
     Args:
         network: whose Linear layers are ours; it has the same parameters afterwards.
     """
+    if not _gates_as_here():
+        return
     for module in network.modules():
         if type(module) is attention.FeedForward and type(module.net[0]) is attention.GEGLU:
             module.__class__ = FeedForward
+
+
+def _gates_as_here() -> bool:
+    """Whether GEGLU, which ComfyUI or an extension may change, is what gated_input computes."""
+    gate = attention.GEGLU(1, 1, operations=comfy.ops.disable_weight_init)
+    gate.proj = torch.nn.Identity()
+    values = torch.linspace(-3, 3, 8)[None]
+    return torch.allclose(gate(values), gated_input(values))

@@ -226,6 +226,14 @@ class TestModels:
         ours, stock = (set(each.model.state_dict()) for each in models)
         assert ours == stock
 
+    def test_are_left_alone_where_geglu_is_another(self, models, planner, monkeypatch):
+        """A later ComfyUI's, or an extension's."""
+        monkeypatch.setattr(
+            attention.GEGLU, "forward", lambda self, x: self.proj(x).chunk(2, -1)[0]
+        )
+        modules = convert(models.sixteen_bit, planner(0.25)).model.diffusion_model.modules()
+        assert not any(isinstance(one, FeedForward) for one in modules)
+
     def test_without_gates_are_left_alone(self):
         plain = attention.FeedForward(8, glu=False, operations=comfy.ops.disable_weight_init)
         gate_at_once(plain)
