@@ -23,13 +23,14 @@ _GATED = 512  # channels a program
 
 @functools.cache
 def usable(device: torch.device) -> bool:
-    """Whether the kernels run on this device; the first call on a GPU tries one."""
+    """Whether the kernels run on this device; the first call on a GPU tries two."""
     if triton is None or device.type != "cuda" or torch.version.hip is not None:
         return False
     try:
         byte = torch.tensor([0x38], dtype=torch.uint8, device=device).view(torch.float8_e4m3fn)
         one = dequantize(byte, torch.ones((), device=device), torch.float16)
-        return one.item() == 1.0
+        gated = gated_input(torch.ones(1, 32, dtype=torch.float16, device=device), None)
+        return one.item() == 1.0 and bool(((gated - 0.8413).abs() < 0.001).all())
     except Exception as error:  # no compiler on this machine, an unknown card: torch does it all
         logging.info("HSWQ: Triton is not usable on %s (%s)", device, str(error).split("\n", 1)[0])
         return False
