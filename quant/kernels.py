@@ -15,7 +15,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError:  # Windows and macOS builds of torch come without it
-    triton = None
+    triton = tl = None
 
 _BLOCK = 4096
 _GATED = 512  # channels a program

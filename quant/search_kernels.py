@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # Windows and macOS builds of torch come without it
-    triton = None
+from .kernels import tl, triton
 
 _BLOCK = 4096
 _COPIES = 64  # of the histogram, so that programs seldom add to the same address at once

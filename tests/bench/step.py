@@ -50,9 +50,9 @@ def with_inputs(measured, patcher):
     return Statistics(layers, measured.meta)
 
 
-def ours(measured, **how):
+def ours(measured, keep_ratio=0.25, *, scaled=True, **how):
     """Return the loader's model."""
-    planner = common.planner(measured, how.pop("keep_ratio", 0.25), how.pop("scaled", True))
+    planner = common.planner(measured, keep_ratio, scaled)
     return load_checkpoint(chosen.checkpoint, planner, only_model=True, **how)[0]
 
 
@@ -67,9 +67,7 @@ def main() -> None:
             "HSWQ scaled": lambda: ours(measured),
             "HSWQ compatible": lambda: ours(measured, scaled=False),
             "HSWQ scaled, FP8 matmul": lambda: ours(measured, fp8_matmul=True),
-            "HSWQ scaled, FP8 matmul, keep 0": lambda: ours(
-                measured, keep_ratio=0.0, fp8_matmul=True
-            ),
+            "HSWQ scaled, FP8 matmul, keep 0": lambda: ours(measured, 0.0, fp8_matmul=True),
         }
         makers = {n: m for n, m in makers.items() if not chosen.only or n in chosen.only}
         runs, results = {}, {}

@@ -132,7 +132,7 @@ class TestPlainInput:
         assert distance(module(values), ordinary(module, values)) < 1e-2
         assert not isinstance(last_inputs[0], QuantizedTensor)
 
-    @pytest.mark.skipif(DEVICE.type == "cpu", reason="no NVIDIA GPU")
+    @pytest.mark.skipif(DEVICE.type == "cpu", reason="this machine has no NVIDIA GPU")
     def test_with_a_weight_on_the_host(self, last_inputs):
         module = feed_forward(amax=AMAX)
         module.net[2].cpu()
