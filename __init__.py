@@ -2,7 +2,7 @@
 
 import logging
 
-from .loader.host import problem
+from .loader.host.version import problem
 
 if (_problem := problem()) is None:
     WEB_DIRECTORY = "./web"

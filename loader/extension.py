@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
+from .host.folders import register_folder
 from .nodes import NODES
 from .panel.events import StatusEvents
 from .panel.routes import add_routes, status
-from .recording import recorder
-from .store import register_folder
+from .recording.recorder import recorder
 
 
 class HSWQExtension(ComfyExtension):

@@ -9,6 +9,7 @@ from .histogram import WeightedHistogram, weighted_histogram
 from .plan import LayerPlan, Plan, expected_error
 from .planner import Planner, make_plan
 from .search import DEFAULT_SETTINGS, SearchSettings, optimal_amax, search_amax, weighted_mse
+from .settings import QuantizeSettings
 
 __all__ = [
     "DEFAULT_SETTINGS",
@@ -18,6 +19,7 @@ __all__ = [
     "LayerPlan",
     "Plan",
     "Planner",
+    "QuantizeSettings",
     "SearchSettings",
     "WeightedHistogram",
     "dequantize",

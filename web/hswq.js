@@ -22,7 +22,7 @@ async function announce({ name, samples }) {
   app.extensionManager.toast.add({ severity: "success", summary: t("ready"), detail, life: 10000 });
 }
 
-// ComfyUI keeps the values; loader/settings.py reads them, with the same defaults, where each
+// ComfyUI keeps the values; loader/host/settings.py reads them, with the same defaults, where each
 // sampling starts.
 const setting = (id, name, type, defaultValue, tooltip, more) => ({
   id: `HSWQ.${id}`, category: ["HSWQ", "Recording", id], name, type, defaultValue, tooltip, ...more });

@@ -13,9 +13,9 @@ from comfy_api.latest import io
 
 from ...calibration import Statistics
 from .. import store
-from ..patchers import identity, is_quantized
-from ..recording import WRAPPER, Recording, record, unrecordable
-from .common import CATEGORY, say
+from ..engine.patchers import identity, is_quantized
+from ..recording.recorder import WRAPPER, Recording, record, unrecordable
+from .inputs import CATEGORY, say
 
 
 class HSWQCalibration(io.ComfyNode):

@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 from kornia.metrics import psnr, ssim
 
-from .common import CATEGORY, say
+from .inputs import CATEGORY, say
 
 _WINDOW = 11  # pixels, the Gaussian of 1.5 that SSIM was published with
 _GREY = 0.5

@@ -7,13 +7,12 @@ import os
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...quant import SearchSettings
-from .. import choice
-from ..converter import convert
-from ..loading import ATTACHMENT
-from ..patchers import identity
-from ..quantizer import QuantizeSettings
-from .common import (
+from ...quant import QuantizeSettings, SearchSettings
+from ..engine.adopt import ATTACHMENT
+from ..engine.converter import convert
+from ..engine.patchers import identity
+from ..jobs import choice
+from .inputs import (
     CATEGORY,
     COMPATIBLE,
     SCALED,

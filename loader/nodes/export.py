@@ -7,12 +7,12 @@ import os
 import folder_paths
 from comfy_api.latest import io
 
-from .. import choice
-from ..export import ExportSettings, export
-from ..exportpath import default_name, export_path
-from ..formats import FILE_FORMATS, SCALED
-from ..sources import source_path, sources
-from .common import CATEGORY, keep_ratio_input, say, statistics_input
+from ..files.layer_formats import FILE_FORMATS, SCALED
+from ..jobs import choice
+from ..jobs.export import ExportSettings, export
+from ..jobs.model_files import source_path, sources
+from ..jobs.output_path import default_name, export_path
+from .inputs import CATEGORY, keep_ratio_input, say, statistics_input
 
 _WHOLE, _MODEL_ONLY = "full checkpoint", "diffusion model only"
 

@@ -10,20 +10,15 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from .. import choice, matmul, store
-from ..fingerprints import fingerprint
-from ..loading import ATTACHMENT, check_model, load_checkpoint, load_diffusion_model
-from ..modelfile import is_stored_quantized
-from ..quantizer import QuantizeSettings
-from .common import (
-    CATEGORY,
-    SCALED,
-    keep_ratio_input,
-    mode_input,
-    say,
-    statistics_input,
-    summary,
-)
+from ...quant import QuantizeSettings
+from .. import store
+from ..engine import matmul
+from ..engine.adopt import ATTACHMENT
+from ..engine.loading import check_model, load_checkpoint, load_diffusion_model
+from ..files.fingerprints import fingerprint
+from ..files.model_file import is_stored_quantized
+from ..jobs import choice
+from .inputs import CATEGORY, SCALED, keep_ratio_input, mode_input, say, statistics_input, summary
 
 _AS_STORED = "as the file has it"
 

@@ -6,8 +6,8 @@ import logging
 
 from comfy_api.latest import io
 
-from ..gather import ALL, folders, gather
-from .common import CATEGORY, say
+from ..store.merge import ALL, folders, gather
+from .inputs import CATEGORY, say
 
 
 class HSWQMergeStatistics(io.ComfyNode):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..searching import search_all
-from ..sources import source_path, sources
-from .common import CATEGORY, SCALED, mode_input, say, statistics_input
+from ..jobs.model_files import source_path, sources
+from ..jobs.search import search_all
+from .inputs import CATEGORY, SCALED, mode_input, say, statistics_input
 
 
 class HSWQPlan(io.ComfyNode):

@@ -12,10 +12,20 @@ from pathlib import Path
 import torch
 
 from ...calibration import Statistics, StatisticsError, load_statistics
-from .. import settings, statisticsfile, store
-from ..alive import Alive, alive_models
-from ..sources import find_source
-from ..status import COMPLETE, FAILED, NOT_RECORDED, QUANTIZED, RECORDING, ModelStatus, is_sampling
+from .. import store
+from ..engine.alive import Alive, alive_models
+from ..host import folders, settings
+from ..jobs.model_files import find_source
+from ..recording.status import (
+    COMPLETE,
+    FAILED,
+    NOT_RECORDED,
+    QUANTIZED,
+    RECORDING,
+    ModelStatus,
+    is_sampling,
+)
+from ..store import locked_file
 
 READY = "ready"
 ID_DIGITS = 16
@@ -190,12 +200,12 @@ class Catalogue:
     def _statistics_files(self) -> list[StatisticsFile]:
         """Read those that are not known, and forget those that are gone."""
         known, self._files, found = self._files, {}, []
-        for path in sorted(store.statistics_folder().glob("*.pt")):
+        for path in sorted(folders.statistics_folder().glob("*.pt")):
             match = _FILE.fullmatch(path.name)
             if match is None:
                 continue
             try:
-                version = statisticsfile.version_of(path)
+                version = locked_file.version_of(path)
                 if path not in known or known[path][0] != version:
                     known[path] = version, _read(path)
             except FileNotFoundError:
@@ -210,7 +220,7 @@ class Catalogue:
 def _read(path: Path) -> Statistics | None:
     """Read a file without its importances; None where it is damaged, or of an unknown model."""
     try:
-        statistics = statisticsfile.known(path) or load_statistics(path)
+        statistics = locked_file.known(path) or load_statistics(path)
     except FileNotFoundError:
         raise
     except (StatisticsError, OSError) as error:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from server import PromptServer
 
-from ..status import on_change
+from ..host.events import on_change
 
 EVENT = "hswq.status"
 _SECONDS = 0.25  # between two

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ...quant import Planner, expected_error
-from ..choice import AUTO, planner_for, statistics_version
-from ..plans import findings_key
-from ..quantizer import QuantizeSettings
-from ..sources import Shapes, shapes_of
+from ...quant import Planner, QuantizeSettings, expected_error
+from ..jobs.choice import AUTO, planner_for, statistics_version
+from ..jobs.model_files import Shapes, shapes_of
+from ..store.search_cache import findings_key
 from .catalogue import Model
 
 _KINDS = {2: "Linear", 4: "Conv2d"}

@@ -15,10 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp import web
 from server import PromptServer
 
-from .. import plans, store
-from ..quantizer import QuantizeSettings
-from ..recording import recorder
-from ..status import RECORDING, ModelStatus, changed
+from ...quant import QuantizeSettings
+from .. import store
+from ..host.events import changed
+from ..recording.recorder import recorder
+from ..recording.status import RECORDING, ModelStatus
+from ..store import search_cache
 from . import preview, uploads
 from .catalogue import ID_DIGITS, Catalogue, Model, UnknownModelError
 from .requests import (
@@ -186,7 +188,7 @@ async def unknown(_: web.Request) -> None:
 def _remove(model: Model, session: str | None = None) -> int:
     """Remove statistics of a model, and what was found by them."""
     removed = store.remove_statistics(model.fingerprint, session)
-    plans.forget_findings(model.fingerprint)
+    search_cache.forget_findings(model.fingerprint)
     return removed
 
 

@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 
 from ...calibration import Statistics, StatisticsError, load_statistics
-from .. import statisticsfile, store
-from ..sources import find_source, shapes_of
-from ..status import changed
+from .. import store
+from ..host.events import changed
+from ..jobs.model_files import find_source, shapes_of
+from ..store import locked_file
 
 MAX_BYTES = 64 << 20
 """SDXL's statistics are 8 MiB."""
@@ -49,10 +50,10 @@ def take_in(content: bytes, name: str) -> str:
         return its
     session = with_id.meta["session"]
     path = store.statistics_path(its, session, with_id.meta["model"])
-    with statisticsfile.locked(path):
-        before = statisticsfile.read_or_set_aside(path)
+    with locked_file.locked(path):
+        before = locked_file.read_or_set_aside(path)
         if before is None or before.samples < with_id.samples:
-            statisticsfile.write(with_id, path)
+            locked_file.write(with_id, path)
     changed()
     return its
 
@@ -116,7 +117,7 @@ def _session(session: str, recordings: str) -> str:
 def _includes(path: Path, new: Statistics) -> bool:
     """Whether a file has all that a new one has."""
     try:
-        known = statisticsfile.read(path)
+        known = locked_file.read(path)
     except (StatisticsError, OSError):
         return False
     return store.recordings(known) >= store.recordings(new) and known.samples >= new.samples

@@ -11,7 +11,8 @@ import common
 import torch
 from comfy.model_patcher import ModelPatcher
 from hswq.calibration import Statistics, monitored_layers
-from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint
 from hswq.quant import LayerPlan, Plan, Planner
 
 STOCK = "stock FP8 cast"

@@ -13,10 +13,12 @@ import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from harness.hostmemory import PeakMemory  # noqa: E402
-from hswq.loader import choice, store  # noqa: E402
-from hswq.loader.export import ExportSettings, export  # noqa: E402
-from hswq.loader.fingerprints import fingerprint  # noqa: E402
-from hswq.loader.formats import FILE_FORMATS  # noqa: E402
+from hswq.loader import store  # noqa: E402
+from hswq.loader.files.fingerprints import fingerprint  # noqa: E402
+from hswq.loader.files.layer_formats import FILE_FORMATS  # noqa: E402
+from hswq.loader.host.folders import register_folder  # noqa: E402
+from hswq.loader.jobs import choice  # noqa: E402
+from hswq.loader.jobs.export import ExportSettings, export  # noqa: E402
 
 
 def record(path: str) -> None:
@@ -65,7 +67,7 @@ def main() -> None:
     path = chosen.checkpoint
     with torch.inference_mode(), tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
         folder_paths.models_dir = folder
-        store.register_folder()
+        register_folder()
         record(path)
         found = rounds_of(path, Path(folder))
     results = {

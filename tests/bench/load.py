@@ -9,7 +9,8 @@ chosen = common.arguments(
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from harness.hostmemory import PeakMemory  # noqa: E402
-from hswq.loader.loading import ATTACHMENT, load_checkpoint  # noqa: E402
+from hswq.loader.engine.adopt import ATTACHMENT  # noqa: E402
+from hswq.loader.engine.loading import load_checkpoint  # noqa: E402
 
 
 def main() -> None:

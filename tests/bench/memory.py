@@ -10,7 +10,8 @@ from pathlib import Path  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from hswq.calibration import monitored_layers  # noqa: E402
-from hswq.loader.loading import ATTACHMENT, load_checkpoint  # noqa: E402
+from hswq.loader.engine.adopt import ATTACHMENT  # noqa: E402
+from hswq.loader.engine.loading import load_checkpoint  # noqa: E402
 
 
 def where_it_computes(layer: torch.nn.Module) -> torch.Tensor:

@@ -23,7 +23,7 @@ from pathlib import Path  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from hswq.calibration import DualMonitor, Rotation, monitored_layers, save_statistics  # noqa: E402
-from hswq.loader.recording import share_of  # noqa: E402
+from hswq.loader.recording.recorder import share_of  # noqa: E402
 
 PASSIVE = "passive"
 

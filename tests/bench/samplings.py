@@ -18,8 +18,9 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from harness.hostmemory import anonymous  # noqa: E402
 from hswq.loader import store  # noqa: E402
-from hswq.loader.fingerprints import fingerprint  # noqa: E402
-from hswq.loader.recording import recorder  # noqa: E402
+from hswq.loader.files.fingerprints import fingerprint  # noqa: E402
+from hswq.loader.host.folders import register_folder  # noqa: E402
+from hswq.loader.recording.recorder import recorder  # noqa: E402
 
 WARM_UP = 10
 
@@ -48,7 +49,7 @@ def main() -> None:
         settings = Path(folder, "default", "comfy.settings.json")
         settings.parent.mkdir()
         settings.write_text(json.dumps({"HSWQ.Target": 4096}))
-        store.register_folder()
+        register_folder()
         recorder.install()
         patcher = comfy.sd.load_checkpoint_guess_config(
             chosen.checkpoint, output_clip=False, output_vae=False

@@ -17,7 +17,7 @@ from pathlib import Path  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from hswq.calibration import DualMonitor, Statistics  # noqa: E402
-from hswq.loader.loading import load_checkpoint  # noqa: E402
+from hswq.loader.engine.loading import load_checkpoint  # noqa: E402
 
 
 def stock(**model_options):

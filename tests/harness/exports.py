@@ -11,14 +11,16 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from hswq.loader import choice, store
-from hswq.loader.export import ExportSettings, export
-from hswq.loader.exportpath import export_path
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.layers import layers_of
-from hswq.loader.modelfile import load_tensors
-from hswq.loader.quantizer import QuantizeSettings, quantizing_device
-from hswq.quant import LayerPlan, Plan, make_plan
+from hswq.loader import store
+from hswq.loader.engine.model_structure import layers_of
+from hswq.loader.engine.quantizer import quantizing_device
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.files.model_file import load_tensors
+from hswq.loader.host.folders import register_folder
+from hswq.loader.jobs import choice
+from hswq.loader.jobs.export import ExportSettings, export
+from hswq.loader.jobs.output_path import export_path
+from hswq.quant import LayerPlan, Plan, QuantizeSettings, make_plan
 
 SAMPLES = 40
 
@@ -41,7 +43,7 @@ def use_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    store.register_folder()
+    register_folder()
 
 
 @pytest.fixture(scope="session")

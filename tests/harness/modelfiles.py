@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from hswq.loader import fingerprints
+from hswq.loader.files import fingerprints
 from safetensors.torch import save_file
 
 HOUR = 3600

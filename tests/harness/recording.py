@@ -16,8 +16,8 @@ import pytest
 import torch
 from hswq.calibration import LayerStatistics, Statistics, monitored_layers
 from hswq.loader import store
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.recording import Recorder
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.recording.recorder import Recorder
 
 CFGGuider = comfy.samplers.CFGGuider
 
@@ -26,7 +26,7 @@ CFGGuider = comfy.samplers.CFGGuider
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Statistics and settings for the test alone."""
     folders = folder_paths.folder_names_and_paths
-    monkeypatch.setitem(folders, store.FOLDER, ([str(tmp_path / "hswq")], {".pt"}))
+    monkeypatch.setitem(folders, folders.FOLDER, ([str(tmp_path / "hswq")], {".pt"}))
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
     return tmp_path / "hswq"
 

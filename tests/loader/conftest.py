@@ -34,7 +34,7 @@ from harness import inprocess  # noqa: E402
 from harness.exports import folders, plans, recorded  # noqa: E402, F401
 from harness.recording import choose, folder, model, recorder  # noqa: E402, F401
 from hswq.calibration import Statistics  # noqa: E402
-from hswq.loader import loading  # noqa: E402
+from hswq.loader.engine import loading  # noqa: E402
 from hswq.quant import Planner, SearchSettings  # noqa: E402
 
 

@@ -31,7 +31,8 @@ import folder_paths  # noqa: E402
 import test_recording_store as tested  # noqa: E402
 import torch  # noqa: E402
 from hswq.calibration import load_statistics  # noqa: E402
-from hswq.loader import fingerprints, store  # noqa: E402
+from hswq.loader.files import fingerprints  # noqa: E402
+from hswq.loader.host.folders import FOLDER  # noqa: E402
 
 
 def kill(folder: Path, count: int) -> None:
@@ -62,7 +63,7 @@ def kill(folder: Path, count: int) -> None:
 
 
 def main(name: str, folder: str, what: str) -> None:
-    folder_paths.folder_names_and_paths[store.FOLDER] = ([folder], {".pt"})
+    folder_paths.folder_names_and_paths[FOLDER] = ([folder], {".pt"})
     if name == "known":
         print(fingerprints.known(what))
     elif name == "kill":

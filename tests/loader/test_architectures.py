@@ -20,17 +20,18 @@ from harness.exports import identical, target_of, use_folders, wanted
 from harness.inprocess import distance, held, same
 from harness.recording import assert_measured, measured
 from hswq.calibration import Statistics, monitored_layers
-from hswq.loader import choice, store
-from hswq.loader.converter import convert
-from hswq.loader.export import export
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.formats import FILE_FORMATS
-from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import ModelFileError
-from hswq.loader.quantizer import QuantizeSettings
-from hswq.loader.recording import Recorder, unrecordable
-from hswq.loader.searching import search
-from hswq.quant import Planner, SearchSettings, quantize
+from hswq.loader import store
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.converter import convert
+from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
+from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.files.layer_formats import FILE_FORMATS
+from hswq.loader.jobs import choice
+from hswq.loader.jobs.export import export
+from hswq.loader.jobs.search import search
+from hswq.loader.recording.recorder import Recorder, unrecordable
+from hswq.quant import Planner, QuantizeSettings, SearchSettings, quantize
 from safetensors.torch import load_file, save_file
 from toy.architectures import ARCHITECTURES, CLIP_PREFIX, ENTRIES, Architecture
 from toy.shapes import CLIP_LAYERS

@@ -14,14 +14,17 @@ import pytest
 import torch
 from harness.exports import SAMPLES, record
 from hswq.calibration import LayerStatistics, Statistics, save_statistics
-from hswq.loader import choice, statisticsfile, status, store
-from hswq.loader.converter import convert
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.loader import store
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.converter import convert
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.host import events
+from hswq.loader.jobs import choice
 from hswq.loader.panel import catalogue
 from hswq.loader.panel.catalogue import Catalogue, UnknownModelError
-from hswq.loader.quantizer import QuantizeSettings
-from hswq.loader.status import (
+from hswq.loader.recording import status
+from hswq.loader.recording.status import (
     COMPLETE,
     FAILED,
     NOT_RECORDED,
@@ -30,7 +33,8 @@ from hswq.loader.status import (
     ModelStatus,
     StatusTable,
 )
-from hswq.quant import SearchSettings
+from hswq.loader.store import locked_file
+from hswq.quant import QuantizeSettings, SearchSettings
 
 FINGERPRINT = "ab" * 32
 READY = catalogue.READY
@@ -53,8 +57,8 @@ def noted(state: str, reason: str | None = None) -> ModelStatus:
 @pytest.fixture(autouse=True)
 def folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The statistics folder; who listens in a test does so in it alone."""
-    monkeypatch.setattr(status, "_listeners", [])
-    return folders / "models" / store.FOLDER
+    monkeypatch.setattr(events, "_listeners", [])
+    return folders / "models" / folders.FOLDER
 
 
 class TestState:
@@ -166,11 +170,11 @@ class TestRemove:
     def test_waits_for_who_writes_and_says_so_when_it_takes_too_long(self, folder, monkeypatch):
         add(1)
         (path,) = folder.glob("*.pt")
-        monkeypatch.setattr(statisticsfile, "_LOCK_SECONDS", 0.1)
+        monkeypatch.setattr(locked_file, "_LOCK_SECONDS", 0.1)
         held, done = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with statisticsfile.locked(path):
+            with locked_file.locked(path):
                 held.set()
                 done.wait(10)
 
@@ -218,7 +222,7 @@ class TestAlive:
 
     def test_as_long_as_it_lives(self, path, planner):
         told, before = [], self.loaded()
-        status.on_change(lambda: told.append(time.monotonic()))
+        events.on_change(lambda: told.append(time.monotonic()))
         patcher = load_checkpoint(path, planner(0.5), only_model=True)[0]
         clone = patcher.clone()
         assert self.loaded() == {"mode": "scaled", "keep_ratio": 0.5, "samples": 0}
@@ -250,7 +254,7 @@ class TestAlive:
 class TestTable:
     def test_tells_and_forgets(self):
         told, table = [], StatusTable()
-        status.on_change(lambda: told.append(table.all()))
+        events.on_change(lambda: told.append(table.all()))
         table.note(noted(RECORDING))
         assert [one.fingerprint for one in told[-1]] == [FINGERPRINT]
         table.forget(FINGERPRINT)

@@ -18,7 +18,7 @@ from harness.inprocess import (
     weight,
 )
 from harness.patches import patch_file
-from hswq.loader.loading import ATTACHMENT
+from hswq.loader.engine.adopt import ATTACHMENT
 from toy.shapes import CONTEXT
 
 

@@ -27,9 +27,9 @@ from harness.inprocess import (
     weight,
 )
 from harness.patches import patch_file
-from hswq.loader.converter import convert
-from hswq.loader.loading import ATTACHMENT
-from hswq.loader.patchers import is_quantized
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.converter import convert
+from hswq.loader.engine.patchers import is_quantized
 from hswq.quant import Plan, quantize
 
 

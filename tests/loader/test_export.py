@@ -14,14 +14,14 @@ import torch
 from bench import common
 from harness.exports import SAMPLES, decisions, identical, record, target_of, wanted, written
 from harness.inprocess import alike, distance, held, parts, same, sample
-from hswq.loader import choice
-from hswq.loader.export import export
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.formats import FILE_FORMATS
-from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import read_header
-from hswq.loader.quantizer import QuantizeSettings
-from hswq.quant import Plan
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.files.layer_formats import FILE_FORMATS
+from hswq.loader.files.safetensors import read_header
+from hswq.loader.jobs import choice
+from hswq.loader.jobs.export import export
+from hswq.quant import Plan, QuantizeSettings
 from nodes import CheckpointLoaderSimple, UNETLoader
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

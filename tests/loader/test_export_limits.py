@@ -11,12 +11,12 @@ import torch
 from harness.exports import record, target_of, wanted, written
 from harness.hostmemory import PeakMemory
 from harness.inprocess import weight
-from hswq.loader import choice
-from hswq.loader.export import ExportError, _check_target, export
-from hswq.loader.exportpath import default_name, export_path
-from hswq.loader.loading import load_checkpoint
-from hswq.loader.modelfile import ModelFileError
-from hswq.loader.tensorfile import lay_out
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.tensor_file import lay_out
+from hswq.loader.jobs import choice
+from hswq.loader.jobs.export import ExportError, _check_target, export
+from hswq.loader.jobs.output_path import default_name, export_path
 from safetensors.torch import load_file, save_file
 from toy.checkpoint import checkpoint_tensors, make_checkpoint
 

@@ -11,10 +11,10 @@ from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy.weight_adapter.lora import LoRAAdapter
 from harness.inprocess import distance
-from hswq.loader import matmul, operations
-from hswq.loader.converter import convert
-from hswq.loader.feedforward import FeedForward, gate_at_once
-from hswq.loader.operations import hswq_operations
+from hswq.loader.engine import matmul, operations
+from hswq.loader.engine.converter import convert
+from hswq.loader.engine.feedforward import FeedForward, gate_at_once
+from hswq.loader.engine.operations import hswq_operations
 from hswq.quant import quantize
 
 DEVICE = comfy.model_management.get_torch_device()

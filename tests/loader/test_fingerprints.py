@@ -12,9 +12,10 @@ from pathlib import Path
 import folder_paths
 import pytest
 from harness.modelfiles import an_hour_older, model_file, restart, rewritten
-from hswq.loader import store
-from hswq.loader.fingerprints import DAMAGED, fingerprint, known
-from hswq.loader.modelfile import ModelFileError, read_fingerprint
+from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.fingerprints import DAMAGED, fingerprint, known
+from hswq.loader.files.model_file import read_fingerprint
+from hswq.loader.host.folders import FOLDER
 
 FORGED = "ab" * 32
 WHOLE = '{"format": 1, "files": {ENTRY}}'
@@ -29,7 +30,7 @@ def and_also(entry: str) -> str:
 @pytest.fixture
 def kept(folders: Path) -> Path:
     """Where fingerprints are kept."""
-    return folders / "models" / store.FOLDER / "plans" / "fingerprints.cache"
+    return folders / "models" / FOLDER / "plans" / "fingerprints.cache"
 
 
 @pytest.fixture
@@ -213,7 +214,7 @@ class TestFile:
         }
 
     def test_a_script_without_the_folder_has_none(self, path, kept, tmp_path, monkeypatch):
-        monkeypatch.delitem(folder_paths.folder_names_and_paths, store.FOLDER)
+        monkeypatch.delitem(folder_paths.folder_names_and_paths, FOLDER)
         before = fingerprint(path)
         rewritten(path, other_weights(tmp_path))
         assert fingerprint(path) == before

@@ -12,7 +12,8 @@ import torch
 from helpers import assert_same_layers, statistics_of
 from hswq.calibration import Statistics, load_statistics, save_statistics
 from hswq.loader import store
-from hswq.loader.gather import ALL, COUNTED, Gathered, folders, gather
+from hswq.loader.host.folders import FOLDER
+from hswq.loader.store.merge import ALL, COUNTED, Gathered, folders, gather
 
 MODEL = "ab" * 32
 OTHER = "cd" * 32
@@ -26,9 +27,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def switch(name: str) -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        monkeypatch.setitem(
-            folder_paths.folder_names_and_paths, store.FOLDER, ([str(folder)], {".pt"})
-        )
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(folder)], {".pt"}))
         monkeypatch.setattr(folder_paths, "filename_list_cache", {})
         return folder
 

@@ -15,43 +15,44 @@ import comfyui_version
 import nodes
 import pytest
 from harness.exports import target_of, wanted
-from hswq.loader import choice, host
-from hswq.loader.export import export
-from hswq.loader.loading import load_checkpoint
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.host import version
+from hswq.loader.jobs import choice
+from hswq.loader.jobs.export import export
 from hswq.quant import Planner
 
-ROOT = Path(host.__file__).resolve().parents[1]
+ROOT = Path(version.__file__).resolve().parents[2]
 NODE = "HSWQCheckpointLoader"
 
 
 class TestProblem:
     def test_none_here(self):
-        assert host.problem() is None
+        assert version.problem() is None
 
-    @pytest.mark.parametrize("version", [host.OLDEST, "0.27.1", "0.30", "1.0.0", "0.100.0-dev1"])
-    def test_none_from_the_oldest_on(self, monkeypatch, version):
-        monkeypatch.setattr(comfyui_version, "__version__", version)
-        assert host.problem() is None
+    @pytest.mark.parametrize("found", [version.OLDEST, "0.27.1", "0.30", "1.0.0", "0.100.0-dev1"])
+    def test_none_from_the_oldest_on(self, monkeypatch, found):
+        monkeypatch.setattr(comfyui_version, "__version__", found)
+        assert version.problem() is None
 
-    @pytest.mark.parametrize("version", ["0.26.99", "0.3.77", "0.18.2", "0.9"])
-    def test_names_both_versions(self, monkeypatch, version):
-        monkeypatch.setattr(comfyui_version, "__version__", version)
-        assert host.problem() == f"HSWQ needs ComfyUI {host.OLDEST} or newer, this is {version}"
+    @pytest.mark.parametrize("found", ["0.26.99", "0.3.77", "0.18.2", "0.9"])
+    def test_names_both_versions(self, monkeypatch, found):
+        monkeypatch.setattr(comfyui_version, "__version__", found)
+        assert version.problem() == f"HSWQ needs ComfyUI {version.OLDEST} or newer, this is {found}"
 
     def test_a_comfyui_from_before_it_had_versions(self, monkeypatch):
         monkeypatch.delattr(comfyui_version, "__version__")
-        assert host.problem().endswith("or newer, this is an older one")
+        assert version.problem().endswith("or newer, this is an older one")
 
     def test_a_comfyui_whose_requirements_were_not_updated(self, monkeypatch):
         class QuantizedTensor:
             """What ComfyUI has without comfy-kitchen."""
 
         monkeypatch.setattr(comfy.quant_ops, "QuantizedTensor", QuantizedTensor)
-        assert "comfy-kitchen of ComfyUI's requirements.txt" in host.problem()
+        assert "comfy-kitchen of ComfyUI's requirements.txt" in version.problem()
 
     def test_pyproject_says_the_same(self):
         line = re.search(r'requires-comfyui = "(.*)"', (ROOT / "pyproject.toml").read_text("utf-8"))
-        assert line[1] == f">={host.OLDEST}"
+        assert line[1] == f">={version.OLDEST}"
 
 
 class TestDevice:
@@ -91,7 +92,7 @@ class TestStart:
         monkeypatch.setattr(comfyui_version, "__version__", "0.18.2")
         loaded, messages = load()
         assert loaded  # else ComfyUI calls it "IMPORT FAILED"
-        sentence = f"HSWQ needs ComfyUI {host.OLDEST} or newer, this is 0.18.2"
+        sentence = f"HSWQ needs ComfyUI {version.OLDEST} or newer, this is 0.18.2"
         assert messages == [f"{sentence}: its nodes are not loaded."]
         assert not nodes.NODE_CLASS_MAPPINGS
         assert not nodes.EXTENSION_WEB_DIRS

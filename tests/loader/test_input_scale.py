@@ -15,11 +15,11 @@ from comfy.quant_ops import QuantizedTensor
 from harness.exports import record, wanted, written
 from harness.inprocess import sample
 from hswq.calibration import Statistics
-from hswq.loader import choice
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.formats import input_scale, stored_input_amax
-from hswq.loader.loading import load_checkpoint
-from hswq.loader.quantizer import QuantizeSettings
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.files.layer_formats import input_scale, stored_input_amax
+from hswq.loader.jobs import choice
+from hswq.quant import QuantizeSettings
 from nodes import CheckpointLoaderSimple
 from safetensors.torch import load_file, save_file
 

@@ -7,7 +7,7 @@ import dataclasses
 import comfy.quant_ops
 import pytest
 import torch
-from hswq.loader.layout import LAYOUT, QuantizedTensor, hold
+from hswq.loader.engine.layout import LAYOUT, QuantizedTensor, hold
 from hswq.quant import FP8_MAX, quantize
 
 INSIDE = [True, False]

@@ -14,8 +14,10 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from harness.inprocess import distance, held, parts, same, sample, unload
 from hswq.calibration import Statistics, monitored_layers
-from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import ModelFileError, load_tensors
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
+from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.model_file import load_tensors
 from hswq.quant import Planner, SearchSettings, quantize
 from safetensors.torch import load_file
 from toy.checkpoint import make_checkpoint, make_diffusion_model

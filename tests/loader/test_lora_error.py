@@ -13,8 +13,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from harness.inprocess import conditioning, distance, held, load, same, sample, unload, weight
 from hswq.calibration import DualMonitor, Statistics
-from hswq.loader.converter import convert
-from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.converter import convert
+from hswq.loader.engine.loading import load_checkpoint
 from hswq.quant import Planner
 from safetensors.torch import load_file, save_file
 from toy.checkpoint import make_trained_checkpoint

@@ -25,9 +25,10 @@ from harness.inprocess import (
 )
 from harness.patches import patch_file
 from hswq.calibration import DualMonitor, Statistics
-from hswq.loader import matmul
-from hswq.loader.loading import ATTACHMENT, load_checkpoint
-from hswq.loader.operations import hswq_operations
+from hswq.loader.engine import matmul
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.engine.operations import hswq_operations
 from hswq.quant import FP8_MAX, Planner, SearchSettings, quantize
 
 DTYPES = [torch.float16, torch.bfloat16]

@@ -22,8 +22,9 @@ from harness.inprocess import (
     unload,
 )
 from harness.patches import patch_file
-from hswq.loader import loading
-from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.loader.engine import loading
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint
 
 
 def waiting(patcher: ModelPatcher) -> int:

@@ -13,9 +13,9 @@ from comfy_extras.nodes_model_merging import (
 )
 from harness.inprocess import distance, held, load, parts, patched, same, sample, unload, weight
 from harness.patches import patch_file
-from hswq.loader.converter import convert
-from hswq.loader.loading import ATTACHMENT
-from hswq.loader.patchers import identity
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.converter import convert
+from hswq.loader.engine.patchers import identity
 from torch import Tensor
 
 Merge = Callable[[ModelPatcher, ModelPatcher], ModelPatcher]

@@ -11,13 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from harness.modelfiles import an_hour_older, rewritten
-from hswq.loader.modelfile import (
-    ModelFileError,
-    is_stored_quantized,
-    load_tensors,
-    read_fingerprint,
-    read_header,
-)
+from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.model_file import is_stored_quantized, load_tensors, read_fingerprint
+from hswq.loader.files.safetensors import read_header
 from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 

@@ -9,7 +9,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_model_advanced import ModelComputeDtype
 from harness.inprocess import distance, held, same, sample
-from hswq.loader.operations import hswq_operations
+from hswq.loader.engine.operations import hswq_operations
 from hswq.quant import quantize
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]

@@ -19,7 +19,8 @@ from harness.inprocess import (
     weight,
 )
 from harness.patches import KINDS, patch_file
-from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint
 
 LINEAR, CONV = 2, 4  # axes of their weights
 

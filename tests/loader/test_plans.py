@@ -9,11 +9,14 @@ from bench import common
 from harness.exports import decisions, weights_of
 from harness.inprocess import held, same
 from hswq.calibration import Statistics
-from hswq.loader import choice, plans, store
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.quantizer import QuantizeSettings
-from hswq.quant import Findings, Plan, Planner, SearchSettings, make_plan
+from hswq.loader import store
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.host.folders import FOLDER, register_folder
+from hswq.loader.jobs import choice
+from hswq.loader.store import search_cache
+from hswq.quant import Findings, Plan, Planner, QuantizeSettings, SearchSettings, make_plan
 from toy.checkpoint import make_diffusion_model
 
 SETTINGS = QuantizeSettings()
@@ -27,9 +30,9 @@ def folder(tmp_path, monkeypatch):
     paths = dict(folder_paths.folder_names_and_paths)
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    paths.pop(store.FOLDER, None)
-    store.register_folder()
-    return tmp_path / store.FOLDER
+    paths.pop(FOLDER, None)
+    register_folder()
+    return tmp_path / FOLDER
 
 
 def record(statistics: Statistics, of: str, samples: int) -> None:
@@ -107,9 +110,9 @@ class TestKeptPlan:
     def test_the_oldest_are_forgotten(self, models, folder):
         plan = models.quantized.get_attachment(ATTACHMENT)
         for number in range(70):
-            plans.keep_findings(f"{number:040d}", plan, 32)
+            search_cache.keep_findings(f"{number:040d}", plan, 32)
         assert len(list((folder / "plans").glob("*.json"))) == 64
-        assert plans.find_findings(f"{69:040d}") == Findings.of(plan, 32)
+        assert search_cache.find_findings(f"{69:040d}") == Findings.of(plan, 32)
 
 
 class TestMilestone:

@@ -10,14 +10,15 @@ import pytest
 from harness.exports import SAMPLES
 from harness.inprocess import held
 from hswq.calibration import Statistics
-from hswq.loader import choice, store
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.loader import store
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.jobs import choice
+from hswq.loader.jobs.search import search_all
 from hswq.loader.panel.catalogue import Catalogue, Model
 from hswq.loader.panel.preview import preview, rows
-from hswq.loader.quantizer import QuantizeSettings
-from hswq.loader.searching import search_all
-from hswq.quant import SearchSettings, expected_error
+from hswq.quant import QuantizeSettings, SearchSettings, expected_error
 from safetensors.torch import load_file, save_file
 
 ROUGH = SearchSettings(bins=256, candidates=20, refinements=1)

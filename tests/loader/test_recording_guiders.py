@@ -13,15 +13,15 @@ from comfy_extras import nodes_custom_sampler as custom
 from harness.inprocess import LATENT, conditioning
 from hswq.calibration import monitored_layers
 from hswq.loader import store
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.recording import Recorder
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.recording.recorder import Recorder
 
 
 @pytest.fixture(autouse=True)
 def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A recorder of the test's own, which measures every layer in every forward."""
     folders = folder_paths.folder_names_and_paths
-    monkeypatch.setitem(folders, store.FOLDER, ([str(tmp_path / "hswq")], {".pt"}))
+    monkeypatch.setitem(folders, folders.FOLDER, ([str(tmp_path / "hswq")], {".pt"}))
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
     path = tmp_path / "user" / "default" / "comfy.settings.json"
     path.parent.mkdir(parents=True)

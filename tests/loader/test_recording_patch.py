@@ -10,8 +10,10 @@ import pytest
 from harness.inprocess import sample
 from harness.recording import hooks, recorded
 from hswq.calibration import load_statistics
-from hswq.loader import recording, store
-from hswq.loader.status import COMPLETE, RECORDING
+from hswq.loader import store
+from hswq.loader.host.folders import statistics_folder
+from hswq.loader.recording import recorder as recording
+from hswq.loader.recording.status import COMPLETE, RECORDING
 
 CFGGuider = comfy.samplers.CFGGuider
 
@@ -108,7 +110,7 @@ def complete(model, checkpoint, recorder, choose) -> Path:
     sample(model, batch=32)
     assert recorder.status()[-1].state == COMPLETE
     sample(model)
-    return next(store.statistics_folder().glob("*.pt"))
+    return next(statistics_folder().glob("*.pt"))
 
 
 class TestAtTheTarget:

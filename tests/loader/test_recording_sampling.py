@@ -11,10 +11,11 @@ from harness.inprocess import alike, patched, sample
 from harness.patches import patch_file
 from harness.recording import hooks, recorded
 from hswq.calibration import DualMonitor, monitored_layers
-from hswq.loader import recording, store
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.recording import Recording, record
-from hswq.loader.status import FAILED, NOT_RECORDED, RECORDING
+from hswq.loader import store
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.recording import recorder as recording
+from hswq.loader.recording.recorder import Recording, record
+from hswq.loader.recording.status import FAILED, NOT_RECORDED, RECORDING
 
 
 class TestPassive:

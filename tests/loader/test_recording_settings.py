@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from bench.common import ROOT
-from hswq.loader.settings import BUDGET, RECORD, TARGET, Settings, SettingsFile, parse
+from hswq.loader.host.settings import BUDGET, RECORD, TARGET, Settings, SettingsFile, parse
 
 
 class TestParse:

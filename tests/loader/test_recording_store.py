@@ -12,7 +12,9 @@ import folder_paths
 import pytest
 import torch
 from hswq.calibration import LayerStatistics, Statistics, load_statistics
-from hswq.loader import statisticsfile, store
+from hswq.loader import store
+from hswq.loader.host.folders import FOLDER
+from hswq.loader.store import locked_file
 
 HERE = Path(__file__).parent
 FINGERPRINT = "ab" * 32
@@ -43,9 +45,7 @@ def samples_of(statistics: Statistics) -> int:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A statistics folder for the test alone."""
-    monkeypatch.setitem(
-        folder_paths.folder_names_and_paths, store.FOLDER, ([str(tmp_path)], {".pt"})
-    )
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(tmp_path)], {".pt"}))
     return tmp_path
 
 
@@ -124,15 +124,15 @@ class TestFiles:
         assert samples_of(add()) == 5
 
     def test_of_windows_one_that_is_being_read_is_waited_for(self, folder, monkeypatch):
-        monkeypatch.setattr(statisticsfile, "_PATIENCE", (0.01, 0.01))
-        save, failures = statisticsfile.save_statistics, [PermissionError(), PermissionError()]
+        monkeypatch.setattr(locked_file, "_PATIENCE", (0.01, 0.01))
+        save, failures = locked_file.save_statistics, [PermissionError(), PermissionError()]
 
         def busy(*arguments):
             if failures:
                 raise failures.pop()
             save(*arguments)
 
-        monkeypatch.setattr(statisticsfile, "save_statistics", busy)
+        monkeypatch.setattr(locked_file, "save_statistics", busy)
         add()
         assert samples_of(store.statistics_of(FINGERPRINT)) == 1
         failures += [PermissionError("in use")] * 3
@@ -143,7 +143,7 @@ class TestFiles:
     def test_a_lock_that_is_never_given_back(self, folder, monkeypatch):
         import filelock
 
-        monkeypatch.setattr(statisticsfile, "_LOCK_SECONDS", 0.1)
+        monkeypatch.setattr(locked_file, "_LOCK_SECONDS", 0.1)
         add()
         (path,) = folder.glob("*.pt")
         with filelock.FileLock(f"{path}.lock"), pytest.raises(OSError, match="lock"):

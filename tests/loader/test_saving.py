@@ -23,8 +23,9 @@ from harness.inprocess import (
     weight,
 )
 from harness.patches import patch_file
-from hswq.loader.converter import convert
-from hswq.loader.loading import ATTACHMENT, load_checkpoint
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.converter import convert
+from hswq.loader.engine.loading import load_checkpoint
 from safetensors.torch import load_file
 
 PREFIX = "model.diffusion_model."

@@ -9,9 +9,9 @@ import folder_paths
 import pytest
 import torch
 from harness.modelfiles import an_hour_older, model_file, restart, rewritten
-from hswq.loader.fingerprints import fingerprint, known
-from hswq.loader.modelfile import load_tensors, read_fingerprint
-from hswq.loader.sources import find_source
+from hswq.loader.files.fingerprints import fingerprint, known
+from hswq.loader.files.model_file import load_tensors, read_fingerprint
+from hswq.loader.jobs.model_files import find_source
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from harness.inprocess import alike, held, same, sample
-from hswq.loader.loading import ATTACHMENT, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import ModelFileError, is_stored_quantized
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
+from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.model_file import is_stored_quantized
 from hswq.quant import Plan, quantize
 from safetensors.torch import load_file, save_file
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from harness.exports import wanted, written
 from harness.inprocess import distance, load, sample, weight
-from hswq.loader.converter import convert
-from hswq.loader.formats import FILE_FORMATS
-from hswq.loader.loading import load_checkpoint
+from hswq.loader.engine.converter import convert
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.files.layer_formats import FILE_FORMATS
 from hswq.quant import Plan
 from nodes import CheckpointLoaderSimple
 from torch import Tensor

@@ -16,7 +16,7 @@ from hswq.calibration import (
     save_statistics,
 )
 from hswq.loader import store
-from hswq.loader.fingerprints import fingerprint
+from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.panel.uploads import take_in
 
 FINGERPRINT = "ab" * 32
@@ -25,7 +25,7 @@ NAME = "theirs.pt"
 
 @pytest.fixture(autouse=True)
 def folder(folders: Path) -> Path:
-    return folders / "models" / store.FOLDER
+    return folders / "models" / folders.FOLDER
 
 
 def statistics(samples: int, channels: int = 4, count: int = 3, **meta) -> Statistics:

@@ -13,13 +13,15 @@ import folder_paths
 import pytest
 from harness.exports import SAMPLES, record, target_of, wanted
 from hswq.calibration import Statistics
-from hswq.loader import choice, store
-from hswq.loader.export import ExportError, export
-from hswq.loader.exportpath import default_name, export_path
-from hswq.loader.fingerprints import fingerprint
-from hswq.loader.plans import findings_key, keep_findings
-from hswq.loader.quantizer import QuantizeSettings
-from hswq.loader.sources import find_source, source_path, sources
+from hswq.loader import store
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.host.folders import statistics_folder
+from hswq.loader.jobs import choice
+from hswq.loader.jobs.export import ExportError, export
+from hswq.loader.jobs.model_files import find_source, source_path, sources
+from hswq.loader.jobs.output_path import default_name, export_path
+from hswq.loader.store.search_cache import findings_key, keep_findings
+from hswq.quant import QuantizeSettings
 from toy.checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("folders")
@@ -62,7 +64,7 @@ class TestNames:
     def test_of_statistics(self, path, statistics):
         record(str(path), statistics)
         (made,) = Path(folder_paths.models_dir).rglob("*.pt")
-        assert made.parent == store.statistics_folder()
+        assert made.parent == statistics_folder()
         assert store.statistics_of(fingerprint(str(path))).samples == SAMPLES
 
     @pytest.mark.parametrize("name", ["con", "NUL", "com1", "aux"])

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
-from hswq.loader.layers import layers_of
-from hswq.loader.loading import check_model, load_checkpoint, load_diffusion_model
-from hswq.loader.modelfile import ModelFileError, is_stored_quantized, load_tensors
+from hswq.loader.engine.loading import check_model, load_checkpoint, load_diffusion_model
+from hswq.loader.engine.model_structure import layers_of
+from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.model_file import is_stored_quantized, load_tensors
 from hswq.quant import Planner, SearchSettings
 from safetensors.torch import save_file
 from toy.checkpoint import UNET_PREFIX, checkpoint_tensors

@@ -1,0 +1,36 @@
+"""Marking a ModelPatcher as quantized."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.hooks
+from comfy.model_patcher import ModelPatcher
+
+from ...quant import Plan
+from .alive import note_alive
+from .feedforward import gate_at_once
+from .saving import save_as_16_bit
+
+ATTACHMENT = "hswq"
+"""Key of the Plan among a ModelPatcher's attachments."""
+
+
+def adopt(patcher: ModelPatcher, plan: Plan, name: str, its_fingerprint: str | None) -> None:
+    """Mark a patcher as quantized by a Plan, and say so in the log.
+
+    `its_fingerprint` is of the file that its weights are from, None where there is none.
+    """
+    patcher.set_attachments(ATTACHMENT, plan)
+    if its_fingerprint is not None:
+        note_alive(patcher.model, name, its_fingerprint, plan)
+    gate_at_once(patcher.model.diffusion_model)
+    save_as_16_bit(patcher.model)
+    # ComfyUI's cache of hooked weights holds them in FP32, four times what ours take.
+    patcher.set_hook_mode(comfy.hooks.EnumHookMode.MinVram)
+    for warning in plan.warnings:
+        logging.warning("HSWQ: %s: %s", name, warning)
+    logging.info(
+        "HSWQ: %s: %d layers quantized to FP8, %d kept in 16 bit, %.2f GiB of weights",
+        name, len(plan.quantized), len(plan.kept), patcher.model_size() / 2**30,
+    )  # fmt: skip

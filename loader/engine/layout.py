@@ -1,0 +1,173 @@
+"""How a quantized weight is held: ComfyUI's QuantizedTensor with HSWQ's own layout.
+
+ComfyUI's memory modes, LoRA functions and savers know QuantizedTensor; the layout tells them how
+to get a float weight out of it, how to put one back, and what to write to a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import comfy.float
+import comfy.quant_ops
+import torch
+from comfy.quant_ops import TensorCoreFP8E4M3Layout, register_layout_class
+
+from ...quant import FP8_MAX, dequantize, quantize
+
+LAYOUT = "HSWQFP8Layout"
+_ROUNDED_TO_MAX = 464.0  # what would be the next value of the grid is 480
+
+
+class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
+    """FP8 e4m3fn with one FP32 weight_scale, for weights of any rank, that keeps its clipping."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Params(TensorCoreFP8E4M3Layout.Params):
+        """ComfyUI's, and what a Linear that multiplies in FP8 scales its input by.
+
+        It is beside the weight, so that it is wherever the weight is, in all memory modes.
+
+        Attributes:
+            input_scale: FP32 scalar tensor, None where the input is not quantized (see matmul).
+        """
+
+        input_scale: torch.Tensor | None = None
+
+        def _tensor_fields(self) -> list[str]:
+            return ["scale"] if self.input_scale is None else ["scale", "input_scale"]
+
+    @classmethod
+    def quantize(
+        cls,
+        tensor: torch.Tensor,
+        scale: torch.Tensor | str | None = None,
+        clipping_scale: torch.Tensor | None = None,
+        stochastic_rounding: int = 0,
+        inplace_ops: bool = False,
+        input_scale: torch.Tensor | None = None,
+    ) -> tuple:
+        """Quantize a float weight; the name and arguments are ComfyUI's.
+
+        Args:
+            tensor: float weight.
+            scale: FP32 weight_scale to use; None or "recalculate" chooses one.
+            clipping_scale: the weight_scale before a patch. What is chosen is a power of 2 times
+                that, so that the search's choice of grid lasts and nothing new is clipped.
+            stochastic_rounding: seed, 0 rounds to the nearest.
+            inplace_ops: allows to overwrite `tensor`, which is never needed here.
+            input_scale: of the weight before a patch, which does not change the layer's input.
+        """
+        if scale is None or isinstance(scale, str):
+            scale = scale_for(tensor.abs().amax(), clipping_scale)
+        if stochastic_rounding:
+            values = (tensor.to(torch.float32) / scale).clamp_(-FP8_MAX, FP8_MAX)
+            data = comfy.float.stochastic_rounding(
+                values, torch.float8_e4m3fn, seed=stochastic_rounding
+            )
+        else:
+            data, _ = quantize(tensor, scale * FP8_MAX, scaled=True)
+        input_scale = None if input_scale is None else input_scale.to(tensor.device, copy=True)
+        return data, cls.Params(scale, tensor.dtype, tuple(tensor.shape), input_scale)
+
+    @classmethod
+    def dequantize(cls, qdata: torch.Tensor, params: object) -> torch.Tensor:
+        """Return the float weight in the dtype that the tensor stands for."""
+        return dequantize(qdata, params.scale, params.orig_dtype)
+
+    @classmethod
+    def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict:
+        """Carry the scales over a patch (ComfyUI calls this for LoRA under Dynamic VRAM)."""
+        params = qtensor._params
+        return {"clipping_scale": params.scale, "input_scale": params.input_scale}
+
+    @classmethod
+    def state_dict_tensors(cls, qdata: torch.Tensor, params: object) -> dict[str, torch.Tensor]:
+        """Save real values: stock ComfyUI cannot read a scaled Conv2d (the export writes FP8)."""
+        return {"": cls.dequantize(qdata, params)}
+
+
+def scale_for(amax: torch.Tensor, clipping_scale: torch.Tensor | None) -> torch.Tensor:
+    """Return a FP32 weight_scale that clips nothing up to `amax`.
+
+    Args:
+        amax: scalar tensor.
+        clipping_scale: FP32 weight_scale before a patch, whose octaves are to choose from.
+    """
+    amax = amax.to(torch.float32)
+    if clipping_scale is None:
+        return torch.where(amax > 0, amax / FP8_MAX, 1.0)
+    clipping_scale = clipping_scale.to(amax.device)
+    octaves = torch.ceil(torch.log2(amax / (clipping_scale * _ROUNDED_TO_MAX)))
+    return torch.where(amax > 0, clipping_scale * torch.exp2(octaves), clipping_scale)
+
+
+register_layout_class(LAYOUT, HSWQFP8Layout)
+
+
+class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
+    """ComfyUI's QuantizedTensor, made safe to use in and out of inference mode.
+
+    Nodes run in inference mode; unloading on `/free` does not. Where a tensor is detached in the
+    other mode than it was made in, torch refuses to share its version counter. Parameters, state
+    dicts and `.data` all detach. (The name is ComfyUI's: it pins memory by the class's name.)
+    """
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if func.overloadpacket is torch.ops.aten.to:
+            # Inference mode leaves `.to` whole, and comfy_kitchen's handlers of that forget `copy`
+            # (a backup would be the weight itself) or dequantize. Its parts are handled well.
+            return func.decompose(*args, **(kwargs or {}))
+        if func is torch.ops.aten.copy_.default:
+            # What comfy_kitchen has is for two quantized ones.
+            target, source, *rest = args
+            if not isinstance(target, comfy.quant_ops.QuantizedTensor):
+                return func(target, source.dequantize(), *rest, **(kwargs or {}))
+            args = (target, _like(target, source), *rest)
+        if func.is_view:
+            # A view has to be made in the mode that its base was made in.
+            with torch.inference_mode(args[0].is_inference()), torch.no_grad():
+                return super().__torch_dispatch__(func, types, args, kwargs)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def detach(self) -> QuantizedTensor:
+        """Return a tensor that shares this one's bytes and scale."""
+        with torch.inference_mode(self.is_inference()):
+            return type(self)(self._qdata.detach(), self._layout_cls, self._params)
+
+    @property
+    def data(self) -> QuantizedTensor:
+        """Shares bytes and scale, so that copying into it (ComfyUI's hooks) sets both."""
+        return self.detach()
+
+    def contiguous(
+        self, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> torch.Tensor:
+        """Return the float weight: who asks for this is about to read memory, to save it."""
+        return self.dequantize().contiguous(memory_format=memory_format)
+
+    def _copy_with(
+        self, qdata: torch.Tensor | None = None, params: object = None, clone_params: bool = True
+    ) -> QuantizedTensor:
+        copied = super()._copy_with(qdata, params, clone_params)
+        return type(self)(copied._qdata, copied._layout_cls, copied._params)
+
+
+def _like(
+    target: comfy.quant_ops.QuantizedTensor, source: torch.Tensor
+) -> comfy.quant_ops.QuantizedTensor:
+    """Quantize float values as a tensor is, as ComfyUI's cache of hooked weights needs."""
+    if isinstance(source, comfy.quant_ops.QuantizedTensor):
+        return source
+    values = source.to(target.device)
+    return target.requantize_from_float(values, scale="recalculate").to(target.dtype)
+
+
+def hold(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
+    """Wrap FP8 bytes and their FP32 scale as a weight of `dtype`, for ComfyUI to move about."""
+    params = HSWQFP8Layout.Params(scale, dtype, tuple(data.shape))
+    return QuantizedTensor(data, LAYOUT, params)

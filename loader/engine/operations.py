@@ -1,0 +1,250 @@
+"""Linear and Conv2d that become FP8 while ComfyUI loads them (`custom_operations`)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import ClassVar
+
+import comfy.float
+import comfy.model_management as memory
+import comfy.ops
+import torch
+from comfy.quant_ops import QuantizedTensor
+
+from ...quant import dequantize
+from ..files.layer_formats import EXTRA_KEYS, stored_input_amax, stored_scale
+from .layout import hold, scale_for
+from .matmul import multiplied_in_fp8
+from .originals import Originals
+
+Decide = Callable[[str, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
+"""Layer name and its 16-bit weight -> the weight to keep, or its FP8 bytes and weight_scale.
+
+They stay where they come back: on the GPU, or on the CPU for ComfyUI to load.
+"""
+
+
+def _normal_tensors(method: Callable) -> Callable:
+    """Run a method outside of inference mode, so that ComfyUI may use what it makes anywhere.
+
+    Nodes run inside of it, unloading (`/free`) and routes do not; a parameter that was made inside
+    cannot be patched or moved outside.
+    """
+
+    @functools.wraps(method)
+    def outside(*args, **kwargs) -> object:
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return outside
+
+
+def hswq_operations(
+    decide: Decide, *, manual_cast: bool, originals: Originals | None = None
+) -> SimpleNamespace:
+    """Return ComfyUI operations for one load, whose Linear and Conv2d ask `decide`.
+
+    Args:
+        decide: is asked once a layer, in the model's order.
+        manual_cast: whether weights are cast to the input's dtype in each forward, as ComfyUI
+            does where the device cannot compute in the weights' dtype.
+        originals: what the weights are quantized from, for patches to go onto.
+    """
+    base = comfy.ops.manual_cast if manual_cast else comfy.ops.disable_weight_init
+
+    class Linear(_Quantizable, base.Linear):
+        _decide, _originals = staticmethod(decide), originals
+
+        def _product(
+            self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ) -> torch.Tensor:
+            outputs = multiplied_in_fp8(inputs, weight, bias)
+            if outputs is not None:
+                return outputs
+            weight = _float_weight(weight, inputs.dtype)
+            return torch.nn.functional.linear(inputs, weight, bias)
+
+    class Conv2d(_Quantizable, base.Conv2d):
+        _decide, _originals = staticmethod(decide), originals
+
+        def _product(
+            self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ) -> torch.Tensor:
+            return self._conv_forward(inputs, _float_weight(weight, inputs.dtype), bias)
+
+    class Operations(base):
+        pass
+
+    Operations.Linear, Operations.Conv2d = Linear, Conv2d
+    return Operations
+
+
+class _Quantizable:
+    """What Linear and Conv2d share: a weight that is 16 bit or a QuantizedTensor.
+
+    Attributes:
+        stored_input_amax: largest |x| of the input by the file, where it is quantized already.
+    """
+
+    stored_input_amax: float | None = None
+    _name = ""
+    _original_amax: torch.Tensor | None = None  # of the weight that a patch is just put onto
+    _patching: ClassVar[bool] = False  # one's original, maybe by another model's weights
+
+    def __init__(
+        self, *args, device: torch.device | None = None, dtype: torch.dtype | None = None, **kwargs
+    ) -> None:
+        # The weights come one by one from the file; none is allocated before.
+        super().__init__(*args, device="meta", dtype=dtype, **kwargs)
+        self._shapes = {
+            key: tuple(value.shape) for key, value in self._parameters.items() if value is not None
+        }
+        self._target = (device or torch.device("cpu"), dtype or torch.get_default_dtype())
+        self.weight = self.bias = None
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, torch.Tensor],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        for key, shape in self._shapes.items():
+            value = state_dict.get(prefix + key)
+            if value is None:
+                missing.append(prefix + key)
+                if key == "weight":  # None, for who loads it to refuse the file
+                    continue
+                value = torch.zeros(shape)
+            elif tuple(value.shape) != shape:
+                errors.append(f"{prefix}{key} has the shape {tuple(value.shape)}, not {shape}")
+                continue
+            elif key == "weight":
+                value = self._weight(state_dict, prefix, assign)
+            self._set(key, self._placed(value, assign))
+        known = {prefix + key for key in (*self._shapes, *EXTRA_KEYS)}
+        unexpected.extend(key for key in state_dict if key.startswith(prefix) and key not in known)
+
+    @_normal_tensors
+    def _weight(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, assign: bool
+    ) -> torch.Tensor:
+        value, self._name = state_dict[prefix + "weight"], prefix[:-1]
+        if value.dtype.itemsize < 2:
+            self.stored_input_amax = stored_input_amax(state_dict, prefix)
+            data = value if assign else value.clone()
+            return hold(data, stored_scale(state_dict, prefix), self._target[1])
+        decided = self._decide(self._name, value)
+        return decided if isinstance(decided, torch.Tensor) else hold(*decided, self._target[1])
+
+    @_normal_tensors
+    def _placed(self, value: torch.Tensor, assign: bool) -> torch.Tensor:
+        if isinstance(value, QuantizedTensor):
+            return value
+        device, dtype = self._target
+        if value.device.type != "cpu":
+            return value.to(dtype)
+        # Dynamic VRAM assigns: a tensor of the right dtype stays backed by the file.
+        return value.to(device, dtype, copy=not assign)
+
+    @_normal_tensors
+    def _set(self, key: str, value: torch.Tensor) -> None:
+        value = value.clone() if value.is_inference() else value
+        setattr(self, key, torch.nn.Parameter(value, requires_grad=False))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        comfy.ops.run_every_op()
+        if self.comfy_cast_weights or self.weight_function or self.bias_function:
+            return self.forward_comfy_cast_weights(inputs)
+        return self._product(inputs, self.weight, self.bias)
+
+    def forward_comfy_cast_weights(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Forward through ComfyUI's general path: offloaded weights and weight functions."""
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            self, inputs, offloadable=True, compute_dtype=inputs.dtype
+        )
+        outputs = self._product(inputs, weight, bias)
+        comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+        return outputs
+
+    def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **_) -> torch.Tensor:
+        """Return the float weight that ComfyUI's patches apply to: the original, if it is there."""
+        if not isinstance(weight, QuantizedTensor):
+            return weight
+        original = None
+        for_hooks = _is_for_hooks(weight) and not _Quantizable._patching
+        if self._originals is not None and not for_hooks:
+            original = self._originals.of(self._name, weight)
+        _Quantizable._patching = _Quantizable._patching or original is not None
+        self._original_amax = None if original is None else original.abs().amax()
+        return weight.dequantize() if original is None else original
+
+    def set_weight(
+        self,
+        weight: torch.Tensor,
+        inplace_update: bool = False,
+        seed: int | None = None,
+        return_weight: bool = False,
+        **_,
+    ) -> torch.Tensor | None:
+        """Take a patched float weight back, in the format of the one it replaces."""
+        _Quantizable._patching = False
+        old = self.weight
+        if isinstance(old, QuantizedTensor):
+            new = self._requantized(old, weight, seed or 0).to(old.dtype)
+        else:
+            new = comfy.float.stochastic_rounding(weight, old.dtype, seed=seed or 0)
+        if return_weight:
+            return new
+        if inplace_update:
+            old.data.copy_(new)
+        else:
+            self._set("weight", new)
+        return None
+
+    def _requantized(self, old: QuantizedTensor, weight: torch.Tensor, seed: int) -> torch.Tensor:
+        amax, self._original_amax = self._original_amax, None
+        if amax is None:
+            return old.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed)
+        # As much is clipped as the Plan does, on no finer grid: without a patch (small layers under
+        # Dynamic VRAM) an FP16 file's bytes stay. It is the first rounding, so to the nearest.
+        plan, scale = self._originals.plan, old._params.scale.to(amax.device)
+        share = (plan.layers[self._name].amax / amax.double()).clamp(max=1.0)
+        limit = weight.abs().amax() * share
+        if plan.scaled:
+            scale = torch.maximum(scale, scale_for(limit, scale))
+        else:
+            weight = weight.clamp(-limit, limit)
+        return old.requantize_from_float(weight, scale=scale)
+
+    @_normal_tensors
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> torch.nn.Module:
+        # torch moves parameters by swapping their data, which a wrapper subclass cannot do.
+        for key, value in self._parameters.items():
+            if value is not None:
+                self._set(key, fn(value))
+        return self
+
+
+def _is_for_hooks(weight: torch.Tensor) -> bool:
+    """Whether conditioning hooks are patching, which swap patches in every step.
+
+    Reading the file would take seconds each time. ComfyUI asks in FP32 for them, as for weights
+    that are patches themselves (merges); otherwise in what the device computes LoRAs in.
+    """
+    computes = memory.lora_compute_dtype(weight.device)
+    return weight.dtype is torch.float32 and computes is not torch.float32
+
+
+def _float_weight(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if isinstance(weight, QuantizedTensor):
+        return dequantize(weight._qdata, weight._params.scale, dtype)
+    return weight

@@ -1,0 +1,92 @@
+"""Quantizing layer after layer while ComfyUI loads a model, by a Plan or while making one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import comfy.model_management as memory
+import comfy.utils
+import torch
+
+from ...quant import Plan, Planner, quantize
+from .transfer import Transfer
+
+WORK_BYTES = 512 << 20
+"""GPU memory that searching one layer may take."""
+
+
+def quantizing_device() -> torch.device:
+    """Return the device that quantizes and computes.
+
+    Raises:
+        ValueError: it knows no FP8, as Apple's GPUs and DirectML.
+    """
+    device = memory.get_torch_device()
+    if not memory.supports_cast(device, torch.float8_e4m3fn):
+        raise ValueError(f"HSWQ needs a device that knows FP8, and {device} does not")
+    return device
+
+
+class Quantizer:
+    """Decides and quantizes one layer at a time on the GPU (see operations)."""
+
+    def __init__(self, source: Plan | Planner, layers: int, *, resident: bool = False) -> None:
+        """Take a Plan to apply or a Planner to make one, and how many layers will come.
+
+        `resident` leaves the layers on the GPU; else they go back to the CPU for ComfyUI to load.
+
+        Raises:
+            ValueError: the device knows no FP8.
+        """
+        self._source: Plan | Planner | None = source
+        self._resident = resident
+        self._transfer = Transfer(quantizing_device())
+        self._progress = comfy.utils.ProgressBar(layers)
+        memory.free_memory(WORK_BYTES, self._transfer.device)
+
+    def decide(
+        self, name: str, weight: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return a layer's weight to keep, or its FP8 bytes and weight_scale."""
+        memory.throw_exception_if_processing_interrupted()
+        self._progress.update(1)
+        source, transfer = self._source, self._transfer
+        if not source.quantizes(name):
+            source.add(name, weight)
+            return transfer.up(weight) if self._resident else weight
+        on_device = transfer.up(weight)
+        parts = quantize(on_device, source.add(name, on_device), scaled=source.scaled)
+        return parts if self._resident else tuple(transfer.down(part) for part in parts)
+
+    def finish(self) -> Plan:
+        """Return the Plan, complete what is still on its way, and let go of the statistics.
+
+        Raises:
+            ValueError: the statistics or the Plan belong to another model.
+        """
+        self._transfer.finish()
+        source, self._source = self._source, None
+        return source.finish()
+
+
+def make_room(source: Plan | Planner, layers: Mapping[str, int]) -> bool:
+    """Free GPU memory for a quantized model; return whether it can stay there right away.
+
+    Such a model needs no Dynamic VRAM, which would keep it in host memory as well and copy it to
+    the GPU in its first step.
+
+    Args:
+        source: what will be quantized.
+        layers: numbers of weights by layer name.
+    """
+    device = memory.get_torch_device()
+    if device.type != "cuda":
+        return False
+    if memory.vram_state in (memory.VRAMState.NO_VRAM, memory.VRAMState.LOW_VRAM):
+        return False
+    size = sum(count * (1 if source.quantizes(name) else 2) for name, count in layers.items())
+    needed = 1.1 * size + WORK_BYTES + memory.minimum_inference_memory()
+    if needed > memory.get_total_memory(device):
+        return False
+    memory.free_memory(needed, device)
+    return memory.get_free_memory(device) > needed

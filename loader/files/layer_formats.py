@@ -1,0 +1,135 @@
+"""How FP8 layers lie in files: the original's V1 and V2, and ComfyUI's own format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+
+import torch
+
+from ...quant import FP8_MAX
+from .errors import ModelFileError
+
+STORED_DTYPE = torch.float8_e4m3fn
+
+_SCALE_KEYS = ("weight_scale", "scale", "weight.scale", "scale_weight")
+"""ComfyUI's, the original's V2, a variant of it, and ComfyUI's before comfy_quant."""
+
+_INPUT_SCALE_KEYS = ("input_scale", "scale_input")
+"""ComfyUI's, and its before comfy_quant: for products in FP8."""
+
+_LEAST_INPUT_AMAX = 1e-30
+
+EXTRA_KEYS = (*_SCALE_KEYS, *_INPUT_SCALE_KEYS, "comfy_quant")
+MODEL_MARKERS = ("scaled_fp8",)
+
+MARKER = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
+"""ComfyUI's comfy_quant. Without the flag it would round activations to FP8, at scale 1 where
+there is no input_scale. With it an input_scale does nothing, but is there for who turns products in
+FP8 on: our loader on request, or a tool that takes the flag away."""
+
+Beside = Mapping[str, "tuple[torch.dtype, tuple[int, ...]]"]
+"""Tensors beside an FP8 weight: dtype and shape by key."""
+
+_COMFY: Beside = {"weight_scale": (torch.float32, ()), "comfy_quant": (torch.uint8, (len(MARKER),))}
+_ORIGINAL: Beside = {"scale": (torch.float32, (1,))}
+_PLAIN: Beside = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFormat:
+    """A format that files are written in.
+
+    Attributes:
+        scaled: V2 (True) or V1.
+        linear: what is beside the FP8 weight of a Linear.
+        conv: the same of a Conv2d; None leaves every Conv2d in 16 bit.
+        short: for file names.
+        inputs: beside a Linear whose largest input is known there is its input_scale.
+    """
+
+    scaled: bool
+    linear: Beside
+    conv: Beside | None
+    short: str
+    inputs: bool = False
+
+    def beside(self, weight: torch.Tensor, input_amax: float | None = None) -> Beside | None:
+        """Return what is beside a layer's FP8 weight; None where the layer stays 16 bit.
+
+        Args:
+            weight: of the layer.
+            input_amax: largest |x| of its input, None where that is not known.
+        """
+        if weight.ndim == 4:
+            return self.conv
+        if self.inputs and input_scale(input_amax) is not None:
+            return {**self.linear, "input_scale": (torch.float32, ())}
+        return self.linear
+
+
+COMPATIBLE, SCALED = "compatible", "scaled"
+# Stock ComfyUI reports a marker of a Conv2d as unexpected, and has no scaled Conv2d.
+FILE_FORMATS = {
+    COMPATIBLE: FileFormat(False, _COMFY, _PLAIN, "compatible"),
+    SCALED: FileFormat(True, _COMFY, None, "scaled", inputs=True),
+    "scaled, convs too": FileFormat(True, _COMFY, _COMFY, "scaled_convs", inputs=True),
+    "original V2": FileFormat(True, _ORIGINAL, _ORIGINAL, "v2"),
+}
+
+
+def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.Tensor:
+    """Return the FP32 scalar weight_scale of a layer that is stored in FP8; 1 where it has none.
+
+    Args:
+        state_dict: with the layer's keys.
+        prefix: of the layer's keys, with its dot.
+
+    Raises:
+        ModelFileError: the layer is in a format that HSWQ does not know.
+    """
+    name = prefix.rstrip(".")
+    weight = state_dict[f"{prefix}weight"]
+    if weight.dtype is not STORED_DTYPE:
+        raise ModelFileError(f"{name} is stored as {weight.dtype}, not as {STORED_DTYPE}")
+    marker = state_dict.get(f"{prefix}comfy_quant")
+    kind = _format(name, marker) if marker is not None else "float8_e4m3fn"
+    if kind != "float8_e4m3fn":
+        raise ModelFileError(f"{name} is stored in the format {kind!r}, not in float8_e4m3fn")
+    scales = [state_dict[prefix + key] for key in _SCALE_KEYS if prefix + key in state_dict]
+    if not scales:
+        return torch.ones((), dtype=torch.float32)
+    if scales[0].numel() != 1 or not 0 < scales[0].float().item() < float("inf"):
+        raise ModelFileError(f"{name} has a weight_scale that is not one positive number")
+    return scales[0].to(torch.float32, copy=True).reshape(())
+
+
+def input_scale(amax: float | None) -> torch.Tensor | None:
+    """Return the FP32 scalar input_scale of a layer whose largest |x| is `amax`.
+
+    None where that is not known, or so small that its reciprocal would overflow.
+    """
+    if amax is None or amax < _LEAST_INPUT_AMAX:
+        return None
+    return torch.tensor(amax / FP8_MAX, dtype=torch.float32)
+
+
+def stored_input_amax(state_dict: Mapping[str, torch.Tensor], prefix: str) -> float | None:
+    """Return the largest |x| of a stored layer's input by its input_scale; None where it has none.
+
+    One that is no positive number counts as none: only products in FP8 need it.
+    """
+    for key in _INPUT_SCALE_KEYS:
+        scale = state_dict.get(prefix + key)
+        if scale is not None and scale.numel() == 1 and 0 < scale.float().item() < math.inf:
+            return scale.float().item() * FP8_MAX
+    return None
+
+
+def _format(name: str, marker: torch.Tensor) -> object:
+    try:
+        return json.loads(marker.numpy().tobytes()).get("format")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelFileError(f"{name} has a damaged comfy_quant marker: {error}") from None

@@ -1,0 +1,183 @@
+"""Which statistics a model is quantized with, and what happens without any."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+
+import folder_paths
+
+from ...calibration import Statistics, StatisticsError, load_statistics
+from ...quant import Plan, Planner, QuantizeSettings
+from .. import store
+from ..host import folders
+from ..store.search_cache import find_findings, findings_key, keep_findings
+
+AUTO = "auto"
+KEEP_16_BIT = "load in 16 bit"
+QUANTIZE_UNIFORMLY = "quantize uniformly"
+FAIL = "fail"
+WITHOUT_STATISTICS = (KEEP_16_BIT, QUANTIZE_UNIFORMLY, FAIL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a model will be quantized.
+
+    Attributes:
+        source: a Plan made before, a Planner to make one, or None to leave the model in 16 bit.
+        about: a line for people.
+        samples: that the statistics come from.
+        key: under which what is found is kept, None where it is not.
+    """
+
+    source: Plan | Planner | None
+    about: str
+    samples: int = 0
+    key: str | None = None
+
+    def keep(self, plan: Plan) -> None:
+        """Keep what was found for the Plan, for the next load."""
+        if self.key is not None and plan is not self.source:
+            keep_findings(self.key, plan, self.samples)
+
+
+def statistics_choices() -> list[str]:
+    """Return what a node offers: "auto" and the files in the statistics folder."""
+    return [AUTO, *folder_paths.get_filename_list(folders.FOLDER)]
+
+
+def statistics_state(choice: str, fingerprint: str | None) -> tuple:
+    """Return what changes when a node should run again for its statistics.
+
+    Of "auto" it is the milestone that was reached, of a file its size and time.
+    """
+    if choice == AUTO:
+        known = None if fingerprint is None else store.statistics_of(fingerprint)
+        usable = known is not None and store.is_usable(known)
+        return AUTO, milestone(known.samples) if usable else 0
+    status = os.stat(folder_paths.get_full_path_or_raise(folders.FOLDER, choice))
+    return choice, status.st_size, status.st_mtime_ns
+
+
+def choose(
+    choice: str,
+    fingerprint: str | None,
+    name: str,
+    settings: QuantizeSettings,
+    without: str,
+    *,
+    keep: bool = True,
+) -> Choice:
+    """Decide how a model is quantized.
+
+    Args:
+        choice: "auto" (all that was recorded of the model) or a file of the statistics folder.
+        fingerprint: of the model's file, None if it has none.
+        name: of the model, for messages.
+        settings: mode, keep_ratio and search.
+        without: one of WITHOUT_STATISTICS, for a model with fewer than 32 recorded images, or
+            with layers that no sampling has measured yet.
+        keep: use and keep Plans; False for weights that are not the file's alone.
+
+    Raises:
+        StatisticsError: the statistics are damaged or another model's, or there are none that
+            are usable and `without` is "fail".
+        FileNotFoundError: there is no such statistics file.
+        ValueError: keep_ratio is out of range.
+    """
+    statistics = _statistics(choice, fingerprint, name)
+    if statistics and (choice != AUTO or store.is_usable(statistics)):
+        key = None
+        if keep and fingerprint is not None:
+            key = findings_key(fingerprint, statistics_version(choice, statistics), settings)
+        return _measured(statistics, settings, key)
+    recorded = _recorded(statistics)
+    if without == FAIL:
+        raise StatisticsError(f"{name} has {recorded} that HSWQ needs: sample with it first")
+    # Made in any case, to refuse bad settings now and not on the day of enough samples.
+    planner = planner_for(None, settings)
+    if without == QUANTIZE_UNIFORMLY:
+        key = findings_key(fingerprint, "", settings) if keep and fingerprint is not None else None
+        about = f"without statistics ({recorded} recorded)"
+        planner = planner_for(None, settings, key)
+        return Choice(planner.known_plan() or planner, about, 0, key)
+    # ComfyUI runs the node again at a milestone only: its line would seem to stand still.
+    return Choice(None, f"16 bit for now: {recorded} recorded; the HSWQ panel keeps count")
+
+
+def milestone(samples: int) -> int:
+    """Return the last number of samples at which the loader makes a new Plan, 0 before the first.
+
+    They are 32, 64, 128 and the target: in between, the same workflow gives the same picture.
+    """
+    target = store.target()
+    if samples >= target:
+        return target
+    reached = 0
+    step = store.USABLE_SAMPLES
+    while step <= samples:
+        reached, step = step, step * 2
+    return reached
+
+
+def _recorded(statistics: Statistics | None) -> str:
+    """Return how much of what a model needs was recorded."""
+    samples = 0 if statistics is None else statistics.samples
+    missing = 0 if statistics is None else store.missing_layers(statistics)
+    if samples >= store.USABLE_SAMPLES and missing:
+        return f"{len(statistics)} of {len(statistics) + missing} layers"
+    return f"{samples} of {store.USABLE_SAMPLES} images"
+
+
+def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | None) -> Choice:
+    planner = planner_for(statistics, settings, key)
+    about = f"{planner.samples} of {store.target()} images"
+    if planner.samples < store.target():  # FP8 weights are not measured: say what is
+        about += "; sampling with a 16-bit loader adds more"
+    return Choice(planner.known_plan() or planner, about, planner.samples, key)
+
+
+def planner_for(
+    statistics: Statistics | None, settings: QuantizeSettings, key: str | None = None
+) -> Planner:
+    """Return a Planner that knows what was found under a key.
+
+    Raises:
+        ValueError: keep_ratio is out of range.
+    """
+    found = find_findings(key) if key is not None else None
+    known = statistics if found is None else found
+    return Planner(
+        statistics,
+        settings.keep_ratio,
+        scaled=settings.scaled,
+        settings=settings.search,
+        samples=0 if known is None else known.samples,
+        known=found,
+    )
+
+
+def _statistics(choice: str, fingerprint: str | None, name: str) -> Statistics | None:
+    if choice == AUTO:
+        return None if fingerprint is None else store.statistics_of(fingerprint)
+    statistics = load_statistics(folder_paths.get_full_path_or_raise(folders.FOLDER, choice))
+    if None not in (statistics.fingerprint, fingerprint) and statistics.fingerprint != fingerprint:
+        raise StatisticsError(
+            f"{choice} holds statistics of {statistics.meta.get('model', 'another model')}, "
+            f"not of {name}: its weights are others"
+        )
+    return statistics
+
+
+def statistics_version(choice: str, statistics: Statistics) -> str:
+    """Return what tells statistics from others that a new Plan shall be made for.
+
+    Recorded ones count as the same until the next milestone, unless they were begun anew.
+    """
+    if choice == AUTO:
+        begun = [statistics.meta.get(key) for key in ("created_at", store.RECORDING)]
+        return f"{begun} {milestone(statistics.samples)}"
+    with open(folder_paths.get_full_path_or_raise(folders.FOLDER, choice), "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()

@@ -1,0 +1,302 @@
+"""Exporting: the loader's own FP8 weights as a file, streamed tensor by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import comfy.model_management as memory
+import comfy.utils
+import torch
+
+from ...calibration import atomic_file
+from ...quant import Plan, QuantizeSettings, quantize
+from ..engine.model_structure import layers_of
+from ..engine.quantizer import WORK_BYTES, quantizing_device
+from ..engine.transfer import Transfer
+from ..files.errors import ModelFileError
+from ..files.fingerprints import fingerprint
+from ..files.layer_formats import (
+    FILE_FORMATS,
+    MARKER,
+    STORED_DTYPE,
+    Beside,
+    FileFormat,
+    input_scale,
+)
+from ..files.model_file import check_16_bit, diffusion_model_prefix, load_tensors
+from ..files.tensor_file import TensorFile, lay_out
+from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
+
+VERSION = "1"
+_SAMPLING_KEYS = (
+    "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
+)  # fmt: skip
+"""By which ComfyUI knows how a model is sampled; checkpoints have them beside the model."""
+
+
+class ExportError(ValueError):
+    """A file cannot be written where it should be; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """What a user chooses about an export.
+
+    Attributes:
+        format: one of FILE_FORMATS.
+        statistics: "auto" or a file of the statistics folder.
+        keep_ratio: share of the measured layers that stay 16 bit.
+        without: what to do without usable statistics: choice.FAIL or QUANTIZE_UNIFORMLY.
+        model_only: leave out what is not the diffusion model.
+    """
+
+    format: str
+    statistics: str
+    keep_ratio: float
+    without: str
+    model_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what a node's linked input may bring."""
+        for value, allowed in (
+            (self.format, list(FILE_FORMATS)),
+            (self.without, [FAIL, QUANTIZE_UNIFORMLY]),
+        ):
+            if value not in allowed:
+                raise ValueError(f"expected one of {allowed}, got {value!r}")
+
+    @property
+    def file_format(self) -> FileFormat:
+        """How the layers are written."""
+        return FILE_FORMATS[self.format]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        plan: that was applied; None where the very file was there already.
+        quantized: number of layers in FP8; with `scaled`, fewer than the Plan's.
+        kept: number of layers in 16 bit.
+        size: of the file in bytes.
+        about: a line about the statistics.
+    """
+
+    plan: Plan | None
+    quantized: int
+    kept: int
+    size: int
+    about: str
+
+
+def export(
+    path: str, target: Path, settings: ExportSettings, *, overwrite: bool = False
+) -> Exported:
+    """Write a 16-bit model file with its diffusion model in FP8, as the loader quantizes it.
+
+    Memory for one tensor is enough. An error or an interrupt leaves `target` as it was. Where the
+    same export is there already, nothing is written unless `overwrite` is set.
+
+    Args:
+        path: of a checkpoint or a diffusion model.
+        target: file to write; its folder is made.
+        settings: format and statistics.
+        overwrite: replace a file that is there.
+
+    Raises:
+        ExportError: another file is there, the target is the source or in use, or the disk is
+            too small.
+        ModelFileError: the source is damaged, unknown, or quantized already.
+        StatisticsError, ValueError: as of choice.choose; the statistics are another model's.
+        OSError: the file cannot be written.
+    """
+    source = _Source(path, settings.model_only)
+    wanted = QuantizeSettings(settings.file_format.scaled, settings.keep_ratio)
+    chosen = choose(settings.statistics, fingerprint(path), source.name, wanted, settings.without)
+    job = _Export(source, chosen, settings)
+    if target.exists() and not overwrite and job.file.is_at(target):
+        return job.result(None)
+    _check_target(target, path, job.file.size, overwrite)
+    try:
+        plan = job.write(target, overwrite)
+    except PermissionError as error:  # so does Windows where a loaded model's file is replaced
+        raise ExportError(
+            f"{target.name} cannot be written ({error.strerror}): if a loaded model or a program "
+            "uses it, choose another filename"
+        ) from error
+    except OSError as error:
+        raise OSError(f"{target.name} cannot be written: {error.strerror or error}") from error
+    logging.info("HSWQ: %s is %s in the format %r", target.name, source.name, settings.format)
+    return job.result(plan)
+
+
+class _Source:
+    """What is read: the tensors that go into the new file, by their names there."""
+
+    def __init__(self, path: str, model_only: bool) -> None:
+        self.path, self.name = path, os.path.basename(path)
+        check_16_bit(path)
+        self.tensors, metadata = load_tensors(path)
+        self.metadata = metadata or {}
+        self.layers = layers_of(path, self.tensors, metadata)
+        self.prefix = diffusion_model_prefix(self.tensors)
+        if model_only and self.prefix:
+            self.tensors = {
+                name.removeprefix(self.prefix): tensor
+                for name, tensor in self.tensors.items()
+                if name.startswith(self.prefix) or name in _SAMPLING_KEYS
+            }
+            self.prefix = ""
+
+    def key(self, layer: str, name: str) -> str:
+        """Return a tensor's name in the new file."""
+        return f"{self.prefix}{layer}.{name}"
+
+    def others(self) -> dict[str, torch.Tensor]:
+        """Return what is copied as it is: all but the layers' weights."""
+        weights = {self.key(layer, "weight") for layer in self.layers}
+        return {name: tensor for name, tensor in self.tensors.items() if name not in weights}
+
+
+class _Export:
+    """One export: what it will write where, and the writing."""
+
+    def __init__(self, source: _Source, chosen: Choice, settings: ExportSettings) -> None:
+        self._source, self._chosen = source, chosen
+        self._plan: Plan | None = None
+        self._half = _sixteen_bit_dtype(source.layers.values())
+        file_format = settings.file_format
+        self._beside: dict[str, Beside] = {}  # of the layers in FP8
+        for layer, weight in source.layers.items():
+            beside = file_format.beside(weight, chosen.source.input_amax(layer))
+            if beside is not None and chosen.source.quantizes(layer):
+                self._beside[layer] = beside
+        metadata = _metadata(source, chosen, settings, len(self._beside))
+        self.file: TensorFile = lay_out(self._tensors(), metadata)
+
+    def result(self, plan: Plan | None) -> Exported:
+        """Describe the file, which is written, or was there."""
+        quantized = len(self._beside)
+        kept = len(self._source.layers) - quantized
+        return Exported(plan, quantized, kept, self.file.size, self._chosen.about)
+
+    def write(self, target: Path, overwrite: bool) -> Plan:
+        """Write the file and return the Plan."""
+        device = quantizing_device()
+        memory.free_memory(WORK_BYTES, device)
+        progress = comfy.utils.ProgressBar(self.file.size - len(self.file.header))
+        written = 0
+        with atomic_file(target) as stream:
+            self.file.begin(stream)
+            for name, tensor in self._stream(Transfer(device)):
+                memory.throw_exception_if_processing_interrupted()
+                written += self.file.write(stream, name, tensor)
+                progress.update_absolute(written)
+            _check_name(target, overwrite)  # once more: it may have taken minutes
+        return self._plan
+
+    def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Return dtype and shape of all that will be in the file."""
+        source = self._source
+        facts = {key: (kept.dtype, tuple(kept.shape)) for key, kept in source.tensors.items()}
+        for layer, weight in source.layers.items():
+            beside = self._beside.get(layer)
+            dtype = self._kept_dtype(weight) if beside is None else STORED_DTYPE
+            facts[source.key(layer, "weight")] = dtype, tuple(weight.shape)
+            for key, fact in (beside or {}).items():
+                name = source.key(layer, key)
+                if name in source.tensors:
+                    own = f"{source.name} has a {name} of its own"
+                    raise ModelFileError(f"{own}, which the format needs")
+                facts[name] = fact
+        return facts
+
+    def _stream(self, transfer: Transfer) -> Iterator[tuple[str, torch.Tensor]]:
+        """Give every tensor of the file: layers first, in the model's order, as Plans need."""
+        key = self._source.key
+        for layer, weight in self._source.layers.items():
+            parts = self._quantized(layer, weight, transfer)
+            if parts is None:
+                yield key(layer, "weight"), weight.to(self._kept_dtype(weight))
+                continue
+            data, scale = parts
+            yield key(layer, "weight"), data
+            found = {
+                "comfy_quant": torch.frombuffer(bytearray(MARKER), dtype=torch.uint8),
+                "input_scale": input_scale(self._chosen.source.input_amax(layer)),
+            }
+            for name, (_, shape) in self._beside[layer].items():
+                yield key(layer, name), found.get(name, scale).reshape(shape)
+        self._plan = self._chosen.source.finish()
+        self._chosen.keep(self._plan)
+        yield from self._source.others().items()
+
+    def _quantized(
+        self, layer: str, weight: torch.Tensor, transfer: Transfer
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return a layer's FP8 bytes and weight_scale on the device, None where it is 16 bit."""
+        source = self._chosen.source
+        weight = transfer.up(weight) if source.quantizes(layer) else weight
+        amax = source.add(layer, weight)
+        return quantize(weight, amax, scaled=source.scaled) if layer in self._beside else None
+
+    def _kept_dtype(self, weight: torch.Tensor) -> torch.dtype:
+        return self._half if weight.dtype.itemsize > 2 else weight.dtype
+
+
+def _sixteen_bit_dtype(weights: Iterable[torch.Tensor]) -> torch.dtype:
+    """Return what wider layers become: FP16, among BF16 ones BF16."""
+    found = comfy.utils.weight_dtype({str(i): weight for i, weight in enumerate(weights)})
+    return found if found is torch.bfloat16 else torch.float16
+
+
+def _metadata(
+    source: _Source, chosen: Choice, settings: ExportSettings, quantized: int
+) -> dict[str, str]:
+    """Return the source's own metadata with what was done.
+
+    No time is among it, so that the same export is the same file.
+    """
+    own = {key: str(value) for key, value in source.metadata.items()}
+    own.pop("modelspec.hash_sha256", None)  # of the source's tensors
+    measured = chosen.samples or settings.statistics != AUTO
+    facts = {
+        "version": VERSION,
+        "format": settings.format,
+        "mode": "scaled" if chosen.source.scaled else "compatible",
+        "keep_ratio": chosen.source.keep_ratio,
+        "source": source.name,
+        "source_fingerprint": fingerprint(source.path),
+        "statistics": settings.statistics if measured else "none",
+        "samples": chosen.samples,
+        "plan": chosen.key,
+        "quantized_layers": quantized,
+        "kept_layers": len(source.layers) - quantized,
+    }
+    return {"format": "pt", **own, **{f"hswq.{key}": str(value) for key, value in facts.items()}}
+
+
+def _check_target(target: Path, source: str, size: int, overwrite: bool) -> None:
+    if target.exists() and os.path.samefile(target, source):
+        raise ExportError(f"{target.name} is the source itself: choose another filename")
+    _check_name(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < size:
+        raise ExportError(
+            f"{target.name} needs {size / 2**20:.0f} MiB of disk space, and "
+            f"{free / 2**20:.0f} MiB are free in {target.parent}"
+        )
+
+
+def _check_name(target: Path, overwrite: bool) -> None:
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise ExportError(
+            f"{target.name} is there already: choose another filename, or set overwrite"
+        )

@@ -1,0 +1,295 @@
+"""Recording the Dual Monitor's statistics in the background of any sampling."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ...calibration import DualMonitor, Rotation, Statistics, kernels, monitored_layers
+from .. import store
+from ..engine.patchers import identity, is_quantized, networks, patches, unknown_layers
+from ..host import settings
+from .status import (
+    COMPLETE,
+    FAILED,
+    NOT_RECORDED,
+    QUANTIZED,
+    RECORDING,
+    ModelStatus,
+    StatusTable,
+    sampling,
+)
+
+WRAPPER = "hswq.calibration"
+"""Key of the calibration node's wrapper; passive recording leaves such a model to it."""
+
+SHARE_PER_PERCENT = 0.025
+"""Of the layers in a forward, for each percent that it may take longer.
+
+Measuring all of SDXL adds 39% to a GPU's launches and 14% to its time; on a CPU 40%.
+"""
+
+SHARE_PER_PERCENT_WITHOUT_TRITON = 0.003
+"""On a GPU where a layer's call takes nine launches, not one."""
+
+
+class Target(NamedTuple):
+    """A model to record: its name, its file's fingerprint, and what was recorded before."""
+
+    name: str
+    fingerprint: str
+    samples: int
+
+
+class Recorder:
+    """Records every sampling once installed; the one patch of ComfyUI that this extension makes.
+
+    Attributes:
+        enabled: whether samplings are recorded, as long as the settings say so too.
+        table: what recording does, of every model sampled with since ComfyUI started.
+    """
+
+    def __init__(self) -> None:
+        """Start uninstalled."""
+        self.enabled = True
+        self.table = StatusTable()
+        self._failed: dict[str, str] = {}  # fingerprint: what went wrong in measuring
+        self._rotations: dict[str, tuple[tuple, Rotation]] = {}
+        self._complete: WeakKeyDictionary[torch.nn.Module, tuple] = WeakKeyDictionary()
+        self._original: Callable | None = None
+        self._patched: Callable | None = None
+
+    def follow_settings(self) -> None:
+        """Be installed while the settings say so; asked for every prompt that is queued.
+
+        ComfyUI tells nobody when a setting changes, and no prompt is sampled without this. One
+        that was queued before recording was turned off removes the patch when it samples.
+        """
+        if settings.current().record:
+            self.install()
+        else:
+            self.remove()
+
+    def install(self) -> None:
+        """Wrap `CFGGuider.outer_sample`, through which every sampler goes. Idempotent."""
+        self.enabled = True
+        if self._original is not None:
+            return
+        self._original = original = comfy.samplers.CFGGuider.outer_sample
+
+        @functools.wraps(original)
+        def outer_sample(
+            guider: comfy.samplers.CFGGuider, noise: torch.Tensor, *args, **kwargs
+        ) -> torch.Tensor:
+            with self._recording(guider.model_patcher, noise):
+                return original(guider, noise, *args, **kwargs)
+
+        self._patched = comfy.samplers.CFGGuider.outer_sample = outer_sample
+
+    def remove(self) -> None:
+        """Put ComfyUI's own function back, unless somebody wrapped ours since: then fall silent."""
+        self.enabled = False
+        if self._original is not None and (comfy.samplers.CFGGuider.outer_sample is self._patched):
+            comfy.samplers.CFGGuider.outer_sample = self._original
+            self._original = self._patched = None
+
+    def status(self) -> list[ModelStatus]:
+        """Return what recording does, of every model sampled with since ComfyUI started."""
+        return self.table.all()
+
+    @contextmanager
+    def _recording(self, patcher: ModelPatcher, noise: torch.Tensor) -> Iterator[None]:
+        target = rotation = None
+        try:  # the picture must be made whatever happens here
+            if not settings.current().record:
+                self.remove()
+            target = self._target(patcher)
+            rotation = target and self._rotation(target.fingerprint, patcher)
+            samples = noise.shape[0]
+        except Exception as error:
+            target = None
+            reason = f"recording failed: {error}"
+            self.table.note(ModelStatus(type(patcher.model).__name__, None, FAILED, 0, reason))
+        if target is None:
+            yield
+            return
+
+        def saved(total: Statistics) -> None:
+            state = COMPLETE if store.is_complete(total) else RECORDING
+            self._note(target._replace(samples=total.samples), state)
+
+        def failed(reason: str, for_good: bool) -> None:
+            if for_good:
+                self._failed[target.fingerprint] = reason
+            self._note(target, FAILED, reason)
+
+        recording = Recording(
+            target.fingerprint, store.PASSIVE_SESSION, target.name, saved, failed, self._is_on
+        )
+        with record(patcher, samples, recording, rotation):
+            yield
+
+    def _is_on(self) -> bool:
+        return self.enabled and settings.current().record
+
+    def _target(self, patcher: ModelPatcher) -> Target | None:
+        """Return which model to record, None with the reason noted."""
+        state = store.state()
+        if not self.enabled or self._complete.get(patcher.model) == state:
+            return None
+        if WRAPPER in patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
+            return None
+        found = identity(patcher)
+        if found is None:
+            reason = unrecordable(patcher) or "it is a merge or was not loaded from a file"
+            name = type(patcher.model).__name__
+            self.table.note(ModelStatus(name, None, NOT_RECORDED, 0, reason))
+            return None
+        path, fingerprint = found
+        known = store.statistics_of(fingerprint)
+        target = Target(os.path.basename(path), fingerprint, known.samples if known else 0)
+        if known and store.is_complete(known):
+            self._note(target, COMPLETE)
+            self._complete[patcher.model] = state  # nothing to look up until that changes
+            return None
+        failure = self._failed.get(fingerprint)
+        reason = failure or unrecordable(patcher)
+        if reason is not None:
+            self._note(target, FAILED if failure else NOT_RECORDED, reason)
+            return None
+        self._note(target, RECORDING)
+        return target
+
+    def _note(self, target: Target, state: str, reason: str | None = None) -> None:
+        self.table.note(ModelStatus(target.name, target.fingerprint, state, target.samples, reason))
+
+    def _rotation(self, fingerprint: str, patcher: ModelPatcher) -> Rotation:
+        """Return whose turn it is; the turns of few-step samplings go on in the next one."""
+        share = share_of(settings.current().budget, torch.device(patcher.load_device))
+        names = tuple(monitored_layers(patcher.model.diffusion_model))
+        known = self._rotations.get(fingerprint)
+        if known is None or known[0] != (share, names):
+            known = self._rotations[fingerprint] = (share, names), Rotation(names, share)
+        return known[1]
+
+
+def share_of(budget: float, device: torch.device) -> float:
+    """Return the share of the layers whose measuring takes so many percent of a step."""
+    in_one_launch = device.type == "cpu" or kernels.usable(device)
+    share = SHARE_PER_PERCENT if in_one_launch else SHARE_PER_PERCENT_WITHOUT_TRITON
+    return min(1.0, budget * share)
+
+
+def unrecordable(patcher: ModelPatcher) -> str | None:
+    """Return why a model's statistics would not be those of 16-bit weights, None if they are."""
+    if is_quantized(patcher):
+        return QUANTIZED
+    if patcher.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
+        return "it is compiled"
+    if patcher.model.diffusion_model.training:
+        return "it is being trained"
+    return unknown_layers(patcher)
+
+
+class Recording(NamedTuple):
+    """Where a sampling's statistics go, and who wants to know.
+
+    Attributes:
+        fingerprint: of the model's file, None if it has none.
+        session: of the statistics file.
+        name: of the model, for people.
+        saved: is called with the file's new content.
+        failed: is called with what went wrong, and whether it will go wrong again.
+        wanted: whether the statistics are still wanted when the sampling has ended.
+    """
+
+    fingerprint: str | None
+    session: str
+    name: str
+    saved: Callable[[Statistics], None] = lambda _: None
+    failed: Callable[[str, bool], None] = lambda reason, _: logging.warning(
+        "HSWQ: this sampling was not recorded: %s", reason
+    )
+    wanted: Callable[[], bool] = lambda: True
+
+
+@contextmanager
+def record(
+    patcher: ModelPatcher, samples: int, recording: Recording, rotation: Rotation | None = None
+) -> Iterator[None]:
+    """Measure one sampling and add it to the model's statistics file when it has succeeded.
+
+    Whatever goes wrong in measuring or saving is reported; the sampling goes on.
+
+    Args:
+        patcher: whose diffusion model runs in the block; its clones on other GPUs are measured
+            there.
+        samples: latent images in the sampling.
+        recording: where the statistics go.
+        rotation: whose turn it is in each forward; None measures every layer in every forward.
+    """
+    with ExitStack() as hooks:
+        monitors = []
+        try:
+            for network in networks(patcher):
+                monitors.append(hooks.enter_context(DualMonitor(network, rotation=rotation)))
+            hooks.enter_context(sampling(recording.fingerprint))
+        except Exception as error:
+            hooks.close()
+            monitors = []
+            _report(recording, f"it cannot be measured: {error}", for_good=True)
+        yield
+    if monitors and recording.wanted():
+        _save(patcher, samples, recording, monitors)
+
+
+def _save(
+    patcher: ModelPatcher, samples: int, recording: Recording, monitors: list[DualMonitor]
+) -> None:
+    try:
+        first, *others = [monitor.statistics() for monitor in monitors]
+        delta = functools.reduce(Statistics.merge, others, first)
+    except Exception as error:
+        _report(recording, str(error), for_good=True)
+        return
+    if not all(layer.finite for layer in delta.values()):
+        _report(recording, "the sampling produced values that are not finite")
+    elif delta:
+        meta = {**delta.meta, "samples": samples}
+        patched = patches(patcher)
+        if patched is not None:
+            meta["lora"] = patched
+        delta = Statistics(delta, meta)
+        try:
+            recording.saved(
+                store.add_statistics(
+                    delta,
+                    recording.fingerprint,
+                    recording.session,
+                    recording.name,
+                    monitored_layers(patcher.model.diffusion_model),
+                )
+            )
+        except Exception as error:
+            _report(recording, str(error))
+
+
+def _report(recording: Recording, reason: str, for_good: bool = False) -> None:
+    """Pass on what went wrong; a listener that fails has no say in the picture either."""
+    try:
+        recording.failed(reason, for_good)
+    except Exception as error:
+        logging.warning("HSWQ: not recorded: %s (and %s)", reason, error)
+
+
+recorder = Recorder()

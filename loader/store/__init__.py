@@ -1,0 +1,48 @@
+"""Recorded statistics on disk: locks, merging, and the cache of what searches found.
+
+May import host, files, calibration and quant.
+"""
+
+from .statistics import (
+    MERGED,
+    PASSIVE_SESSION,
+    RECORDING,
+    USABLE_SAMPLES,
+    add_statistics,
+    check_session,
+    is_complete,
+    is_usable,
+    missing_layers,
+    once_each,
+    recordings,
+    remove_statistics,
+    replace_merged,
+    state,
+    statistics_files,
+    statistics_of,
+    statistics_path,
+    target,
+    total_of,
+)
+
+__all__ = [
+    "MERGED",
+    "PASSIVE_SESSION",
+    "RECORDING",
+    "USABLE_SAMPLES",
+    "add_statistics",
+    "check_session",
+    "is_complete",
+    "is_usable",
+    "missing_layers",
+    "once_each",
+    "recordings",
+    "remove_statistics",
+    "replace_merged",
+    "state",
+    "statistics_files",
+    "statistics_of",
+    "statistics_path",
+    "target",
+    "total_of",
+]

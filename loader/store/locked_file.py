@@ -1,0 +1,124 @@
+"""Reading and writing a statistics file that other processes may write too."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from ...calibration import Statistics, StatisticsError, load_statistics, save_statistics
+from ..files.versions import version_of
+
+DAMAGED = ".damaged"
+"""What the name of a file that was set aside ends with."""
+
+_LOCK_SECONDS = 10  # a save takes a tenth of one
+_CACHED_FILES = 4
+# Windows replaces no file while somebody reads it, which takes a hundredth of a second.
+_PATIENCE = (0.05, 0.2, 0.5) if os.name == "nt" else ()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a file, and sweep away what killed ones left of it.
+
+    Raises:
+        OSError: another process keeps the lock, or the folder cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise OSError(f"another process keeps {path.name} locked: try again later") from None
+    try:
+        _sweep(path)
+        yield
+    finally:
+        lock.release()
+
+
+def write(statistics: Statistics, path: Path) -> None:
+    """Replace a file whose lock is held.
+
+    Raises:
+        OSError: it cannot be written; it is left as it was.
+    """
+    try:
+        _save(statistics, path)
+    except OSError as error:  # of a full disk, it does not say which file
+        raise OSError(f"{path.name} cannot be written: {error.strerror}") from error
+    _keep(path, version_of(path), statistics)
+
+
+def _save(statistics: Statistics, path: Path) -> None:
+    for seconds in _PATIENCE:
+        try:
+            return save_statistics(statistics, path)
+        except PermissionError:
+            time.sleep(seconds)
+    return save_statistics(statistics, path)
+
+
+def read_or_set_aside(path: Path) -> Statistics | None:
+    """Read a file whose lock is held, None where there is none; a damaged one is moved away."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except StatisticsError as error:
+        aside = path.with_name(path.name + DAMAGED)
+        os.replace(path, aside)
+        logging.warning("HSWQ: %s; it is kept as %s and a new one is begun", error, aside.name)
+        return None
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a process that was killed has left beside a file; its lock is held."""
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        stray.unlink(missing_ok=True)
+
+
+_cache: dict[Path, tuple[tuple, Statistics]] = {}
+_cache_lock = threading.Lock()
+
+
+def read(path: Path) -> Statistics:
+    """Read a statistics file, or take what is known of it while it has not changed.
+
+    Raises:
+        OSError, StatisticsError: as `load_statistics`.
+    """
+    statistics = known(path)
+    if statistics is not None:
+        return statistics
+    version = version_of(path)
+    statistics = load_statistics(path)
+    if version == version_of(path):
+        _keep(path, version, statistics)
+    return statistics
+
+
+def known(path: Path) -> Statistics | None:
+    """Return what was read or written last, None where that is long ago or the file has changed.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    version, statistics = _cache.get(path, (None, None))
+    return statistics if version == version_of(path) else None
+
+
+def _keep(path: Path, version: tuple, statistics: Statistics) -> None:
+    with _cache_lock:  # routes read while prompts write
+        _cache.pop(path, None)
+        _cache[path] = version, statistics
+        while len(_cache) > _CACHED_FILES:
+            del _cache[next(iter(_cache))]

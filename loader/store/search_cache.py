@@ -1,0 +1,75 @@
+"""What searches have found, kept beside the statistics so that no layer is searched twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+from ...calibration import atomic_file
+from ...quant import Findings, Plan, QuantizeSettings
+from ..host.events import changed
+from ..host.folders import statistics_folder
+
+_KEPT_FILES = 64
+_VERSION = 2  # of the algorithm and the file
+_SHORT = 16  # hex digits of the fingerprint in a file's name
+
+
+def findings_key(fingerprint: str, statistics: str, settings: QuantizeSettings) -> str:
+    """Return what a layer's search depends on, as a file name: not on keep_ratio.
+
+    Args:
+        fingerprint: of the model's weights.
+        statistics: what tells these statistics from others.
+        settings: mode and search.
+    """
+    search = dataclasses.asdict(settings.search)
+    facts = [_VERSION, fingerprint, statistics, settings.scaled, search]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return f"{fingerprint[:_SHORT]}.{digest[:32]}"
+
+
+def find_findings(key: str) -> Findings | None:
+    """Return what was found before; None where there is nothing.
+
+    A file that cannot be read counts as none: it is made again.
+    """
+    try:
+        return Findings.from_json(json.loads(_path(key).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logging.warning("HSWQ: a kept plan cannot be read and is made again: %s", error)
+        return None
+
+
+def keep_findings(key: str, plan: Plan, samples: int) -> None:
+    """Keep what a Plan has found, and forget the files not written for longest.
+
+    A file that cannot be written is no reason to fail: the next load searches again.
+    """
+    path, before = _path(key), find_findings(key)
+    found = Findings.of(plan, samples) if before is None else before.including(plan)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(json.dumps(found.to_json(), allow_nan=False).encode())
+        for old in sorted(path.parent.glob("*.json"), key=os.path.getmtime)[:-_KEPT_FILES]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        logging.warning("HSWQ: the plan is not kept for the next load: %s", error)
+    changed()
+
+
+def forget_findings(fingerprint: str) -> None:
+    """Remove all that was found of a model."""
+    for path in _path("").parent.glob(f"{fingerprint[:_SHORT]}.*.json"):
+        path.unlink(missing_ok=True)
+
+
+def _path(key: str) -> Path:
+    return statistics_folder() / "plans" / f"{key}.json"
