@@ -217,7 +217,7 @@ class _Quantizable:
         plan, scale = self._originals.plan, old._params.scale.to(amax.device)
         share = (plan.layers[self._name].amax / amax.double()).clamp(max=1.0)
         limit = weight.abs().amax() * share
-        if plan.scaled:
+        if plan.number_format.scaled:
             scale = torch.maximum(scale, scale_for(limit, scale))
         else:
             weight = weight.clamp(-limit, limit)

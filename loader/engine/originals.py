@@ -7,7 +7,7 @@ import functools
 import torch
 from comfy.quant_ops import QuantizedTensor
 
-from ...quant import Plan, quantize
+from ...quant import Plan
 from ..files.errors import ModelFileError
 from ..files.safetensors import DTYPE_NAMES, TensorEntry, read_header
 
@@ -40,7 +40,7 @@ class Originals:
         if original is None or original.shape != weight.shape:
             return None
         original = original.to(weight.device)
-        data, scale = quantize(original, amax, scaled=self.plan.scaled)
+        data, scale = self.plan.number_format.quantize(original, amax)
         same = data.view(torch.uint8).equal(weight._qdata.view(torch.uint8))
         return original.to(weight.dtype) if same and scale.equal(weight._params.scale) else None
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from harness.inprocess import conditioning, distance, held, load, same, sample, unload, weight
+from helpers import make_planner
 from hswq.calibration import DualMonitor, Statistics
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.converter import convert
@@ -55,7 +56,7 @@ def loaded(trained) -> dict[bool, ModelPatcher]:
 
 
 def planner(trained: Trained, scaled: bool) -> Planner:
-    return Planner(trained.statistics, 0.25, scaled=scaled)
+    return make_planner(trained.statistics, 0.25, scaled=scaled)
 
 
 def lora(trained: Trained, kind: str = "lora") -> dict[str, torch.Tensor]:

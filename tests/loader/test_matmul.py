@@ -24,6 +24,7 @@ from harness.inprocess import (
     unload,
 )
 from harness.patches import patch_file
+from helpers import make_planner
 from hswq.calibration import DualMonitor, Statistics
 from hswq.loader.engine import matmul
 from hswq.loader.engine.adopt import ATTACHMENT
@@ -188,7 +189,7 @@ def pair(pairs, memory, checkpoint, measured):
 
     def of(*, scaled: bool = True) -> Loaded:
         if (memory, scaled) not in pairs:
-            planner = Planner(measured, 0.25, scaled=scaled, settings=QUICK)
+            planner = make_planner(measured, 0.25, scaled=scaled, settings=QUICK)
             pairs[memory, scaled] = Loaded(str(checkpoint), planner)
         return pairs[memory, scaled]
 
