@@ -221,7 +221,7 @@ def _check_quantized(name: str, patcher: ModelPatcher, plan: Plan) -> None:
         )
 
 
-def _keep(_: str, weight: torch.Tensor) -> torch.Tensor:
+def _keep(_: str, weight: torch.Tensor, __: torch.device) -> torch.Tensor:
     return weight
 
 

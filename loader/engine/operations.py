@@ -19,10 +19,13 @@ from .layout import hold, scale_for
 from .matmul import multiplied_in_fp8
 from .originals import Originals
 
-Decide = Callable[[str, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
-"""Layer name and its 16-bit weight -> the weight to keep, or its FP8 bytes and weight_scale.
+Decide = Callable[
+    [str, torch.Tensor, torch.device], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
+]
+"""Layer's name, 16-bit weight and device -> the weight to keep, or its FP8 bytes and weight_scale.
 
-They stay where they come back: on the GPU, or on the CPU for ComfyUI to load.
+They are complete, and bytes and scale stay where they come back: ComfyUI may move a model, or
+compute with it, as soon as its weights are loaded.
 """
 
 
@@ -140,7 +143,7 @@ class _Quantizable:
             self.stored_input_amax = stored_input_amax(state_dict, prefix)
             data = value if assign else value.clone()
             return hold(data, stored_scale(state_dict, prefix), self._target[1])
-        decided = self._decide(self._name, value)
+        decided = self._decide(self._name, value, self._target[0])
         return decided if isinstance(decided, torch.Tensor) else hold(*decided, self._target[1])
 
     @_normal_tensors
