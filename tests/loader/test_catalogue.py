@@ -20,6 +20,7 @@ from hswq.loader.engine.converter import convert
 from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.host import events
+from hswq.loader.host.folders import FOLDER
 from hswq.loader.jobs import choice
 from hswq.loader.panel import catalogue
 from hswq.loader.panel.catalogue import Catalogue, UnknownModelError
@@ -58,7 +59,7 @@ def noted(state: str, reason: str | None = None) -> ModelStatus:
 def folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The statistics folder; who listens in a test does so in it alone."""
     monkeypatch.setattr(events, "_listeners", [])
-    return folders / "models" / folders.FOLDER
+    return folders / "models" / FOLDER
 
 
 class TestState:

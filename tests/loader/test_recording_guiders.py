@@ -14,6 +14,7 @@ from harness.inprocess import LATENT, conditioning
 from hswq.calibration import monitored_layers
 from hswq.loader import store
 from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.host.folders import FOLDER
 from hswq.loader.recording.recorder import Recorder
 
 
@@ -21,7 +22,7 @@ from hswq.loader.recording.recorder import Recorder
 def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A recorder of the test's own, which measures every layer in every forward."""
     folders = folder_paths.folder_names_and_paths
-    monkeypatch.setitem(folders, folders.FOLDER, ([str(tmp_path / "hswq")], {".pt"}))
+    monkeypatch.setitem(folders, FOLDER, ([str(tmp_path / "hswq")], {".pt"}))
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
     path = tmp_path / "user" / "default" / "comfy.settings.json"
     path.parent.mkdir(parents=True)

@@ -17,6 +17,7 @@ from hswq.calibration import (
 )
 from hswq.loader import store
 from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.host.folders import FOLDER
 from hswq.loader.panel.uploads import take_in
 
 FINGERPRINT = "ab" * 32
@@ -25,7 +26,7 @@ NAME = "theirs.pt"
 
 @pytest.fixture(autouse=True)
 def folder(folders: Path) -> Path:
-    return folders / "models" / folders.FOLDER
+    return folders / "models" / FOLDER
 
 
 def statistics(samples: int, channels: int = 4, count: int = 3, **meta) -> Statistics:
