@@ -42,7 +42,7 @@ def convert(
     quantizer = Quantizer(decider_of(how), len(monitored_layers(base.diffusion_model)))
     weights = _Weights(patcher)
     operations = hswq_operations(
-        lambda name, _: quantizer.decide(name, weights.patched(f"{name}.weight")),
+        lambda name, _, device: quantizer.decide(name, weights.patched(f"{name}.weight"), device),
         manual_cast=base.manual_cast_dtype not in (None, base.get_dtype()),
     )
     model = _rebuild(base, operations)

@@ -193,7 +193,8 @@ class _Load:
         """Attach the Plan, and tell ComfyUI how to load the model again."""
         check_whole(self._name, patcher.model.diffusion_model)
         if self._quantizer is not None:
-            plan = again = self._originals.plan = self._quantizer.finish()
+            plan = again = self._quantizer.finish()
+            self._originals.belong_to(patcher.model, plan)
         else:
             plan, again = _plan_as_stored(patcher), None
         _check_quantized(self._name, patcher, plan)
@@ -219,7 +220,7 @@ def _check_quantized(name: str, patcher: ModelPatcher, plan: Plan) -> None:
         )
 
 
-def _keep(_: str, weight: torch.Tensor) -> torch.Tensor:
+def _keep(_: str, weight: torch.Tensor, __: torch.device) -> torch.Tensor:
     return weight
 
 

@@ -33,7 +33,7 @@ class Quantizer:
     def __init__(self, decider: Decider, layers: int, *, resident: bool = False) -> None:
         """Take what decides about layers, and how many will come.
 
-        `resident` leaves the layers on the GPU; else they go back to the CPU for ComfyUI to load.
+        `resident` leaves the layers on the GPU; else they go where ComfyUI builds the model.
 
         Raises:
             ValueError: the device knows no FP8.
@@ -45,9 +45,12 @@ class Quantizer:
         memory.free_memory(WORK_BYTES, self._transfer.device)
 
     def decide(
-        self, name: str, weight: torch.Tensor
+        self, name: str, weight: torch.Tensor, device: torch.device
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return a layer's weight to keep, or its FP8 bytes and weight_scale."""
+        """Return a layer's weight to keep, or its FP8 bytes and weight_scale.
+
+        They are complete. `device` is that of the layer, where bytes and scale go.
+        """
         memory.throw_exception_if_processing_interrupted()
         self._progress.update(1)
         decider, transfer = self._decider, self._transfer
@@ -56,10 +59,10 @@ class Quantizer:
             return transfer.up(weight) if self._resident else weight
         on_device = transfer.up(weight)
         parts = decider.number_format.quantize(on_device, decider.amax_of(name, on_device))
-        return parts if self._resident else tuple(transfer.down(part) for part in parts)
+        return parts if self._resident else tuple(transfer.place(part, device) for part in parts)
 
     def finish(self) -> Plan:
-        """Return the Plan, complete what is still on its way, and let go of the statistics.
+        """Return the Plan, and let go of pinned memory and statistics.
 
         Raises:
             ValueError: the statistics or the Plan belong to another model.

@@ -50,7 +50,7 @@ def layer_of(
 ) -> torch.nn.Linear:
     """Return a quantized Linear that multiplies in FP8 if its input's amax is given."""
 
-    def decide(_: str, weight: torch.Tensor):
+    def decide(_: str, weight: torch.Tensor, __: torch.device):
         return quantize(weight, 0.9 * weight.abs().max(), scaled=True)
 
     operations = hswq_operations(decide, manual_cast=False)
