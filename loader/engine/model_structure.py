@@ -163,6 +163,19 @@ def detect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str) -
     return Found(dtype, compute not in (None, dtype), layers, not prefix)
 
 
+def sixteen_bit_options(path: str) -> dict[str, torch.dtype]:
+    """Return the model_options by which ComfyUI's own loaders give a file's model in 16 bit.
+
+    They are empty but where ComfyUI was told to load every model in FP8.
+
+    Raises:
+        ModelFileError: ComfyUI does not know the model.
+    """
+    if memory.unet_dtype().itemsize >= 2:
+        return {}
+    return {"dtype": detect(*load_tensors(path), os.path.basename(path)).dtype}
+
+
 def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
     """Return ComfyUI's entry for a model in diffusers' layout, None where it knows none."""
     # Converting copies, and writes into what it is given.

@@ -15,6 +15,7 @@ from .. import store
 from ..engine import matmul
 from ..engine.adopt import ATTACHMENT
 from ..engine.loading import check_model, load_checkpoint, load_diffusion_model
+from ..engine.model_structure import sixteen_bit_options
 from ..files.fingerprints import fingerprint
 from ..files.model_file import is_stored_quantized
 from ..jobs import choice
@@ -72,7 +73,7 @@ def _load(
     name: str,
     wanted: _Wanted,
     load: Callable[..., tuple],
-    load_stock: Callable[[str], tuple],
+    load_stock: Callable[[str, dict], tuple],
 ) -> io.NodeOutput:
     """Load a file quantized, as it is stored, or in 16 bit for now; say which on the node.
 
@@ -81,7 +82,7 @@ def _load(
         folder, name: of the file, as folder_paths has them.
         wanted: what else the node asks.
         load: called like `load_checkpoint`, returns the node's outputs.
-        load_stock: loads a path in 16 bit.
+        load_stock: loads a path as ComfyUI's own loader does, with model_options.
     """
     path = folder_paths.get_full_path_or_raise(folder, name)
     if is_stored_quantized(path):
@@ -96,7 +97,7 @@ def _load(
             check_model(path)
             logging.info("HSWQ: %s: %s", name, about)
             say(node_id, about)
-            return io.NodeOutput(*load_stock(path))
+            return io.NodeOutput(*load_stock(path, sixteen_bit_options(path)))
         loaded = load(path, chosen.decider, fp8_matmul=wanted.fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
     if wanted.fp8_matmul:
@@ -139,9 +140,11 @@ class HSWQCheckpointLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, ckpt_name: str, **wanted) -> io.NodeOutput:
-        def load_stock(path: str) -> tuple:
+        def load_stock(path: str, options: dict) -> tuple:
             embeddings = folder_paths.get_folder_paths("embeddings")
-            return comfy.sd.load_checkpoint_guess_config(path, embedding_directory=embeddings)[:3]
+            return comfy.sd.load_checkpoint_guess_config(
+                path, embedding_directory=embeddings, model_options=options
+            )[:3]
 
         node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
         return _load(node_id, "checkpoints", ckpt_name, rest, load_checkpoint, load_stock)
@@ -180,8 +183,8 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         def load(*args, **kwargs) -> tuple:
             return (load_diffusion_model(*args, **kwargs),)
 
-        def load_stock(path: str) -> tuple:
-            return (comfy.sd.load_diffusion_model(path),)
+        def load_stock(path: str, options: dict) -> tuple:
+            return (comfy.sd.load_diffusion_model(path, model_options=options),)
 
         node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
         return _load(node_id, "diffusion_models", unet_name, rest, load, load_stock)
