@@ -28,7 +28,7 @@ from ..files.layer_formats import (
     FileFormat,
     input_scale,
 )
-from ..files.model_file import check_16_bit, diffusion_model_prefix, load_tensors
+from ..files.model_file import ModelFile
 from ..files.tensor_file import TensorFile, lay_out
 from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
 
@@ -116,11 +116,12 @@ def export(
         StatisticsError, ValueError: as of choice.choose; the statistics are another model's.
         OSError: the file cannot be written.
     """
-    source = _Source(path, settings.model_only)
+    file = ModelFile(path)
+    source = _Source(file, settings.model_only)
     wanted = QuantizeSettings(
         settings.file_format.number_format, BySensitivity(settings.keep_ratio)
     )
-    chosen = choose(settings.statistics, fingerprint(path), source.name, wanted, settings.without)
+    chosen = choose(settings.statistics, fingerprint(file), source.name, wanted, settings.without)
     job = _Export(source, chosen, settings)
     if target.exists() and not overwrite and job.file.is_at(target):
         return job.result(None)
@@ -141,13 +142,11 @@ def export(
 class _Source:
     """What is read: the tensors that go into the new file, by their names there."""
 
-    def __init__(self, path: str, model_only: bool) -> None:
-        self.path, self.name = path, os.path.basename(path)
-        check_16_bit(path)
-        self.tensors, metadata = load_tensors(path)
-        self.metadata = metadata or {}
-        self.layers = layers_of(path, self.tensors, metadata)
-        self.prefix = diffusion_model_prefix(self.tensors)
+    def __init__(self, file: ModelFile, model_only: bool) -> None:
+        self.name = file.name
+        file.check_16_bit()
+        self.fingerprint, self.metadata = fingerprint(file), file.metadata or {}
+        self.layers, self.tensors, self.prefix = layers_of(file), file.tensors, file.prefix
         if model_only and self.prefix:
             self.tensors = {
                 name.removeprefix(self.prefix): tensor
@@ -274,7 +273,7 @@ def _metadata(
         "mode": chosen.decider.number_format.name,
         "keep_ratio": settings.keep_ratio,
         "source": source.name,
-        "source_fingerprint": fingerprint(source.path),
+        "source_fingerprint": source.fingerprint,
         "statistics": settings.statistics if measured else "none",
         "samples": chosen.samples,
         "plan": chosen.key,

@@ -14,10 +14,10 @@ from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings
 from .. import store
 from ..engine import matmul
 from ..engine.adopt import ATTACHMENT
-from ..engine.loading import check_model, load_checkpoint, load_diffusion_model
-from ..engine.model_structure import sixteen_bit_options
+from ..engine.loading import load_checkpoint, load_diffusion_model
+from ..engine.model_structure import find_layers, sixteen_bit_options
 from ..files.fingerprints import fingerprint
-from ..files.model_file import is_stored_quantized
+from ..files.model_file import ModelFile
 from ..jobs import choice
 from .inputs import CATEGORY, SCALED, keep_ratio_input, mode_input, say, statistics_input, summary
 
@@ -84,21 +84,21 @@ def _load(
         load: called like `load_checkpoint`, returns the node's outputs.
         load_stock: loads a path as ComfyUI's own loader does, with model_options.
     """
-    path = folder_paths.get_full_path_or_raise(folder, name)
-    if is_stored_quantized(path):
-        loaded, about = load(path, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
+    file = ModelFile(folder_paths.get_full_path_or_raise(folder, name))
+    if file.is_quantized:
+        loaded, about = load(file, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
     else:
         settings = QuantizeSettings(NUMBER_FORMATS[wanted.mode], BySensitivity(wanted.keep_ratio))
         chosen = choice.choose(
-            wanted.statistics, fingerprint(path), name, settings, wanted.without_statistics
+            wanted.statistics, fingerprint(file), name, settings, wanted.without_statistics
         )
         about = chosen.about
         if chosen.decider is None:
-            check_model(path)
+            find_layers(file)  # the stock loader does not say what is wrong with a file
             logging.info("HSWQ: %s: %s", name, about)
             say(node_id, about)
-            return io.NodeOutput(*load_stock(path, sixteen_bit_options(path)))
-        loaded = load(path, chosen.decider, fp8_matmul=wanted.fp8_matmul)
+            return io.NodeOutput(*load_stock(file.path, sixteen_bit_options(file)))
+        loaded = load(file, chosen.decider, fp8_matmul=wanted.fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
     if wanted.fp8_matmul:
         about = f"{about}; {matmul.description(loaded[0])}"
