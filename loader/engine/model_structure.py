@@ -15,7 +15,9 @@ import torch
 
 from ...calibration import monitored_layers
 from ..files.errors import ModelFileError
+from ..files.layer_formats import DTYPE_KEY, STORED_DTYPE
 from ..files.model_file import diffusion_model_prefix, load_tensors
+from ..files.safetensors import DTYPE_NAMES
 from .operations import hswq_operations
 
 
@@ -149,8 +151,7 @@ def detect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str) -
         config = _diffusers_config(tensors)
     if config is None:
         raise ModelFileError(f"{name} holds no diffusion model that ComfyUI knows")
-    sixteen_bit = [tensor for tensor in own.values() if tensor.dtype.itemsize >= 2]
-    dtype = _dtype_in_memory(sixteen_bit, config)
+    dtype = _dtype_in_memory(own, stored_dtype(own, metadata), config)
     supported = config.supported_inference_dtypes
     compute = memory.unet_manual_cast(
         None if config.quant_config is not None else dtype, memory.get_torch_device(), supported
@@ -173,11 +174,27 @@ def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
     return comfy.model_detection.model_config_from_diffusers_unet(tensors)
 
 
-def _dtype_in_memory(tensors: list[torch.Tensor], config: object) -> torch.dtype:
+def stored_dtype(tensors: Mapping[str, torch.Tensor], metadata: Mapping | None) -> torch.dtype:
+    """Return what most of a diffusion model's weights are in, or were before they were FP8.
+
+    Args:
+        tensors: of the diffusion model alone.
+        metadata: of the file, where an export says it.
+    """
+    names = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.itemsize >= 2}
+    said = names.get((metadata or {}).get(DTYPE_KEY))
+    if said is not None and any(one.dtype is STORED_DTYPE for one in tensors.values()):
+        return said
+    wide = {key: one for key, one in tensors.items() if one.dtype.itemsize >= 2}
+    return comfy.utils.weight_dtype(wide)
+
+
+def _dtype_in_memory(
+    tensors: Mapping[str, torch.Tensor], stored: torch.dtype, config: object
+) -> torch.dtype:
     """Return ComfyUI's choice for the kept layers; where that is not 16 bit, the file's or FP16."""
-    stored = comfy.utils.weight_dtype({str(i): tensor for i, tensor in enumerate(tensors)})
     chosen = memory.unet_dtype(
-        model_params=sum(tensor.numel() for tensor in tensors),
+        model_params=sum(tensor.numel() for tensor in tensors.values()),
         supported_dtypes=config.supported_inference_dtypes,
         weight_dtype=stored,
     )

@@ -22,6 +22,10 @@ _INPUT_SCALE_KEYS = ("input_scale", "scale_input")
 
 _LEAST_INPUT_AMAX = 1e-30
 
+DTYPE_KEY = "hswq.dtype"
+"""In a file's metadata: what most of its weights were in before they were FP8, as safetensors calls
+it. Of the tensors that are left, most may be in another."""
+
 EXTRA_KEYS = (*_SCALE_KEYS, *_INPUT_SCALE_KEYS, "comfy_quant")
 MODEL_MARKERS = ("scaled_fp8",)
 

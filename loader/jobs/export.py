@@ -15,12 +15,13 @@ import torch
 
 from ...calibration import atomic_file
 from ...quant import Plan, QuantizeSettings, quantize
-from ..engine.model_structure import layers_of
+from ..engine.model_structure import layers_of, stored_dtype
 from ..engine.quantizer import WORK_BYTES, quantizing_device
 from ..engine.transfer import Transfer
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
 from ..files.layer_formats import (
+    DTYPE_KEY,
     FILE_FORMATS,
     MARKER,
     STORED_DTYPE,
@@ -29,6 +30,7 @@ from ..files.layer_formats import (
     input_scale,
 )
 from ..files.model_file import check_16_bit, diffusion_model_prefix, load_tensors
+from ..files.safetensors import DTYPE_NAMES
 from ..files.tensor_file import TensorFile, lay_out
 from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
 
@@ -146,6 +148,8 @@ class _Source:
         self.metadata = metadata or {}
         self.layers = layers_of(path, self.tensors, metadata)
         self.prefix = diffusion_model_prefix(self.tensors)
+        own = {key: one for key, one in self.tensors.items() if key.startswith(self.prefix)}
+        self.dtype = stored_dtype(own, metadata)
         if model_only and self.prefix:
             self.tensors = {
                 name.removeprefix(self.prefix): tensor
@@ -279,7 +283,8 @@ def _metadata(
         "quantized_layers": quantized,
         "kept_layers": len(source.layers) - quantized,
     }
-    return {"format": "pt", **own, **{f"hswq.{key}": str(value) for key, value in facts.items()}}
+    ours = {f"hswq.{key}": str(value) for key, value in facts.items()}
+    return {"format": "pt", **own, **ours, DTYPE_KEY: DTYPE_NAMES[source.dtype]}
 
 
 def _check_target(target: Path, source: str, size: int, overwrite: bool) -> None:
