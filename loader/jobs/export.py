@@ -134,7 +134,8 @@ def export(
         ) from error
     except OSError as error:
         raise OSError(f"{target.name} cannot be written: {error.strerror or error}") from error
-    logging.info("HSWQ: %s is %s in the format %r", target.name, source.name, settings.format)
+    readers = settings.file_format.readers
+    logging.info("HSWQ: %s is %s, %s (for %s)", target.name, source.name, settings.format, readers)
     return job.result(plan)
 
 
@@ -280,6 +281,7 @@ def _metadata(
         "statistics": settings.statistics if measured else "none",
         "samples": chosen.samples,
         "plan": chosen.key,
+        "readers": settings.file_format.readers,
         "quantized_layers": quantized,
         "kept_layers": len(source.layers) - quantized,
     }
