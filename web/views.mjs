@@ -14,7 +14,7 @@ const ICONS = {
 };
 const CHOICES = {
   mode: ["scaled", "compatible"],
-  format: ["scaled", "scaled, convs too", "compatible", "original V2"],
+  format: ["scaled", "scaled, convs too", "compatible"],
   what: ["full checkpoint", "diffusion model only"],
 };
 

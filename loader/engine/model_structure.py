@@ -15,7 +15,9 @@ import torch
 
 from ...calibration import monitored_layers
 from ..files.errors import ModelFileError
+from ..files.layer_formats import DTYPE_KEY, STORED_DTYPE
 from ..files.model_file import ModelFile
+from ..files.safetensors import DTYPE_NAMES
 from .operations import hswq_operations
 
 
@@ -143,9 +145,7 @@ def detect(file: ModelFile) -> Structure:
         config = _diffusers_config(tensors)
     if config is None:
         raise ModelFileError(f"{file.name} holds no diffusion model that ComfyUI knows")
-    own = [tensor for name, tensor in tensors.items() if name.startswith(file.prefix)]
-    sixteen_bit = [tensor for tensor in own if tensor.dtype.itemsize >= 2]
-    dtype = _dtype_in_memory(sixteen_bit, config)
+    dtype = _dtype_in_memory(file, config)
     supported = config.supported_inference_dtypes
     compute = memory.unet_manual_cast(
         None if config.quant_config is not None else dtype, memory.get_torch_device(), supported
@@ -201,11 +201,24 @@ def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
     return comfy.model_detection.model_config_from_diffusers_unet(tensors)
 
 
-def _dtype_in_memory(tensors: list[torch.Tensor], config: object) -> torch.dtype:
+def stored_dtype(file: ModelFile) -> torch.dtype:
+    """Return what most of a diffusion model's weights are in, or were before they were FP8.
+
+    An export says it in its metadata.
+    """
+    names = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.itemsize >= 2}
+    said = names.get((file.metadata or {}).get(DTYPE_KEY))
+    own = {name: one for name, one in file.tensors.items() if name.startswith(file.prefix)}
+    if said is not None and any(one.dtype is STORED_DTYPE for one in own.values()):
+        return said
+    return comfy.utils.weight_dtype({k: one for k, one in own.items() if one.dtype.itemsize >= 2})
+
+
+def _dtype_in_memory(file: ModelFile, config: object) -> torch.dtype:
     """Return ComfyUI's choice for the kept layers; where that is not 16 bit, the file's or FP16."""
-    stored = comfy.utils.weight_dtype({str(i): tensor for i, tensor in enumerate(tensors)})
+    stored = stored_dtype(file)
     chosen = memory.unet_dtype(
-        model_params=sum(tensor.numel() for tensor in tensors),
+        model_params=sum(math.prod(entry.shape) for entry in file.own.values()),
         supported_dtypes=config.supported_inference_dtypes,
         weight_dtype=stored,
     )

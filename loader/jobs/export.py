@@ -15,12 +15,13 @@ import torch
 
 from ...calibration import atomic_file
 from ...quant import BySensitivity, Plan, QuantizeSettings
-from ..engine.model_structure import layers_of
+from ..engine.model_structure import layers_of, stored_dtype
 from ..engine.quantizer import WORK_BYTES, quantizing_device
 from ..engine.transfer import Transfer
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
 from ..files.layer_formats import (
+    DTYPE_KEY,
     FILE_FORMATS,
     MARKER,
     STORED_DTYPE,
@@ -29,6 +30,7 @@ from ..files.layer_formats import (
     input_scale,
 )
 from ..files.model_file import ModelFile
+from ..files.safetensors import DTYPE_NAMES
 from ..files.tensor_file import TensorFile, lay_out
 from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
 
@@ -135,7 +137,8 @@ def export(
         ) from error
     except OSError as error:
         raise OSError(f"{target.name} cannot be written: {error.strerror or error}") from error
-    logging.info("HSWQ: %s is %s in the format %r", target.name, source.name, settings.format)
+    readers = settings.file_format.readers
+    logging.info("HSWQ: %s is %s, %s (for %s)", target.name, source.name, settings.format, readers)
     return job.result(plan)
 
 
@@ -146,6 +149,7 @@ class _Source:
         self.name = file.name
         file.check_16_bit()
         self.fingerprint, self.metadata = fingerprint(file), file.metadata or {}
+        self.dtype = stored_dtype(file)
         self.layers, self.tensors, self.prefix = layers_of(file), file.tensors, file.prefix
         if model_only and self.prefix:
             self.tensors = {
@@ -277,10 +281,12 @@ def _metadata(
         "statistics": settings.statistics if measured else "none",
         "samples": chosen.samples,
         "plan": chosen.key,
+        "readers": settings.file_format.readers,
         "quantized_layers": quantized,
         "kept_layers": len(source.layers) - quantized,
     }
-    return {"format": "pt", **own, **{f"hswq.{key}": str(value) for key, value in facts.items()}}
+    ours = {f"hswq.{key}": str(value) for key, value in facts.items()}
+    return {"format": "pt", **own, **ours, DTYPE_KEY: DTYPE_NAMES[source.dtype]}
 
 
 def _check_target(target: Path, source: str, size: int, overwrite: bool) -> None:

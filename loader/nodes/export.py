@@ -30,10 +30,11 @@ def _inputs() -> list[io.Input]:
             options=list(FILE_FORMATS),
             default=SCALED,
             tooltip="scaled: ComfyUI's own FP8 format, for any recent ComfyUI; "
-            "convolutions stay 16 bit, which stock ComfyUI cannot scale. "
-            "scaled, convs too: smaller, for the HSWQ loaders only. "
-            "compatible (HSWQ V1): the plain FP8 grid, for old loaders too. "
-            "original V2: the format of the HSWQ author's own loader.",
+            "convolutions stay 16 bit, which stock ComfyUI cannot scale.\n"
+            "scaled, convs too: smaller, for the HSWQ loaders only: ComfyUI's own load it without "
+            "an error, and pictures are black.\n"
+            "compatible (HSWQ V1): the plain FP8 grid, for old loaders too.\n"
+            "original V2: for the HSWQ author's own loader and ours only, black in all others.",
         ),
         keep_ratio_input(),
         io.Combo.Input(
@@ -103,6 +104,7 @@ class HSWQExport(io.ComfyNode):
         shown = os.path.relpath(target, folder_paths.get_output_directory())
         existed = exported.plan is None
         did = "is there already" if existed else "written"
+        did += " (for the HSWQ loaders only)" if settings.file_format.only_ours else ""
         say(
             cls.hidden.unique_id,
             f"{shown} {did}: {exported.quantized} layers FP8, {exported.kept} in 16 bit, "
