@@ -32,14 +32,14 @@ class HSWQConverter(io.ComfyNode):
             node_id="HSWQConverter",
             display_name="HSWQ FP8 Converter",
             category=CATEGORY,
-            description="Quantizes a 16-bit model to FP8 in memory, LoRAs and merges before it "
-            "included. The input model stays as it is.",
+            description="Quantizes a 16-bit model to FP8 in memory. LoRAs and merges before this "
+            "node are baked in. The input model is not changed.",
             search_aliases=["fp8", "quantize", "convert"],
             inputs=[
                 io.Model.Input("model", tooltip="A 16-bit model."),
                 statistics_input(
-                    "auto: all that was recorded of this model. Or one statistics file, as for "
-                    "a merge that was calibrated."
+                    "auto: all that was recorded of this model. Or one statistics file, for "
+                    "example of a merge that was calibrated."
                 ),
                 mode_input(COMPATIBLE),
                 keep_ratio_input(),
@@ -53,7 +53,7 @@ class HSWQConverter(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "refinements", default=3, min=0, max=50, advanced=True,
-                    tooltip="Rounds after the first, each around the best so far.",
+                    tooltip="Rounds after the first. Each searches around the best value so far.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],

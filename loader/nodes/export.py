@@ -24,7 +24,7 @@ def _inputs() -> list[io.Input]:
             options=sources(),
             tooltip="A 16-bit (or 32-bit) file of models/checkpoints or models/diffusion_models.",
         ),
-        statistics_input("auto: all that was recorded of these very weights. Or one file."),
+        statistics_input("auto: all that was recorded of the same weights. Or one file."),
         io.Combo.Input(
             "format",
             options=list(FILE_FORMATS),
@@ -47,20 +47,20 @@ def _inputs() -> list[io.Input]:
             "filename",
             default="",
             tooltip="Below output/checkpoints or output/diffusion_models, where ComfyUI's "
-            "loaders find it; may begin with subfolders. Empty: named after the source.",
+            "loaders find it. May name subfolders. Empty: named after the source.",
         ),
         io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name."),
         io.Combo.Input(
             "without_statistics",
             options=[choice.FAIL, choice.QUANTIZE_UNIFORMLY],
             default=choice.FAIL,
-            tooltip="What to do while there are too few recorded images.",
+            tooltip="What to do while too few images are recorded.",
         ),
     ]
 
 
 class HSWQExport(io.ComfyNode):
-    """Writes a model file with its diffusion model in FP8."""
+    """Writes a 16-bit model file as a file whose diffusion model is FP8."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -69,7 +69,7 @@ class HSWQExport(io.ComfyNode):
             display_name="HSWQ Export",
             category=CATEGORY,
             description="Writes a 16-bit checkpoint or diffusion model as an FP8 file, with the "
-            "very weights that the HSWQ loaders make of it.",
+            "same weights that the HSWQ loaders make of it.",
             search_aliases=["save fp8", "convert checkpoint", "quantize"],
             is_output_node=True,
             inputs=_inputs(),
@@ -78,7 +78,7 @@ class HSWQExport(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> float:
-        """Run every time: the file may have been deleted. One that is there is not made again."""
+        """Run every time: the file may have been deleted. One that exists is not written again."""
         return float("nan")
 
     @classmethod

@@ -20,8 +20,8 @@ def keep_ratio_input() -> io.Float.Input:
         min=0.0,
         max=1.0,
         step=0.01,
-        tooltip="Share of the measured layers, the most sensitive ones, that keep their 16-bit "
-        "weights. 0.25 is the recommendation; less saves memory, more is closer to the original.",
+        tooltip="Share of the measured layers that stay in 16 bit: the most sensitive ones. "
+        "0.25 is recommended. Less saves memory; more is closer to the original.",
     )
 
 
@@ -31,8 +31,8 @@ def mode_input(default: str) -> io.Combo.Input:
         "mode",
         options=list(NUMBER_FORMATS),
         default=default,
-        tooltip="scaled (HSWQ V2): a scale per layer, the smallest error. "
-        "compatible (HSWQ V1): the plain FP8 grid, for files that other loaders shall read.",
+        tooltip="scaled (HSWQ V2): one scale for each layer. "
+        "compatible (HSWQ V1): the plain FP8 grid, which other loaders can read too.",
     )
 
 

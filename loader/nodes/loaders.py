@@ -25,10 +25,10 @@ _AS_STORED = "as the file has it"
 
 
 def _inputs() -> list[io.Input]:
-    """Return what both loaders ask besides the file."""
+    """Return the inputs that both loaders have besides the file."""
     return [
         statistics_input(
-            "auto: all that was recorded of these very weights, whatever the file's name. "
+            "auto: all that was recorded of the same weights, whatever the file is called. "
             "Or one statistics file."
         ),
         mode_input(SCALED),
@@ -37,16 +37,16 @@ def _inputs() -> list[io.Input]:
             "without_statistics",
             options=list(choice.WITHOUT_STATISTICS),
             default=choice.KEEP_16_BIT,
-            tooltip="What to do while there are fewer than "
-            f"{store.USABLE_SAMPLES} recorded images.",
+            tooltip=f"What to do while fewer than {store.USABLE_SAMPLES} images are recorded.",
         ),
         io.Boolean.Input(
             "fp8_matmul",
             default=False,
             optional=True,
-            tooltip="Multiply in FP8 too: quicker on cards that can (RTX 40 and 50, H100), but "
-            "less like the original, as the layers' inputs are rounded as well. On other cards, "
-            "and for layers whose inputs were not measured, nothing changes.",
+            tooltip="Multiply in FP8 too, on cards that can (RTX 40 and 50, H100). It takes less "
+            "of the GPU's time, and is less like the original, because the layers' inputs are "
+            "rounded as well. On other cards, and for layers whose inputs were not measured, "
+            "nothing changes.",
         ),
     ]
 
@@ -58,7 +58,7 @@ def _state(folder: str, name: str, statistics: str) -> tuple:
 
 
 class _Wanted(NamedTuple):
-    """The values of `_inputs`; a prompt may leave out the last."""
+    """The values of `_inputs`; a prompt may leave out fp8_matmul."""
 
     statistics: str
     mode: str
@@ -80,8 +80,8 @@ def _load(
     Args:
         node_id: of the node.
         folder, name: of the file, as folder_paths has them.
-        wanted: what else the node asks.
-        load: called like `load_checkpoint`, returns the node's outputs.
+        wanted: the values of the other inputs.
+        load: is called like `load_checkpoint`, and returns the node's outputs.
         load_stock: loads a path as ComfyUI's own loader does, with model_options.
     """
     file = ModelFile(folder_paths.get_full_path_or_raise(folder, name))
@@ -107,7 +107,7 @@ def _load(
 
 
 class HSWQCheckpointLoader(io.ComfyNode):
-    """Loads a checkpoint and quantizes its diffusion model on the way in."""
+    """Loads a checkpoint and quantizes its diffusion model while it loads."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -115,8 +115,8 @@ class HSWQCheckpointLoader(io.ComfyNode):
             node_id="HSWQCheckpointLoader",
             display_name="Load Checkpoint (HSWQ FP8)",
             category=CATEGORY,
-            description="Loads a 16-bit checkpoint with its diffusion model quantized to FP8 by "
-            "what was recorded while you sampled with it. Nothing is converted on disk.",
+            description="Loads a 16-bit checkpoint and quantizes its diffusion model to FP8, by "
+            "what was recorded while you sampled it. Nothing is converted on disk.",
             search_aliases=["load checkpoint fp8", "quantize", "HSWQ loader"],
             inputs=[
                 io.Combo.Input(
@@ -151,7 +151,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
 
 
 class HSWQDiffusionModelLoader(io.ComfyNode):
-    """Loads a diffusion model without CLIP and VAE, quantized on the way in."""
+    """Loads a file that holds a diffusion model alone, and quantizes it while it loads."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -159,8 +159,8 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
             node_id="HSWQDiffusionModelLoader",
             display_name="Load Diffusion Model (HSWQ FP8)",
             category=CATEGORY,
-            description="Loads a 16-bit diffusion model quantized to FP8 by what was recorded "
-            "while you sampled with it. Nothing is converted on disk.",
+            description="Loads a 16-bit diffusion model and quantizes it to FP8, by what was "
+            "recorded while you sampled it. Nothing is converted on disk.",
             search_aliases=["unet loader fp8", "load unet", "quantize", "HSWQ loader"],
             inputs=[
                 io.Combo.Input(
