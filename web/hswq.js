@@ -1,6 +1,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { change, mount, state, takeStatus, unmount } from "./panel.mjs";
+import { nodeLines } from "./lines.mjs";
 import { loadTexts, number, request, t } from "./tools.mjs";
 
 const TAB = { id: "hswq", title: "HSWQ", tooltip: "HSWQ Panel", icon: "pi pi-chart-bar" };
@@ -29,6 +30,7 @@ const setting = (id, name, type, defaultValue, tooltip, more) => ({
 
 app.registerExtension({
   name: "HSWQ",
+  ...nodeLines,
   settings: [
     setting("Budget", "Budget (% of a step)", "slider", 2,
       "How much longer a sampling step may take for recording, about.",

@@ -18,7 +18,7 @@ from ..engine.loading import check_model, load_checkpoint, load_diffusion_model
 from ..files.fingerprints import fingerprint
 from ..files.model_file import is_stored_quantized
 from ..jobs import choice
-from .inputs import CATEGORY, SCALED, keep_ratio_input, mode_input, say, statistics_input, summary
+from .inputs import CATEGORY, SCALED, keep_ratio_input, line, mode_input, statistics_input, summary
 
 _AS_STORED = "as the file has it"
 
@@ -67,7 +67,6 @@ class _Wanted(NamedTuple):
 
 
 def _load(
-    node_id: str | None,
     folder: str,
     name: str,
     wanted: _Wanted,
@@ -77,7 +76,6 @@ def _load(
     """Load a file quantized, as it is stored, or in 16 bit for now; say which on the node.
 
     Args:
-        node_id: of the node.
         folder, name: of the file, as folder_paths has them.
         wanted: what else the node asks.
         load: called like `load_checkpoint`, returns the node's outputs.
@@ -95,14 +93,13 @@ def _load(
         if chosen.source is None:
             check_model(path)
             logging.info("HSWQ: %s: %s", name, about)
-            say(node_id, about)
-            return io.NodeOutput(*load_stock(path))
+            return io.NodeOutput(*load_stock(path), ui=line(about))
         loaded = load(path, chosen.source, fp8_matmul=wanted.fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
     if wanted.fp8_matmul:
         about = f"{about}; {matmul.description(loaded[0])}"
-    say(node_id, summary(loaded[0].get_attachment(ATTACHMENT), about))
-    return io.NodeOutput(*loaded)
+    text = summary(loaded[0].get_attachment(ATTACHMENT), about)
+    return io.NodeOutput(*loaded, ui=line(text))
 
 
 class HSWQCheckpointLoader(io.ComfyNode):
@@ -130,7 +127,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
                 io.Clip.Output(tooltip="The text encoder, as the stock loader gives it."),
                 io.Vae.Output(tooltip="The VAE, as the stock loader gives it."),
             ],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -143,8 +140,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
             embeddings = folder_paths.get_folder_paths("embeddings")
             return comfy.sd.load_checkpoint_guess_config(path, embedding_directory=embeddings)[:3]
 
-        node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
-        return _load(node_id, "checkpoints", ckpt_name, rest, load_checkpoint, load_stock)
+        return _load("checkpoints", ckpt_name, _Wanted(**wanted), load_checkpoint, load_stock)
 
 
 class HSWQDiffusionModelLoader(io.ComfyNode):
@@ -168,7 +164,7 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
                 *_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The diffusion model in FP8.")],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -183,5 +179,4 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         def load_stock(path: str) -> tuple:
             return (comfy.sd.load_diffusion_model(path),)
 
-        node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
-        return _load(node_id, "diffusion_models", unet_name, rest, load, load_stock)
+        return _load("diffusion_models", unet_name, _Wanted(**wanted), load, load_stock)

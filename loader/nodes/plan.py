@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..jobs.model_files import source_path, sources
 from ..jobs.search import search_all
-from .inputs import CATEGORY, SCALED, mode_input, say, statistics_input
+from .inputs import CATEGORY, SCALED, line, mode_input, statistics_input
 
 
 class HSWQPlan(io.ComfyNode):
@@ -32,7 +32,6 @@ class HSWQPlan(io.ComfyNode):
                 statistics_input("auto: all that was recorded of these very weights. Or one file."),
                 mode_input(SCALED),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -43,5 +42,4 @@ class HSWQPlan(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, statistics: str, mode: str) -> io.NodeOutput:
         text = search_all(source_path(source), statistics, scaled=mode == SCALED)
-        say(cls.hidden.unique_id, text)
-        return io.NodeOutput(ui={"text": [text]})
+        return io.NodeOutput(ui=line(text))
