@@ -8,11 +8,12 @@ import { loadTexts, t } from "./common/texts.mjs";
 import { takeStatus } from "./panel/questions.mjs";
 import { mount, unmount } from "./panel/sidebar.mjs";
 import { state } from "./panel/state.mjs";
+import { nodeLines } from "./nodes/lines.mjs";
 import { SETTINGS } from "./settings.mjs";
 
 const TITLE = "HSWQ Panel";
 const TAB = { id: "hswq", title: "HSWQ", tooltip: TITLE, icon: "pi pi-chart-bar" };
-const STYLES = ["controls.css", "views.css"];
+const STYLES = ["controls.css", "views.css", "nodes.css"];
 const NOTICE_MILLISECONDS = 10000;
 
 const toggle = () => app.extensionManager.command.execute(`Workspace.ToggleSidebarTab.${TAB.id}`);
@@ -52,6 +53,7 @@ function loadStyles() {
 
 app.registerExtension({
   name: "HSWQ",
+  ...nodeLines,
   settings: SETTINGS,
   commands: [COMMAND],
   keybindings: [{ commandId: COMMAND.id, combo: { key: "q", shift: true } }],

@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 from kornia.metrics import psnr, ssim
 
-from .inputs import CATEGORY, say
+from .inputs import CATEGORY, line
 
 _WINDOW = 11  # pixels: SSIM was published with a Gaussian of 1.5 in such a window
 _GREY = 0.5
@@ -52,7 +52,6 @@ class HSWQCompare(io.ComfyNode):
                     "is, in each colour.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -71,10 +70,10 @@ class HSWQCompare(io.ComfyNode):
             )
         likeness = [_compare(*pair) for pair in zip(original, image, strict=True)]
         similarities, ratios = (torch.tensor(values) for values in zip(*likeness, strict=True))
-        say(cls.hidden.unique_id, _summary(similarities, ratios))
         difference = (_GREY + amplify * (image - original)).clamp(0, 1)
         difference = difference.to(memory.intermediate_device(), memory.intermediate_dtype())
-        return io.NodeOutput(similarities.mean().item(), ratios.mean().item(), difference)
+        likeness = similarities.mean().item(), ratios.mean().item()
+        return io.NodeOutput(*likeness, difference, ui=line(_summary(similarities, ratios)))
 
 
 def _opaque(images: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ from .inputs import (
     CATEGORY,
     COMPATIBLE,
     keep_ratio_input,
+    line,
     mode_input,
-    say,
     statistics_input,
     summary,
 )
@@ -57,7 +57,7 @@ class HSWQConverter(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )  # fmt: skip
 
     @classmethod
@@ -84,5 +84,5 @@ class HSWQConverter(io.ComfyNode):
             statistics, its_fingerprint, os.path.basename(path), settings, choice.FAIL, keep=False
         )
         converted = convert(model, chosen.decider)
-        say(cls.hidden.unique_id, summary(converted.get_attachment(ATTACHMENT), chosen.about))
-        return io.NodeOutput(converted)
+        text = summary(converted.get_attachment(ATTACHMENT), chosen.about)
+        return io.NodeOutput(converted, ui=line(text))

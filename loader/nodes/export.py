@@ -12,7 +12,7 @@ from ..jobs import choice
 from ..jobs.export import ExportSettings, export
 from ..jobs.model_files import source_path, sources
 from ..jobs.output_path import default_name, export_path
-from .inputs import CATEGORY, keep_ratio_input, say, statistics_input
+from .inputs import CATEGORY, keep_ratio_input, line, statistics_input
 
 _WHOLE, _MODEL_ONLY = "full checkpoint", "diffusion model only"
 
@@ -73,7 +73,6 @@ class HSWQExport(io.ComfyNode):
             search_aliases=["save fp8", "convert checkpoint", "quantize"],
             is_output_node=True,
             inputs=_inputs(),
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -105,10 +104,9 @@ class HSWQExport(io.ComfyNode):
         existed = exported.plan is None
         did = "is there already" if existed else "written"
         did += " (for the HSWQ loaders only)" if settings.file_format.only_ours else ""
-        say(
-            cls.hidden.unique_id,
+        text = (
             f"{shown} {did}: {exported.quantized} layers FP8, {exported.kept} in 16 bit, "
-            f"{exported.size / 2**20:.0f} MiB; {exported.about}",
+            f"{exported.size / 2**20:.0f} MiB; {exported.about}"
         )
         place = {"filename": target.name, "subfolder": os.path.dirname(shown), "type": "output"}
-        return io.NodeOutput(ui={"models": [{**place, "existed": existed}]})
+        return io.NodeOutput(ui={"models": [{**place, "existed": existed}], **line(text)})

@@ -1,8 +1,9 @@
-"""What several nodes share: their inputs, and the line of text that they show."""
+"""What several nodes share: their inputs, and the line that tells what a node did."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...quant import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, Plan
@@ -42,11 +43,25 @@ def statistics_input(tooltip: str) -> io.Combo.Input:
     return io.Combo.Input("statistics", options=options, default=choice.AUTO, tooltip=tooltip)
 
 
+def line(text: str) -> dict[str, list[str]]:
+    """Return what shows a line on a node: its text output, which web/lines.mjs puts there.
+
+    An output stays when the job has ended, and ComfyUI sends it again where the node's result is
+    cached. A node that is no output node needs `has_intermediate_output` for that.
+    """
+    return {"text": [text]}
+
+
 def say(node_id: str | None, text: str) -> None:
-    """Show a line on a node, as ComfyUI does for its own text."""
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+    """Show a line on a node that has given its result already: what it wraps has come to an end."""
+    running = get_executing_context()
+    if running is None or node_id is None:
+        return
+    server = PromptServer.instance
+    if server.client_id is None:  # ComfyUI sends a node's output to who queued it, or to nobody
+        return
+    told = {"node": node_id, "display_node": node_id, "output": line(text)}
+    server.send_sync("executed", {**told, "prompt_id": running.prompt_id}, server.client_id)
 
 
 def summary(plan: Plan, about: str) -> str:

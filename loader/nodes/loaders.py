@@ -19,7 +19,7 @@ from ..engine.model_structure import find_layers, sixteen_bit_options
 from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
 from ..jobs import choice
-from .inputs import CATEGORY, SCALED, keep_ratio_input, mode_input, say, statistics_input, summary
+from .inputs import CATEGORY, SCALED, keep_ratio_input, line, mode_input, statistics_input, summary
 
 _AS_STORED = "as the file has it"
 
@@ -68,7 +68,6 @@ class _Wanted(NamedTuple):
 
 
 def _load(
-    node_id: str | None,
     folder: str,
     name: str,
     wanted: _Wanted,
@@ -78,7 +77,6 @@ def _load(
     """Load a file quantized, as it is stored, or in 16 bit for now; say which on the node.
 
     Args:
-        node_id: of the node.
         folder, name: of the file, as folder_paths has them.
         wanted: the values of the other inputs.
         load: is called like `load_checkpoint`, and returns the node's outputs.
@@ -96,14 +94,13 @@ def _load(
         if chosen.decider is None:
             find_layers(file)  # the stock loader does not say what is wrong with a file
             logging.info("HSWQ: %s: %s", name, about)
-            say(node_id, about)
-            return io.NodeOutput(*load_stock(file.path, sixteen_bit_options(file)))
+            return io.NodeOutput(*load_stock(file.path, sixteen_bit_options(file)), ui=line(about))
         loaded = load(file, chosen.decider, fp8_matmul=wanted.fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
     if wanted.fp8_matmul:
         about = f"{about}; {matmul.description(loaded[0])}"
-    say(node_id, summary(loaded[0].get_attachment(ATTACHMENT), about))
-    return io.NodeOutput(*loaded)
+    text = summary(loaded[0].get_attachment(ATTACHMENT), about)
+    return io.NodeOutput(*loaded, ui=line(text))
 
 
 class HSWQCheckpointLoader(io.ComfyNode):
@@ -131,7 +128,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
                 io.Clip.Output(tooltip="The text encoder, as the stock loader gives it."),
                 io.Vae.Output(tooltip="The VAE, as the stock loader gives it."),
             ],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -146,8 +143,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
                 path, embedding_directory=embeddings, model_options=options
             )[:3]
 
-        node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
-        return _load(node_id, "checkpoints", ckpt_name, rest, load_checkpoint, load_stock)
+        return _load("checkpoints", ckpt_name, _Wanted(**wanted), load_checkpoint, load_stock)
 
 
 class HSWQDiffusionModelLoader(io.ComfyNode):
@@ -171,7 +167,7 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
                 *_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The diffusion model in FP8.")],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -186,5 +182,4 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         def load_stock(path: str, options: dict) -> tuple:
             return (comfy.sd.load_diffusion_model(path, model_options=options),)
 
-        node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
-        return _load(node_id, "diffusion_models", unet_name, rest, load, load_stock)
+        return _load("diffusion_models", unet_name, _Wanted(**wanted), load, load_stock)

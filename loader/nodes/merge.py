@@ -7,7 +7,7 @@ import logging
 from comfy_api.latest import io
 
 from ..store.merge import ALL, folders, gather
-from .inputs import CATEGORY, say
+from .inputs import CATEGORY, line
 
 
 class HSWQMergeStatistics(io.ComfyNode):
@@ -38,7 +38,6 @@ class HSWQMergeStatistics(io.ComfyNode):
                     tooltip="The new file's session. The file is written anew each time.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -56,5 +55,4 @@ class HSWQMergeStatistics(io.ComfyNode):
         parts += [f"left out {name}: {reason}" for name, reason in left_out.items()]
         text = "; ".join(parts)
         logging.info("HSWQ: %s", text)
-        say(cls.hidden.unique_id, text)
-        return io.NodeOutput()
+        return io.NodeOutput(ui=line(text))

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ...quant import NUMBER_FORMATS
 from ..jobs.model_files import source_path, sources
 from ..jobs.search import search_all
-from .inputs import CATEGORY, SCALED, mode_input, say, statistics_input
+from .inputs import CATEGORY, SCALED, line, mode_input, statistics_input
 
 
 class HSWQPlan(io.ComfyNode):
@@ -33,7 +33,6 @@ class HSWQPlan(io.ComfyNode):
                 statistics_input("auto: all that was recorded of the same weights. Or one file."),
                 mode_input(SCALED),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -44,5 +43,4 @@ class HSWQPlan(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, statistics: str, mode: str) -> io.NodeOutput:
         text = search_all(source_path(source), statistics, NUMBER_FORMATS[mode])
-        say(cls.hidden.unique_id, text)
-        return io.NodeOutput(ui={"text": [text]})
+        return io.NodeOutput(ui=line(text))
