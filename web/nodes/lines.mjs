@@ -6,7 +6,10 @@ import { app } from "../../../scripts/app.js";
 
 const NAME = "hswq_line";
 const KEPT = "HSWQ.lines";
-const PADDING = 30, LETTER = 6.6, ROW = 18; // pixels, of a letter in the mean; see styles/nodes.css
+// In pixels, as styles/nodes.css has them.
+const PADDING = 30;
+const LETTER = 6.6; // width of a letter in the mean
+const ROW = 18;
 
 const isOurs = (type) => type?.startsWith("HSWQ");
 const keptLines = () => JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
@@ -67,7 +70,8 @@ export const nodeLines = {
     const text = isOurs(node.comfyClass) && keptLines()[placeOf(node)];
     if (text) show(node, text);
   },
-  onNodeOutputsUpdated(outputs) { // of the workflow that the user has changed to
+  // The outputs are those of the workflow that the user has changed to.
+  onNodeOutputsUpdated(outputs) {
     for (const [place, output] of Object.entries(outputs)) {
       const node = nodeAt(place);
       if (isOurs(node?.comfyClass)) take(node, output);
