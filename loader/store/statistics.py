@@ -68,15 +68,16 @@ def statistics_files(fingerprint: str) -> list[Path]:
 def statistics_of(fingerprint: str) -> Statistics | None:
     """Return the sums of all sessions of one model, None where nothing was recorded.
 
-    A damaged file is reported in the log and left out. So is the smaller of two that sum up the
-    same recording, as a merged file and one that was merged into it: nothing counts twice.
+    A file that cannot be read is reported in the log and left out. So is the smaller of two that
+    sum up the same recording, as a merged file and one that was merged into it: nothing counts
+    twice.
     """
     found = []
     for path in statistics_files(fingerprint):
         try:
             statistics = locked_file.read(path)
-        except (StatisticsError, FileNotFoundError) as error:
-            logging.warning("HSWQ: %s", error)
+        except (StatisticsError, OSError) as error:
+            logging.warning("HSWQ: %s", locked_file.unreadable(path, error))
             continue
         if statistics.fingerprint == fingerprint:
             found.append(statistics)
@@ -210,17 +211,20 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
     """Remove what was recorded of a model, in one session or in all; return how many files.
 
     Each under its lock, so that what another process is about to add begins a new file. Locks stay:
-    without them, who waits for one would not lock out who comes later.
+    without them, who waits for one would not lock out who comes later. One that cannot be removed
+    keeps none of the others.
 
     Raises:
         OSError: a file cannot be removed, or another process keeps its lock.
     """
-    removed = 0
+    removed, failed = 0, []
     for path in statistics_files(fingerprint):
         if session is None or path.name.endswith(f".{session}.pt"):
-            with locked_file.locked(path):
-                removed += path.exists()
-                path.unlink(missing_ok=True)
-                path.with_name(path.name + locked_file.DAMAGED).unlink(missing_ok=True)
+            try:
+                removed += locked_file.remove(path)
+            except OSError as error:
+                failed.append(error)
     changed()
+    if failed:
+        raise failed[0]
     return removed
