@@ -5,20 +5,17 @@ A layer has one key more, `input_amax`, where it was recorded; other tools do no
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import io
 import os
 import pickle
-import secrets
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Mapping
 
 import torch
 
 from .archive import checked_archive
+from .atomic import atomic_file
 from .statistics import LayerStatistics, Statistics
 
 FILE_TYPE = "hswq_dual_monitor_v2"
@@ -75,27 +72,6 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
         return _parse(data)
     except ValueError as error:
         raise StatisticsError(f"{name} is no HSWQ statistics file: {error}") from error
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a temporary binary file beside `path` that replaces it when the block succeeds.
-
-    On any error the temporary file is removed and `path` is left as it was.
-    """
-    path = Path(path)
-    # Not of tempfile, whose files only their owner may read.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def _layer_table(layer: LayerStatistics) -> dict:
