@@ -137,6 +137,7 @@ def _merge(sources: list[_Source], session: str, left_out: dict[str, str]) -> Ga
     last_run = max((str(about.meta.get("last_run", "")) for about in parts.values()), default="")
     meta = {**total.meta, "model": str(first.meta["model"]), "last_run": last_run}
     meta.pop(store.RECORDING, None)
+    meta.pop(store.SENT, None)
     meta[store.MERGED] = " ".join(sorted(recordings))
     path = store.replace_merged(Statistics(total, meta), session)
     return Gathered(path, total.samples, len(parts))

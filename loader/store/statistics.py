@@ -24,6 +24,9 @@ PASSIVE_SESSION = "recorded"
 RECORDING, MERGED = "recording", "merged"
 """In a file's meta: the id of what was recorded into it, and the ids that were merged into it."""
 
+SENT = "sent"
+"""In a file's meta: somebody uploaded it."""
+
 USABLE_SAMPLES = 32
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHORT = 16  # hex digits of the fingerprint in a file's name
@@ -85,9 +88,13 @@ def statistics_of(fingerprint: str) -> Statistics | None:
 
 
 def total_of(found: Sequence[Statistics]) -> Statistics | None:
-    """Return the sums of a model's files, each recording once; None of no files."""
+    """Return the sums of a model's files, each recording once; None of no files.
+
+    What is said of the model itself is what nobody sent.
+    """
     counted = {id(statistics) for statistics in once_each(found)}
     parts = [statistics for statistics in found if id(statistics) in counted]
+    parts.sort(key=_is_theirs)
     return functools.reduce(Statistics.merge, parts) if parts else None
 
 
@@ -98,15 +105,23 @@ def recordings(statistics: Statistics) -> frozenset[str]:
 
 
 def once_each(found: Iterable[Statistics]) -> list[Statistics]:
-    """Return those to count, the largest first, so that no recording counts twice."""
+    """Return those to count, so that no recording counts twice.
+
+    What nobody sent comes first, whatever a file from elsewhere says; then the largest.
+    """
     counted: set[str] = set()
     chosen = []
-    for statistics in sorted(found, key=lambda one: -one.samples):
+    for statistics in sorted(found, key=lambda one: (_is_theirs(one), -one.samples)):
         its = recordings(statistics)
         if counted.isdisjoint(its):
             chosen.append(statistics)
             counted |= its
     return chosen
+
+
+def _is_theirs(statistics: Statistics) -> bool:
+    """Whether somebody sent a file."""
+    return bool(statistics.meta.get(SENT))
 
 
 def state() -> tuple[int, int]:

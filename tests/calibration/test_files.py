@@ -89,7 +89,7 @@ class TestRoundTrip:
 
     def test_extremes(self, path):
         layer = LayerStatistics(
-            -1e300, 1e-300, 2**53, torch.tensor([0.0, 5e-324, 1e308], dtype=torch.float64), 1
+            -1e50, 1e-300, 2**53, torch.tensor([0.0, 5e-324, 3e38], dtype=torch.float64), 1
         )
         save_statistics(Statistics({"a": layer}), path)
         assert_same_layers(load_statistics(path), Statistics({"a": layer}))
@@ -454,6 +454,39 @@ class TestLoadStatistics:
                 early.write(b"early")
         assert path.read_bytes() == b"early"
         assert os.listdir(path.parent) == [path.name]
+
+
+class TestForged:
+    """What no recording can have counted is not believed."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"output_sum": 1e39},
+            {"output_sum": -1e39},
+            {"output_sq_sum": 1e78},
+            {"output_sq_sum": -1.0},
+            {"output_sq_sum": 1e308},
+            {"input_imp_sum": torch.full((3,), 1e39, dtype=torch.float64)},
+            {"input_amax": 1e39},
+        ],
+        ids=str,
+    )
+    def test_sums_beyond_fp32(self, path, change):
+        assert_refused(path, change, "the sums of layer 'mid.0' are not those of its calls")
+
+    @pytest.mark.parametrize(
+        ("meta", "problem"),
+        [
+            ({"samples": 2**53}, "it says 9007199254740992 samples, and its calls were of 4096"),
+            ({"layers": 10**9}, "it says that its model has 1000000000 layers"),
+            ({"layers": -1}, "it says that its model has -1 layers"),
+        ],
+    )
+    def test_counts(self, path, meta, problem):
+        torch.save({"meta": {"type": FILE_TYPE, **meta}, "layers": {"mid.0": LAYER}}, path)
+        with pytest.raises(StatisticsError, match=problem):
+            load_statistics(path)
 
 
 HALF = """
