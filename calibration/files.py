@@ -33,6 +33,7 @@ MAX_MAGNITUDE = torch.finfo(torch.float32).max
 """Of an activation: networks compute in FP32 at most, so no sum of files becomes infinite."""
 
 MAX_NAME = 1000
+_MAX_REASON = 200
 
 
 class StatisticsError(ValueError):
@@ -70,14 +71,15 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     except OSError:
         raise
     except Exception as error:  # damaged files raise errors of every kind
-        reason = str(error).split("\n", 1)[0]
+        reason = str(error).split("\n", 1)[0][:_MAX_REASON]
         if isinstance(error, pickle.UnpicklingError):  # torch's advice is how to run its code
             reason = "it holds more than tensors and plain values"
         raise StatisticsError(f"{name} cannot be read as a statistics file: {reason}") from error
     try:
         return _parse(data)
     except ValueError as error:
-        raise StatisticsError(f"{name} is no HSWQ statistics file: {error}") from error
+        reason = str(error)[:_MAX_REASON]  # it may quote what somebody wrote there
+        raise StatisticsError(f"{name} is no HSWQ statistics file: {reason}") from error
 
 
 def _layer_table(layer: LayerStatistics) -> dict:

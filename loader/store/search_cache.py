@@ -48,7 +48,7 @@ def find_findings(key: str) -> Findings | None:
     """
     try:
         with open_regular(_path(key)) as file:
-            content = file.read(_MAX_BYTES)
+            content = file.read(min(_MAX_BYTES, os.fstat(file.fileno()).st_size))
         return _read(content)
     except FileNotFoundError:
         return None

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.modelfiles import an_hour_older, rewritten
 from hswq.loader.files.errors import ModelFileError
-from hswq.loader.files.model_file import is_stored_quantized, load_tensors, read_fingerprint
+from hswq.loader.files.model_file import (
+    _dtypes_in_ckpt,
+    is_stored_quantized,
+    load_tensors,
+    read_fingerprint,
+)
 from hswq.loader.files.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, read_header
 from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
@@ -156,10 +160,11 @@ class TestIsStoredQuantized:
         path = tmp_path / "model.ckpt"
         torch.save({"0.weight": torch.ones(4, 4).to(dtype)}, path)
         quantized = dtype is torch.float8_e4m3fn
-        assert is_stored_quantized(str(path)) == quantized
-        rewritten(str(path), b"damaged".ljust(path.stat().st_size))
-        assert is_stored_quantized(str(path)) == quantized
-        an_hour_older(path)
+        before = _dtypes_in_ckpt.cache_info().misses
+        for _ in range(2):
+            assert is_stored_quantized(str(path)) == quantized
+        assert _dtypes_in_ckpt.cache_info().misses == before + 1
+        path.write_bytes(b"damaged".ljust(path.stat().st_size))
         with pytest.raises(ModelFileError, match=r"model\.ckpt cannot be read"):
             is_stored_quantized(str(path))
 
