@@ -3,7 +3,8 @@
 Pure torch; knows nothing of ComfyUI.
 """
 
-from .files import StatisticsError, atomic_file, load_statistics, save_statistics
+from .atomic import atomic_file, sweep
+from .files import StatisticsError, load_statistics, save_statistics
 from .monitor import DualMonitor, monitored_layers
 from .rotation import Rotation
 from .statistics import LayerStatistics, Statistics
@@ -18,4 +19,5 @@ __all__ = [
     "load_statistics",
     "monitored_layers",
     "save_statistics",
+    "sweep",
 ]

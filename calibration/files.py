@@ -5,20 +5,17 @@ A layer has one key more, `input_amax`, where it was recorded; other tools do no
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import io
 import os
 import pickle
-import secrets
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Mapping
 
 import torch
 
 from .archive import checked_archive
+from .atomic import atomic_file
 from .statistics import LayerStatistics, Statistics
 
 FILE_TYPE = "hswq_dual_monitor_v2"
@@ -29,7 +26,14 @@ MAX_CHANNELS = 1 << 20
 MAX_ALL_CHANNELS = 1 << 24
 """Of all layers together, 128 MiB; SDXL has 2**20."""
 MAX_CALLS = 1 << 53
+MAX_BATCH = 1 << 12
+"""Latent images in one call: ComfyUI's nodes make no more."""
+
+MAX_MAGNITUDE = torch.finfo(torch.float32).max
+"""Of an activation: networks compute in FP32 at most, so no sum of files becomes infinite."""
+
 MAX_NAME = 1000
+_MAX_REASON = 200
 
 
 class StatisticsError(ValueError):
@@ -67,35 +71,15 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     except OSError:
         raise
     except Exception as error:  # damaged files raise errors of every kind
-        reason = str(error).split("\n", 1)[0]
+        reason = str(error).split("\n", 1)[0][:_MAX_REASON]
         if isinstance(error, pickle.UnpicklingError):  # torch's advice is how to run its code
             reason = "it holds more than tensors and plain values"
         raise StatisticsError(f"{name} cannot be read as a statistics file: {reason}") from error
     try:
         return _parse(data)
     except ValueError as error:
-        raise StatisticsError(f"{name} is no HSWQ statistics file: {error}") from error
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a temporary binary file beside `path` that replaces it when the block succeeds.
-
-    On any error the temporary file is removed and `path` is left as it was.
-    """
-    path = Path(path)
-    # Not of tempfile, whose files only their owner may read.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+        reason = str(error)[:_MAX_REASON]  # it may quote what somebody wrote there
+        raise StatisticsError(f"{name} is no HSWQ statistics file: {reason}") from error
 
 
 def _layer_table(layer: LayerStatistics) -> dict:
@@ -131,7 +115,11 @@ def _parse(data: object) -> Statistics:
         raise ValueError(f"its layers have more than {MAX_ALL_CHANNELS} channels")
     layers = {_name(name): _parse_layer(name, table) for name, table in tables.items()}
     called = {name: layer for name, layer in layers.items() if layer is not None}
-    return Statistics(called, _parse_meta(meta))
+    found = Statistics(called, _parse_meta(meta))
+    most = MAX_BATCH * sum(layer.output_calls for layer in called.values())
+    if called and found.samples > most:
+        raise ValueError(f"it says {found.samples} samples, and its calls were of {most} at most")
+    return found
 
 
 def _channels(table: object) -> int:
@@ -146,6 +134,9 @@ def _parse_meta(meta: Mapping) -> dict:
         for key, value in meta.items()
         if isinstance(key, str) and key != "type" and isinstance(value, (str, int, float, bool))
     }
+    layers = plain.get("layers")
+    if type(layers) is int and not 0 <= layers <= MAX_LAYERS:
+        raise ValueError(f"it says that its model has {layers} layers")
     counts = {key: _count(key, plain[key]) for key in ("samples", "total_steps") if key in plain}
     if not isinstance(plain.get("fingerprint", ""), str):
         raise ValueError(f"its fingerprint is {plain['fingerprint']!r}")
@@ -163,13 +154,26 @@ def _parse_layer(name: str, layer: object) -> LayerStatistics | None:
     input_calls = _count(f"in_count of layer {name!r}", layer["in_count"])
     if not output_calls or not input_calls:
         return None
-    return LayerStatistics(
+    found = LayerStatistics(
         _float(f"output_sum of layer {name!r}", layer["output_sum"]),
         _float(f"output_sq_sum of layer {name!r}", layer["output_sq_sum"]),
         output_calls,
         _importance(name, layer["input_imp_sum"]),
         input_calls,
         _amax(f"input_amax of layer {name!r}", layer.get("input_amax")),
+    )
+    if not _possible(found):
+        raise ValueError(f"the sums of layer {name!r} are not those of its calls")
+    return found
+
+
+def _possible(layer: LayerStatistics) -> bool:
+    """Whether that many calls in FP32 can have such sums."""
+    return (
+        abs(layer.output_sum) <= layer.output_calls * MAX_MAGNITUDE
+        and 0 <= layer.output_square_sum <= layer.output_calls * MAX_MAGNITUDE**2
+        and layer.importance_sum.max().item() <= layer.input_calls * MAX_MAGNITUDE
+        and (layer.input_amax or 0.0) <= MAX_MAGNITUDE
     )
 
 

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
 from .host.folders import register_folder
+from .jobs.leftovers import sweep_folders
 from .nodes import NODES
 from .panel.events import StatusEvents
 from .panel.routes import add_routes, status
@@ -18,6 +19,7 @@ class HSWQExtension(ComfyExtension):
     async def on_load(self) -> None:
         """Make the statistics folder known and start recording."""
         register_folder()
+        sweep_folders()
         recorder.follow_settings()
         server = PromptServer.instance
         server.add_on_prompt_handler(_follow_settings)

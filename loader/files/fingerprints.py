@@ -12,27 +12,35 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import comfyui_version
 import folder_paths
+import safetensors
 
 from ...calibration import atomic_file
+from ...calibration.regular import open_regular
 from ..host.folders import FOLDER, statistics_folder
 from .errors import ModelFileError
 from .model_file import ModelFile, opened
+from .versions import version_of
 
 DAMAGED = "damaged"
 """What is known of a file that has no fingerprint."""
 
-_FORMAT = 1  # of the kept file, and of the fingerprints in it
+_FORMAT = 2  # of the kept file, and of the fingerprints in it
 _MAX_BYTES = 16 << 20
 _TICK_SECONDS = 2  # of FAT's clock, the coarsest: a later change may leave the time as it is
+_JUDGES = f"safetensors {safetensors.__version__}, ComfyUI {comfyui_version.__version__}"
+"""Who says what is damaged: what these cannot read, others may."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class _Known(NamedTuple):
-    """A fingerprint, and the file's size and time (ns) that it is of."""
+    """A fingerprint or DAMAGED, and the version of the file that it is of."""
 
-    size: int
     modified: int
+    size: int
+    inode: int
+    changed: int
     fingerprint: str
 
 
@@ -56,16 +64,16 @@ def known(path: str) -> str | None:
     Raises:
         OSError: the file is gone.
     """
-    version = _version(path)
+    version = version_of(path)
     with _lock:
         found = _all(_file()).get(os.path.realpath(path))
-    return found.fingerprint if found is not None and found[:2] == version else None
+    return found.fingerprint if found is not None and found[:-1] == version else None
 
 
 def _read(file: ModelFile) -> str:
     path = file.path
-    began, version = time.time(), _version(path)
-    settled = abs(began - version[1] / 1e9) > _TICK_SECONDS
+    began, version = time.time(), version_of(path)
+    settled = abs(began - version[0] / 1e9) > _TICK_SECONDS
     try:
         found = file.read_fingerprint()
     except ModelFileError:
@@ -75,11 +83,6 @@ def _read(file: ModelFile) -> str:
     if settled:
         _remember(path, _Known(*version, found))
     return found
-
-
-def _version(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
 
 
 _lock = threading.Lock()  # of what `_all` returns; prompts and routes ask
@@ -101,8 +104,7 @@ def _remember(path: str, found: _Known) -> None:
     with _lock:
         file = _file()
         _all(file)[os.path.realpath(path)] = found
-        # What this version of HSWQ or ComfyUI cannot read, the next one may.
-        if file is not None and found.fingerprint != DAMAGED:
+        if file is not None:
             _keep(file)
 
 
@@ -112,14 +114,13 @@ def _keep(file: Path) -> None:
     Likewise what two processes that write at once lose of each other's.
     """
     files = {
-        path: found
-        for path, found in {**_kept(file), **_all(file)}.items()
-        if found.fingerprint != DAMAGED and os.path.exists(path)
+        path: found for path, found in {**_kept(file), **_all(file)}.items() if os.path.exists(path)
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as stream:
-            stream.write(json.dumps({"format": _FORMAT, "files": files}).encode())
+            content = {"format": _FORMAT, "judges": _JUDGES, "files": files}
+            stream.write(json.dumps(content).encode())
     except OSError as error:
         logging.debug("HSWQ: fingerprints are not kept: %s", error)
 
@@ -127,16 +128,21 @@ def _keep(file: Path) -> None:
 def _kept(file: Path) -> dict[str, _Known]:
     """Read what is kept; nothing, where the file is not as `_keep` writes it."""
     try:
-        with open(file, "rb") as stream:
-            content = json.loads(stream.read(_MAX_BYTES))
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            content = json.loads(stream.read(min(_MAX_BYTES, size)))
         files = {path: _Known(*facts) for path, facts in content["files"].items()}
         good = content["format"] == _FORMAT and all(map(_is_good, files.values()))
+        agreed = content["judges"] == _JUDGES
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    return files if good else {}
+    if not good:
+        return {}
+    return {path: found for path, found in files.items() if agreed or found.fingerprint != DAMAGED}
 
 
 def _is_good(found: _Known) -> bool:
-    numbers = type(found.size) is int and type(found.modified) is int
+    numbers = all(type(number) is int for number in found[:-1])
     text = found.fingerprint
-    return numbers and isinstance(text, str) and _FINGERPRINT.fullmatch(text) is not None
+    known = isinstance(text, str) and (text == DAMAGED or _FINGERPRINT.fullmatch(text) is not None)
+    return numbers and known

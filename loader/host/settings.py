@@ -53,7 +53,7 @@ class SettingsFile:
                 self._version = version
         except FileNotFoundError:
             self._settings, self._version = Settings(), None
-        except (OSError, ValueError) as error:  # ComfyUI may be writing it: read it next time
+        except (OSError, ValueError, RecursionError) as error:  # ComfyUI may be writing it
             logging.info("HSWQ: the settings cannot be read now: %s", error)
         return self._settings
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,16 +31,13 @@ from ..files.model_file import ModelFile
 from ..files.safetensors import DTYPE_NAMES
 from ..files.tensor_file import TensorFile, lay_out
 from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
+from .output_path import ExportError, check_target, taken
 
 VERSION = "1"
 _SAMPLING_KEYS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
 )  # fmt: skip
 """By which ComfyUI knows how a model is sampled; checkpoints have them beside the model."""
-
-
-class ExportError(ValueError):
-    """A file cannot be written where it should be; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +122,11 @@ def export(
     job = _Export(source, chosen, settings)
     if target.exists() and not overwrite and job.file.is_at(target):
         return job.result(None)
-    _check_target(target, path, job.file.size, overwrite)
+    check_target(target, path, job.file.size, overwrite)
     try:
         plan = job.write(target, overwrite)
+    except FileExistsError as error:  # by now: it may have taken minutes
+        raise taken(target) from error
     except PermissionError as error:  # so does Windows where a loaded model's file is replaced
         raise ExportError(
             f"{target.name} cannot be written ({error.strerror}): if a loaded model or a program "
@@ -197,13 +194,12 @@ class _Export:
         memory.free_memory(WORK_BYTES, device)
         progress = comfy.utils.ProgressBar(self.file.size - len(self.file.header))
         written = 0
-        with atomic_file(target) as stream:
+        with atomic_file(target, replace=overwrite) as stream:
             self.file.begin(stream)
             for name, tensor in self._stream(Transfer(device)):
                 memory.throw_exception_if_processing_interrupted()
                 written += self.file.write(stream, name, tensor)
                 progress.update_absolute(written)
-            _check_name(target, overwrite)  # once more: it may have taken minutes
         return self._plan
 
     def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -287,23 +283,3 @@ def _metadata(
     }
     ours = {f"hswq.{key}": str(value) for key, value in facts.items()}
     return {"format": "pt", **own, **ours, DTYPE_KEY: DTYPE_NAMES[source.dtype]}
-
-
-def _check_target(target: Path, source: str, size: int, overwrite: bool) -> None:
-    if target.exists() and os.path.samefile(target, source):
-        raise ExportError(f"{target.name} is the source itself: choose another filename")
-    _check_name(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if free < size:
-        raise ExportError(
-            f"{target.name} needs {size / 2**20:.0f} MiB of disk space, and "
-            f"{free / 2**20:.0f} MiB are free in {target.parent}"
-        )
-
-
-def _check_name(target: Path, overwrite: bool) -> None:
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise ExportError(
-            f"{target.name} is there already: choose another filename, or set overwrite"
-        )

@@ -72,6 +72,7 @@ class Model:
         alive: its FP8 copy in memory; None where there is none.
         name: of its file, which may be gone.
         source: where its file is now, as the nodes take it; None where it is gone.
+        problems: a sentence about each of its sessions that cannot be read.
     """
 
     fingerprint: str
@@ -81,6 +82,7 @@ class Model:
     alive: Alive | None
     name: str
     source: str | None
+    problems: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -89,13 +91,14 @@ class Model:
         files: list[StatisticsFile],
         noted: ModelStatus | None,
         alive: Alive | None,
+        problems: tuple[str, ...] = (),
     ) -> Model:
         """Put together what is known, and look for the model's file."""
         statistics = store.total_of([file.statistics for file in files])
         name = noted.name if noted is not None else _text(statistics.meta.get("model"))
         source = find_source(fingerprint, name or "")
         name = os.path.basename(source) if source else name or fingerprint[:ID_DIGITS]
-        return cls(fingerprint, files, statistics, noted, alive, name, source)
+        return cls(fingerprint, files, statistics, noted, alive, name, source, problems)
 
     @property
     def id(self) -> str:
@@ -117,15 +120,16 @@ class Model:
         return len(self.statistics) + store.missing_layers(self.statistics)
 
     def state(self) -> tuple[str, str | None]:
-        """Return what recording does with it, and why where it does nothing."""
+        """Return what recording does with it, and why where it does nothing or lacks a session."""
         known, noted = self.statistics, self.noted
+        problem = self.problems[0] if self.problems else None
         if known is not None and store.is_complete(known):
-            return COMPLETE, None
+            return COMPLETE, problem
         usable = known is not None and store.is_usable(known)
         done = usable and noted is not None and noted.reason == QUANTIZED
         if noted is not None and noted.state in (NOT_RECORDED, FAILED) and not done:
             return noted.state, noted.reason
-        return (READY if usable else RECORDING), None
+        return (READY if usable else RECORDING), problem
 
     def to_json(self) -> dict:
         """Return what the panel shows of it."""
@@ -159,7 +163,7 @@ class Catalogue:
     def __init__(self, noted: Callable[[], list[ModelStatus]]) -> None:
         """Take a function that returns the samplings since ComfyUI started."""
         self._noted = noted
-        self._files: dict[Path, tuple[tuple, Statistics | None]] = {}
+        self._files: dict[Path, tuple[tuple, Statistics | str | None]] = {}
 
     def status(self) -> dict:
         """Return all models for the panel, the most recently sampled first."""
@@ -177,12 +181,19 @@ class Catalogue:
     def models(self) -> list[Model]:
         """Return all models that were loaded from a file, which may be gone."""
         files: dict[str, list[StatisticsFile]] = {}
-        for file in self._statistics_files():
+        found, problems = self._statistics_files()
+        for file in found:
             files.setdefault(file.statistics.fingerprint, []).append(file)
         noted = {one.fingerprint: one for one in self._noted() if one.fingerprint is not None}
         alive = alive_models()
         return [
-            Model.of(its, files.get(its, []), noted.get(its), alive.get(its))
+            Model.of(
+                its,
+                files.get(its, []),
+                noted.get(its),
+                alive.get(its),
+                tuple(problems.get(its[:ID_DIGITS], ())),
+            )
             for its in dict.fromkeys([*files, *noted])
         ]
 
@@ -197,35 +208,50 @@ class Catalogue:
                 return model
         raise UnknownModelError(f"there is no model {its_id}")
 
-    def _statistics_files(self) -> list[StatisticsFile]:
-        """Read those that are not known, and forget those that are gone."""
-        known, self._files, found = self._files, {}, []
+    def _statistics_files(self) -> tuple[list[StatisticsFile], dict[str, list[str]]]:
+        """Read those that are not known, and forget those that are gone.
+
+        Returns:
+            The files, and a sentence about each that cannot be read, by its model's id.
+        """
+        known, self._files = self._files, {}
+        found, problems = [], {}
         for path in sorted(folders.statistics_folder().glob("*.pt")):
             match = _FILE.fullmatch(path.name)
             if match is None:
                 continue
             try:
                 version = locked_file.version_of(path)
-                if path not in known or known[path][0] != version:
-                    known[path] = version, _read(path)
-            except FileNotFoundError:
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):
+                    problem = locked_file.unreadable(path, error)
+                    problems.setdefault(match["id"], []).append(problem)
                 continue
+            if path not in known or known[path][0] != version:
+                known[path] = version, _read(path)
             self._files[path] = known[path]
             statistics = known[path][1]
-            if statistics is not None and statistics.fingerprint[:ID_DIGITS] == match["id"]:
+            if isinstance(statistics, str):
+                problems.setdefault(match["id"], []).append(statistics)
+            elif statistics is not None and statistics.fingerprint[:ID_DIGITS] == match["id"]:
                 found.append(StatisticsFile(path, match["session"], version[1], statistics))
-        return found
+        return found, problems
 
 
-def _read(path: Path) -> Statistics | None:
-    """Read a file without its importances; None where it is damaged, or of an unknown model."""
+def _read(path: Path) -> Statistics | str | None:
+    """Read a file without its importances.
+
+    Returns:
+        A sentence where it cannot be read; None where it is gone, or of an unknown model.
+    """
     try:
         statistics = locked_file.known(path) or load_statistics(path)
     except FileNotFoundError:
-        raise
-    except (StatisticsError, OSError) as error:
-        logging.warning("HSWQ: %s", error)
         return None
+    except (StatisticsError, OSError) as error:
+        problem = locked_file.unreadable(path, error)
+        logging.warning("HSWQ: %s", problem)
+        return problem
     if not statistics.fingerprint:
         return None
     nothing = torch.empty(0, dtype=torch.float64)

@@ -83,6 +83,9 @@ def _check_layers(found: Statistics, name: str) -> None:
         strange = [layer for layer in found if layer not in layers]
         if 0 < len(strange) < len(found):  # in diffusers' layout all layers have other names
             raise ValueError(f"{name} has a layer {strange[0]!r}, which is not in {source}")
+        said = found.meta.get("layers")
+        if _is_count(said) and said > len(layers):
+            raise ValueError(f"{name} says {said} layers, and {source} has {len(layers)}")
     known = store.statistics_of(found.fingerprint)
     if known is not None:
         known.merge(found)  # raises ValueError where a layer has another number of channels
@@ -97,6 +100,7 @@ def _with_plain_meta(found: Statistics, content: bytes) -> Statistics:
     its = store.recordings(found)
     if not its or not all(map(_ID.fullmatch, its)):
         its = {hashlib.sha256(content).hexdigest()[:16]}
+    meta[store.SENT] = True
     meta[store.MERGED] = merged = " ".join(sorted(its))
     model = os.path.basename(str(found.meta.get("model", UPLOADED)))[:_MAX_TEXT]
     session = _session(str(found.meta.get("session", "")), merged)

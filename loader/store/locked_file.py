@@ -67,12 +67,41 @@ def _save(statistics: Statistics, path: Path) -> None:
     return save_statistics(statistics, path)
 
 
+def remove(path: Path) -> bool:
+    """Remove a file under its lock, and what was set aside of it; return whether there was one.
+
+    Raises:
+        OSError: it cannot be removed, or another process keeps the lock.
+    """
+    with locked(path):
+        there = path.exists()
+        try:
+            path.unlink(missing_ok=True)
+            path.with_name(path.name + DAMAGED).unlink(missing_ok=True)
+        except OSError as error:
+            raise OSError(f"{path.name} cannot be removed: {error.strerror}") from error
+    return there
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Return one sentence about a file that was not read; statistics' own errors are one."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"{path.name} cannot be read: {error.strerror or error}"
+
+
 def read_or_set_aside(path: Path) -> Statistics | None:
-    """Read a file whose lock is held, None where there is none; a damaged one is moved away."""
+    """Read a file whose lock is held, None where there is none; a damaged one is moved away.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         return read(path)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise OSError(unreadable(path, error)) from error
     except StatisticsError as error:
         aside = path.with_name(path.name + DAMAGED)
         os.replace(path, aside)

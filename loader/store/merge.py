@@ -100,7 +100,7 @@ def _sources(folder: str, left_out: dict[str, str]) -> Iterator[_Source]:
         try:
             found = load_statistics(path)
         except (StatisticsError, OSError) as error:
-            left_out[name] = str(error)
+            left_out[name] = locked_file.unreadable(path, error)
             continue
         if found.fingerprint is None:
             left_out[name] = "it does not say which weights it is of"
@@ -116,7 +116,7 @@ def _uncounted(sources: list[_Source], fingerprint: str, session: str) -> list[_
     target = store.statistics_path(fingerprint, session, "")
     counted: set[str] = set()
     for path in store.statistics_files(fingerprint):
-        with contextlib.suppress(StatisticsError, FileNotFoundError):  # it counts for nothing
+        with contextlib.suppress(StatisticsError, OSError):  # it counts for nothing
             if path != target:
                 counted |= store.recordings(locked_file.read(path))
     new = [one for one in sources if counted.isdisjoint(store.recordings(one.about))]
@@ -137,6 +137,7 @@ def _merge(sources: list[_Source], session: str, left_out: dict[str, str]) -> Ga
     last_run = max((str(about.meta.get("last_run", "")) for about in parts.values()), default="")
     meta = {**total.meta, "model": str(first.meta["model"]), "last_run": last_run}
     meta.pop(store.RECORDING, None)
+    meta.pop(store.SENT, None)
     meta[store.MERGED] = " ".join(sorted(recordings))
     path = store.replace_merged(Statistics(total, meta), session)
     return Gathered(path, total.samples, len(parts))

@@ -1,4 +1,8 @@
-"""What searches have found, kept beside the statistics so that no layer is searched twice."""
+"""What searches have found, kept beside the statistics so that no layer is searched twice.
+
+A file begins with the SHA-256 of what follows. What is damaged, edited or out of range counts as
+none.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,20 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
+import sys
 from pathlib import Path
 
 from ...calibration import atomic_file
+from ...calibration.regular import open_regular
 from ...quant import Findings, Plan, QuantizeSettings
 from ..host.events import changed
 from ..host.folders import statistics_folder
 
 _KEPT_FILES = 64
 _VERSION = 3  # of the algorithm and the file
+_MAX_BYTES = 16 << 20  # SDXL's has 0.2 MiB
 _SHORT = 16  # hex digits of the fingerprint in a file's name
 
 
@@ -39,12 +47,44 @@ def find_findings(key: str) -> Findings | None:
     A file that cannot be read counts as none: it is made again.
     """
     try:
-        return Findings.from_json(json.loads(_path(key).read_text(encoding="utf-8")))
+        with open_regular(_path(key)) as file:
+            content = file.read(min(_MAX_BYTES, os.fstat(file.fileno()).st_size))
+        return _read(content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logging.warning("HSWQ: a kept plan cannot be read and is made again: %s", error)
-        return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        reason = "it is damaged"
+    logging.warning("HSWQ: a kept plan cannot be read and is made again: %s", reason)
+    return None
+
+
+def _written(found: Findings) -> bytes:
+    text = json.dumps(found.to_json(), allow_nan=False).encode()
+    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+
+
+def _read(content: bytes) -> Findings:
+    """Rebuild what `_written` has made.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: it has not.
+    """
+    digest, _, text = content.partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise ValueError("its checksum differs")
+    found = Findings.from_json(json.loads(text))
+    for layer in found.layers.values():
+        sizes = (layer.amax, layer.relative_error, layer.input_amax)
+        spread = layer.sensitivity  # nan where a layer's statistics are not finite
+        if not all(map(_in_range, sizes)) or not (_in_range(spread) or math.isnan(spread)):
+            raise ValueError("a number is out of range")
+    return found
+
+
+def _in_range(number: float | None) -> bool:
+    return number is None or 0 <= number <= sys.float_info.max
 
 
 def keep_findings(key: str, plan: Plan, samples: int) -> None:
@@ -57,7 +97,7 @@ def keep_findings(key: str, plan: Plan, samples: int) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
-            file.write(json.dumps(found.to_json(), allow_nan=False).encode())
+            file.write(_written(found))
         for old in sorted(path.parent.glob("*.json"), key=os.path.getmtime)[:-_KEPT_FILES]:
             old.unlink(missing_ok=True)
     except OSError as error:

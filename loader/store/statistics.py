@@ -24,6 +24,9 @@ PASSIVE_SESSION = "recorded"
 RECORDING, MERGED = "recording", "merged"
 """In a file's meta: the id of what was recorded into it, and the ids that were merged into it."""
 
+SENT = "sent"
+"""In a file's meta: somebody uploaded it."""
+
 USABLE_SAMPLES = 32
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHORT = 16  # hex digits of the fingerprint in a file's name
@@ -68,15 +71,16 @@ def statistics_files(fingerprint: str) -> list[Path]:
 def statistics_of(fingerprint: str) -> Statistics | None:
     """Return the sums of all sessions of one model, None where nothing was recorded.
 
-    A damaged file is reported in the log and left out. So is the smaller of two that sum up the
-    same recording, as a merged file and one that was merged into it: nothing counts twice.
+    A file that cannot be read is reported in the log and left out. So is the smaller of two that
+    sum up the same recording, as a merged file and one that was merged into it: nothing counts
+    twice.
     """
     found = []
     for path in statistics_files(fingerprint):
         try:
             statistics = locked_file.read(path)
-        except (StatisticsError, FileNotFoundError) as error:
-            logging.warning("HSWQ: %s", error)
+        except (StatisticsError, OSError) as error:
+            logging.warning("HSWQ: %s", locked_file.unreadable(path, error))
             continue
         if statistics.fingerprint == fingerprint:
             found.append(statistics)
@@ -84,9 +88,13 @@ def statistics_of(fingerprint: str) -> Statistics | None:
 
 
 def total_of(found: Sequence[Statistics]) -> Statistics | None:
-    """Return the sums of a model's files, each recording once; None of no files."""
+    """Return the sums of a model's files, each recording once; None of no files.
+
+    What is said of the model itself is what nobody sent.
+    """
     counted = {id(statistics) for statistics in once_each(found)}
     parts = [statistics for statistics in found if id(statistics) in counted]
+    parts.sort(key=_is_theirs)
     return functools.reduce(Statistics.merge, parts) if parts else None
 
 
@@ -97,15 +105,23 @@ def recordings(statistics: Statistics) -> frozenset[str]:
 
 
 def once_each(found: Iterable[Statistics]) -> list[Statistics]:
-    """Return those to count, the largest first, so that no recording counts twice."""
+    """Return those to count, so that no recording counts twice.
+
+    What nobody sent comes first, whatever a file from elsewhere says; then the largest.
+    """
     counted: set[str] = set()
     chosen = []
-    for statistics in sorted(found, key=lambda one: -one.samples):
+    for statistics in sorted(found, key=lambda one: (_is_theirs(one), -one.samples)):
         its = recordings(statistics)
         if counted.isdisjoint(its):
             chosen.append(statistics)
             counted |= its
     return chosen
+
+
+def _is_theirs(statistics: Statistics) -> bool:
+    """Whether somebody sent a file."""
+    return bool(statistics.meta.get(SENT))
 
 
 def state() -> tuple[int, int]:
@@ -210,17 +226,20 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
     """Remove what was recorded of a model, in one session or in all; return how many files.
 
     Each under its lock, so that what another process is about to add begins a new file. Locks stay:
-    without them, who waits for one would not lock out who comes later.
+    without them, who waits for one would not lock out who comes later. One that cannot be removed
+    keeps none of the others.
 
     Raises:
         OSError: a file cannot be removed, or another process keeps its lock.
     """
-    removed = 0
+    removed, failed = 0, []
     for path in statistics_files(fingerprint):
         if session is None or path.name.endswith(f".{session}.pt"):
-            with locked_file.locked(path):
-                removed += path.exists()
-                path.unlink(missing_ok=True)
-                path.with_name(path.name + locked_file.DAMAGED).unlink(missing_ok=True)
+            try:
+                removed += locked_file.remove(path)
+            except OSError as error:
+                failed.append(error)
     changed()
+    if failed:
+        raise failed[0]
     return removed

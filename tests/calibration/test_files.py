@@ -17,7 +17,8 @@ from hswq.calibration import (
     load_statistics,
     save_statistics,
 )
-from hswq.calibration.files import FILE_TYPE, atomic_file
+from hswq.calibration.atomic import atomic_file, sweep
+from hswq.calibration.files import FILE_TYPE
 
 LAYER = {
     "output_sum": 1.0,
@@ -88,7 +89,7 @@ class TestRoundTrip:
 
     def test_extremes(self, path):
         layer = LayerStatistics(
-            -1e300, 1e-300, 2**53, torch.tensor([0.0, 5e-324, 1e308], dtype=torch.float64), 1
+            -1e50, 1e-300, 2**53, torch.tensor([0.0, 5e-324, 3e38], dtype=torch.float64), 1
         )
         save_statistics(Statistics({"a": layer}), path)
         assert_same_layers(load_statistics(path), Statistics({"a": layer}))
@@ -445,3 +446,100 @@ class TestLoadStatistics:
         torch.save({"meta": {"type": FILE_TYPE}, "layers": {name: {}}}, path)
         with pytest.raises(StatisticsError, match="a layer's name is no string of 1 to 1000"):
             load_statistics(path)
+
+    def test_one_of_two_gets_a_name_that_neither_may_replace(self, path):
+        with pytest.raises(FileExistsError), atomic_file(path, replace=False) as late:
+            late.write(b"late")
+            with atomic_file(path, replace=False) as early:
+                early.write(b"early")
+        assert path.read_bytes() == b"early"
+        assert os.listdir(path.parent) == [path.name]
+
+
+class TestForged:
+    """What no recording can have counted is not believed."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"output_sum": 1e39},
+            {"output_sum": -1e39},
+            {"output_sq_sum": 1e78},
+            {"output_sq_sum": -1.0},
+            {"output_sq_sum": 1e308},
+            {"input_imp_sum": torch.full((3,), 1e39, dtype=torch.float64)},
+            {"input_amax": 1e39},
+        ],
+        ids=str,
+    )
+    def test_sums_beyond_fp32(self, path, change):
+        assert_refused(path, change, "the sums of layer 'mid.0' are not those of its calls")
+
+    @pytest.mark.parametrize(
+        ("meta", "problem"),
+        [
+            ({"samples": 2**53}, "it says 9007199254740992 samples, and its calls were of 4096"),
+            ({"layers": 10**9}, "it says that its model has 1000000000 layers"),
+            ({"layers": -1}, "it says that its model has -1 layers"),
+        ],
+    )
+    def test_counts(self, path, meta, problem):
+        torch.save({"meta": {"type": FILE_TYPE, **meta}, "layers": {"mid.0": LAYER}}, path)
+        with pytest.raises(StatisticsError, match=problem):
+            load_statistics(path)
+
+
+HALF = """
+import sys, types
+package = types.ModuleType("hswq"); package.__path__ = [sys.argv[1]]; sys.modules["hswq"] = package
+from hswq.calibration.atomic import atomic_file
+with atomic_file(sys.argv[2]) as file:
+    file.write(bytes(1000)); file.flush(); print("half", flush=True); sys.stdin.read()
+"""
+
+
+class TestSweep:
+    @pytest.fixture
+    def writing(self, path):
+        """A process that is in the midst of a file."""
+        root = str(Path(__file__).parents[2])
+        process = subprocess.Popen(
+            [sys.executable, "-c", HALF, root, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout.readline().split() == [b"half"]
+        yield process
+        process.kill()
+        process.communicate(timeout=60)
+
+    def aged(self, path) -> Path:
+        """Return the temporary file, made older than those that are only just made."""
+        (temporary,) = path.parent.iterdir()
+        os.utime(temporary, (1, 1))
+        return temporary
+
+    def test_what_a_killed_process_left_is_removed(self, path, writing):
+        writing.kill()
+        writing.wait(60)
+        temporary = self.aged(path)
+        assert sweep(path.parent) == 1
+        assert not temporary.exists()
+
+    def test_what_a_live_process_writes_is_not(self, path, writing):
+        temporary = self.aged(path)
+        assert sweep(path.parent) == 0
+        assert temporary.exists()
+        writing.communicate(b"", timeout=60)
+        assert path.read_bytes() == bytes(1000)
+
+    def test_nor_what_was_made_just_now(self, path):
+        temporary = path.with_name(f".{path.name}.0123abcd.tmp")
+        temporary.write_bytes(b"its process has not locked it yet")
+        assert sweep(path.parent) == 0
+
+    @pytest.mark.parametrize("name", [".x.tmp", "x.0123abcd.tmp", ".x.0123ABCD.tmp", ".x.y.tmp"])
+    def test_nor_what_is_not_ours(self, path, name):
+        path.with_name(name).write_bytes(b"")
+        os.utime(path.with_name(name), (1, 1))
+        assert sweep(path.parent) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import comfy.model_management
@@ -15,8 +16,9 @@ from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.errors import ModelFileError
 from hswq.loader.files.tensor_file import lay_out
 from hswq.loader.jobs import choice
-from hswq.loader.jobs.export import ExportError, _check_target, export
-from hswq.loader.jobs.output_path import default_name, export_path
+from hswq.loader.jobs.export import export
+from hswq.loader.jobs.leftovers import sweep_folders
+from hswq.loader.jobs.output_path import ExportError, check_target, default_name, export_path
 from safetensors.torch import load_file, save_file
 from toy.checkpoint import checkpoint_tensors, make_checkpoint
 
@@ -36,12 +38,13 @@ class TestName:
             "../evil", "a/../../b", "/etc/passwd", "..", ".", "", "a//b", "a/", ".hidden", "a\0b",
             "a\\b", "C:evil", "a\nb", "con", "NUL.txt", "sub/com1", "lpt9 .x", "trailing.",
             "trailing ", "-rf", "a" * 201, "\ud800", "a*b", "$(x)", "..\\evil", "~/x", None, 3,
-            "a/b.safetensors/../../../c",
+            "a/b.safetensors/../../../c", "a/" * 1500 + "a", "é" * 99 + "/" + "b" * 101,
         ],
     )  # fmt: skip
     def test_that_is_unsafe_is_refused(self, name):
-        with pytest.raises(ValueError, match="the filename must be letters"):
+        with pytest.raises(ValueError, match="the filename must be letters") as raised:
             export_path(name, "checkpoints")
+        assert len(str(raised.value)) < 400
 
     @pytest.mark.parametrize(
         "name", ["a", "my model (v2).1", "sub/deep/a-b_c", "été", "模型", "a.safetensors", "_x"]
@@ -126,7 +129,7 @@ class TestRefused:
 
     def test_a_disk_that_is_too_small(self, checkpoint, folders):
         with pytest.raises(ExportError, match=r"a\.safetensors needs \d+ MiB of disk space, and"):
-            _check_target(folders / "output" / "a.safetensors", str(checkpoint), 1 << 60, False)
+            check_target(folders / "output" / "a.safetensors", str(checkpoint), 1 << 60, False)
 
 
 class TestBrokenOff:
@@ -168,6 +171,33 @@ class TestBrokenOff:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells it")
+class TestLeftovers:
+    """A file of the model's size that nobody sees."""
+
+    def left(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / ".x.safetensors.0123abcd.tmp"
+        path.write_bytes(b"half a model")
+        os.utime(path, (1, 1))
+        return path
+
+    def test_of_killed_exports_go_with_the_next(self, recorded):
+        target = target_of(wanted())
+        left = self.left(target.parent)
+        export(recorded, target, wanted())
+        assert not left.exists()
+
+    def test_anywhere_go_at_the_start(self, folders):
+        output = folders / "output"
+        places = [output / "checkpoints", output / "diffusion_models" / "deep" / "er",
+                  folders / "models" / "hswq", folders / "models" / "hswq" / "plans"]  # fmt: skip
+        found = [self.left(place) for place in places]
+        others = self.left(output / "theirs")
+        sweep_folders()
+        assert not any(path.exists() for path in found)
+        assert others.exists()
+
+
 class TestMemory:
     def test_is_for_one_tensor(self, folders):
         """Half a GiB of text encoder; its tensors have 32 MiB."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,12 +14,13 @@ import folder_paths
 import pytest
 from harness.modelfiles import an_hour_older, model_file, restart, rewritten
 from hswq.loader.files.errors import ModelFileError
-from hswq.loader.files.fingerprints import DAMAGED, fingerprint, known
+from hswq.loader.files.fingerprints import _JUDGES, DAMAGED, fingerprint, known
 from hswq.loader.files.model_file import ModelFile
+from hswq.loader.files.versions import version_of
 from hswq.loader.host.folders import FOLDER
 
 FORGED = "ab" * 32
-WHOLE = '{"format": 1, "files": {ENTRY}}'
+WHOLE = f'{{"format": 2, "judges": "{_JUDGES}", "files": {{ENTRY}}}}'
 """What is kept, with a forged entry that shows whether it is believed."""
 
 
@@ -48,8 +50,7 @@ def files_in(kept: Path) -> dict[str, list]:
 
 
 def entry(path: str, of: str = FORGED) -> list:
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns, of]
+    return [*version_of(path), of]
 
 
 def write(kept: Path, path: str, text: str) -> None:
@@ -92,6 +93,16 @@ class TestOnce:
         assert known(path) is None
         assert fingerprint(path) == second
 
+    def test_a_copy_that_keeps_its_time_is_another_version(self, path, tmp_path):
+        before, status = fingerprint(path), os.stat(path)
+        other = Path(model_file(tmp_path / "other" / "model.safetensors", seed=1))
+        os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+        shutil.copy2(other, path)
+        assert os.stat(path).st_mtime_ns == status.st_mtime_ns
+        assert os.stat(path).st_size == status.st_size
+        assert known(path) is None
+        assert fingerprint(path) == fingerprint(str(other)) != before
+
     def test_a_file_that_changes_is_read_each_time(self, path, kept, tmp_path):
         content = other_weights(tmp_path)
         os.utime(path)
@@ -118,13 +129,16 @@ class TestOnce:
 
 
 class TestDamagedModel:
-    def test_is_known_as_long_as_comfyui_runs(self, path, kept):
+    def test_is_known_while_the_same_judge_it(self, path, kept):
+        """To look at it again takes long, where somebody made it to take long."""
         whole = Path(path).read_bytes()
         rewritten(path, whole[:500])
         with pytest.raises(ModelFileError, match=r"model\.safetensors is truncated"):
             fingerprint(path)
         assert known(path) == DAMAGED
-        assert not kept.exists()
+        restart()
+        assert known(path) == DAMAGED
+        kept.write_text(kept.read_text().replace(_JUDGES, "safetensors of later"))
         restart()
         assert known(path) is None
 
@@ -148,14 +162,13 @@ class TestFile:
     @pytest.mark.parametrize(
         "damaged",
         [
-            "", "null", "[" * 200_000, '["format", "files"]', '{"format": 1}',
-            '{"format": 1, "files": [1]}', WHOLE[:-3], "\xff" + WHOLE, " " * (16 << 20) + WHOLE,
-            WHOLE.replace('"format": 1', '"format": 2'),
-            and_also("null"), and_also('"abc"'), and_also("[1, 2]"), and_also("[1, 2, null]"),
-            and_also(f'[true, 2, "{FORGED}"]'), and_also(f'[1, 2.5, "{FORGED}"]'),
-            and_also(f'[1, 2, "{FORGED}", 3]'), and_also(f'[1, 2, "{FORGED.upper()}"]'),
-            and_also(f'[1, 2, "{FORGED[1:]}"]'), and_also(f'[1, 2, "{FORGED}\\n"]'),
-            and_also(f'[1, 2, "{DAMAGED}"]'),
+            "", "null", "[" * 200_000, '["format", "files"]', '{"format": 2}',
+            '{"format": 2, "files": [1]}', WHOLE[:-3], "\xff" + WHOLE, " " * (16 << 20) + WHOLE,
+            WHOLE.replace('"format": 2', '"format": 1'),
+            and_also("null"), and_also('"abc"'), and_also("[1, 2]"), and_also("[1, 2, 3, 4, null]"),
+            and_also(f'[true, 2, 3, 4, "{FORGED}"]'), and_also(f'[1, 2, 3, 4.5, "{FORGED}"]'),
+            and_also(f'[1, 2, 3, 4, "{FORGED}", 5]'), and_also(f'[1, 2, 3, 4, "{FORGED.upper()}"]'),
+            and_also(f'[1, 2, 3, 4, "{FORGED[1:]}"]'), and_also(f'[1, 2, 3, 4, "{FORGED}\\n"]'),
         ],
     )  # fmt: skip
     def test_that_is_damaged_is_begun_anew(self, path, kept, damaged):
@@ -209,7 +222,7 @@ class TestFile:
             thread.start()
         for thread in threads:
             thread.join()
-        assert {path: entry[2] for path, entry in files_in(kept).items()} == {
+        assert {path: entry[-1] for path, entry in files_in(kept).items()} == {
             path: ModelFile(path).read_fingerprint() for path in paths
         }
 

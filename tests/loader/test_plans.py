@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 
 import pytest
 from bench import common
@@ -117,12 +119,44 @@ class TestKeptPlan:
         path.write_text(path.read_text()[:1000])
         assert isinstance(chosen(of).decider, Planner)
 
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda text: text.replace('"amax": 0', '"amax": 1', 1),
+            lambda text: signed(re.sub(r'"amax": [0-9]', '"amax": -1', text, count=1)),
+            lambda text: signed(re.sub(r'"amax": [0-9.e-]+', '"amax": Infinity', text, count=1)),
+            lambda text: signed(re.sub(r'"amax": [0-9.e-]+', '"amax": 1e999', text, count=1)),
+            lambda text: signed(text.replace('"samples": 256', '"samples": 1e999')),
+            lambda text: signed(text.replace('"samples": 256', '"samples": ' + "9" * 10_000)),
+            lambda text: signed("[" * 200_000),
+            lambda text: "[" * 200_000,
+        ],
+        ids=["edited", "negative", "infinite", "beyond", "samples", "digits", "nested", "noise"],
+    )
+    def test_that_is_forged_is_made_again(self, models, folder, edit):
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        key = "0" * 40
+        search_cache.keep_findings(key, plan, 256)
+        (path,) = (folder / "plans").glob("*.json")
+        before = path.read_text()
+        path.write_text(edit(before))
+        assert path.read_text() != before
+        assert search_cache.find_findings(key) is None
+        search_cache.keep_findings(key, plan, 256)
+        assert search_cache.find_findings(key) == Findings.of(plan, 256)
+
     def test_the_oldest_are_forgotten(self, models, folder):
         plan = models.quantized.get_attachment(ATTACHMENT)
         for number in range(70):
             search_cache.keep_findings(f"{number:040d}", plan, 32)
         assert len(list((folder / "plans").glob("*.json"))) == 64
         assert search_cache.find_findings(f"{69:040d}") == Findings.of(plan, 32)
+
+
+def signed(text: str) -> str:
+    """Return a kept file with another text after its first line, under the right checksum."""
+    text = text.partition("\n")[2] or text
+    return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 class TestMilestone:

@@ -50,6 +50,8 @@ class TestSettingsFile:
         assert file.current().target == 100
         path.write_text('{"HSWQ.Tar')
         assert file.current().target == 100
+        path.write_text("[" * 200_000)
+        assert file.current().target == 100
         path.write_text(json.dumps({TARGET: 101}))
         assert file.current().target == 101
 

@@ -14,6 +14,7 @@ import torch
 from hswq.calibration import LayerStatistics, Statistics, load_statistics
 from hswq.loader import store
 from hswq.loader.host.folders import FOLDER
+from hswq.loader.panel.catalogue import Catalogue
 from hswq.loader.store import locked_file
 
 HERE = Path(__file__).parent
@@ -148,6 +149,58 @@ class TestFiles:
         (path,) = folder.glob("*.pt")
         with filelock.FileLock(f"{path}.lock"), pytest.raises(OSError, match="lock"):
             add()
+
+
+def folder_at(path: Path) -> None:
+    path.mkdir()
+
+
+def loop_at(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes, and no links without rights")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [folder_at, loop_at, os.mkfifo], ids=["folder", "loop", "pipe"])
+class TestOneThatCannotBeRead:
+    def neighbour(self, folder: Path, make, session: str = "theirs") -> Path:
+        path = folder / f"toy.{FINGERPRINT[:16]}.{session}.pt"
+        make(path)
+        return path
+
+    def test_stops_no_other(self, folder, make, caplog):
+        add()
+        path = self.neighbour(folder, make)
+        assert samples_of(add()) == 2
+        assert samples_of(store.statistics_of(FINGERPRINT)) == 2
+        assert f"{path.name} cannot be read: " in caplog.text
+
+    def test_is_named_in_the_panel(self, folder, make):
+        add()
+        path = self.neighbour(folder, make)
+        catalogue = Catalogue(list)
+        for _ in range(2):
+            (model,) = catalogue.models()
+            state, reason = model.state()
+            assert state == "recording"
+            assert reason.startswith(f"{path.name} cannot be read: ")
+            assert "[Errno" not in reason
+
+    def test_is_named_where_it_should_grow(self, folder, make):
+        path = self.neighbour(folder, make, "recorded")
+        with pytest.raises(OSError, match=rf"^{path.name} cannot be read: "):
+            add()
+        assert os.path.lexists(path)
+
+    def test_leaves_the_others_to_be_removed(self, folder, make):
+        add()
+        path = self.neighbour(folder, make, "a")
+        if path.is_dir():
+            with pytest.raises(OSError, match=rf"^{path.name} cannot be removed: "):
+                store.remove_statistics(FINGERPRINT)
+        else:
+            store.remove_statistics(FINGERPRINT)
+        assert store.statistics_of(FINGERPRINT) is None
 
 
 class TestUsable:

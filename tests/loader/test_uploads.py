@@ -108,6 +108,17 @@ class TestCounting:
         take_in(content(tmp_path, statistics(8, **recorded(1))), NAME)
         assert total() == 10
 
+    def test_what_was_recorded_here_is_never_displaced(self, tmp_path, folder):
+        """By somebody who saw its id."""
+        mine = store.add_statistics(statistics(5, layers=3), FINGERPRINT, "recorded", "toy")
+        forged = {"recording": mine.meta["recording"], "session": "recorded", "layers": 4096}
+        take_in(content(tmp_path, statistics(4000, **forged)), NAME)
+        assert total() == 5
+        assert store.statistics_of(FINGERPRINT).meta["layers"] == 3
+        take_in(content(tmp_path, statistics(7, **recorded(1), layers=4096)), NAME)
+        assert total() == 12
+        assert store.statistics_of(FINGERPRINT).meta["layers"] == 3
+
 
 class TestMeta:
     def test_only_what_is_ours_is_kept(self, tmp_path, folder):
@@ -128,6 +139,7 @@ class TestMeta:
         assert found == {
             "samples": 2, "layers": 3, "last_run": "2026-01-01T00:00:00+00:00", "total_steps": 0,
             "merged": hashlib.sha256(sent).hexdigest()[:16], "fingerprint": FINGERPRINT,
+            "sent": True,
         }  # fmt: skip
 
 
@@ -162,6 +174,10 @@ class TestRefused:
         message = f"{NAME} has a layer 'layer0', which is not in checkpoints/toy.safetensors"
         with pytest.raises(ValueError, match=message):
             take_in(content(tmp_path, forged), NAME)
+        assert not list(folder.glob("*.pt"))
+        own = Statistics({"input_blocks.0.0": forged["layer0"]}, {**forged.meta, "layers": 4000})
+        with pytest.raises(ValueError, match=f"{NAME} says 4000 layers, and checkpoints/toy"):
+            take_in(content(tmp_path, own), NAME)
         assert not list(folder.glob("*.pt"))
 
     @pytest.mark.parametrize(

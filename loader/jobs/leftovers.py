@@ -1,0 +1,29 @@
+"""What killed processes have left where this extension writes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+
+from ...calibration import sweep
+from ..host.folders import statistics_folder
+from .model_files import FOLDERS
+
+
+def sweep_folders() -> None:
+    """Remove unfinished files of statistics, caches and exports; those of live processes stay."""
+    removed = sum(map(sweep, _folders()))
+    if removed:
+        logging.info("HSWQ: removed %d unfinished files of processes that were killed", removed)
+
+
+def _folders() -> Iterator[Path]:
+    yield statistics_folder()
+    yield statistics_folder() / "plans"
+    for name in FOLDERS:
+        for folder, _, _ in os.walk(os.path.join(folder_paths.get_output_directory(), name)):
+            yield Path(folder)
