@@ -9,7 +9,7 @@ import torch
 from . import noise, sketch_kernels
 from .sketch import SIZE, Sketch
 
-PICKED = 256
+PICKED = 64
 """Channel vectors of a call that are added, at most."""
 
 

@@ -39,7 +39,7 @@ def locked(path: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise OSError(f"another process keeps {path.name} locked: try again later") from None
     try:
-        _sweep(path)
+        sweep(path)
         yield
     finally:
         lock.release()
@@ -80,7 +80,7 @@ def read_or_set_aside(path: Path) -> Statistics | None:
         return None
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove what a process that was killed has left beside a file; its lock is held."""
     for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         stray.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from ..files.names import is_reserved
 from ..host import settings
 from ..host.events import changed
 from ..host.folders import statistics_folder
-from . import locked_file
+from . import locked_file, sketch_file
 
 PASSIVE_SESSION = "recorded"
 """Session of the statistics that grow in the background."""
@@ -222,5 +222,6 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
                 removed += path.exists()
                 path.unlink(missing_ok=True)
                 path.with_name(path.name + locked_file.DAMAGED).unlink(missing_ok=True)
+                sketch_file.beside(path).unlink(missing_ok=True)
     changed()
     return removed
