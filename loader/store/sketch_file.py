@@ -214,7 +214,10 @@ def _check_size(path: Path) -> None:
 
 def _places(text: str) -> dict[str, int]:
     """Return in which sketch each layer has its own, of a list of lists of names."""
-    groups = json.loads(text)
+    try:
+        groups = json.loads(text)
+    except RecursionError:
+        raise ValueError("its layers are nested too deeply") from None
     if not isinstance(groups, list) or not all(isinstance(names, list) for names in groups):
         raise ValueError("its layers are no lists of names")
     places = {}
