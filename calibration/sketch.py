@@ -20,7 +20,7 @@ class Sketch:
     """Sums of a layer's inputs times random signs. Layers with the same input have the same object.
 
     Attributes:
-        matrix: (SIZE, in channels) FP32 CPU tensor.
+        matrix: (SIZE, in channels) FP32 CPU tensor; BF16 as it comes from a GPU.
         rows: channel vectors that were added.
     """
 

@@ -10,7 +10,10 @@ from . import noise, sketch_kernels
 from .sketch import SIZE, Sketch
 
 PICKED = 64
-"""Channel vectors of a call that are added, at most."""
+"""Channel vectors of a call that are added, at most; 512 give no better rounding.
+
+What counts is of how many calls they are.
+"""
 
 
 class DeviceSketches:
@@ -20,9 +23,10 @@ class DeviceSketches:
     is far below the 9% by which a sketch of 128 rows is off anyway.
     """
 
-    def __init__(self, device: torch.device, seed: int | None = None) -> None:
-        """Take where they are, and what makes them reproducible."""
+    def __init__(self, device: torch.device, share: float = 1.0, seed: int | None = None) -> None:
+        """Take where they are, how many of the calls to add, and what makes that reproducible."""
         self._device = device
+        self._share = share
         self._random = random.Random(seed)  # of its own: nobody else's numbers change
         self._matrices: dict[str, torch.Tensor] = {}
         self._rows: dict[str, int] = {}
@@ -38,6 +42,8 @@ class DeviceSketches:
         axis = {2: 1, 3: 2, 4: 1}.get(inputs.ndim)
         if axis is None or inputs.shape[axis] != channels:
             return
+        if self._random.random() >= self._share:
+            return
         if name not in self._matrices:
             self._matrices[name] = self._zeros(channels)
             self._rows[name] = 0
@@ -47,7 +53,7 @@ class DeviceSketches:
     def read(self) -> dict[str, Sketch]:
         """Return all sketches; waits for the device."""
         return {
-            name: Sketch(matrix.to("cpu", copy=True).to(torch.float32), self._rows[name])
+            name: Sketch(matrix.to("cpu", copy=True), self._rows[name])
             for name, matrix in self._matrices.items()
         }
 

@@ -1,6 +1,6 @@
 """A model's sketches: new ones wait in memory, and are written every some samplings.
 
-SDXL's file has 115 MB, too much to be written after each sampling. A process that is killed loses
+SDXL's file has 112 MB, too much to be written after each sampling. A process that is killed loses
 the sketches of its last samplings, never sums.
 """
 
@@ -47,7 +47,7 @@ class _Held:
     def is_due(self) -> bool:
         """Whether it has been long enough since the last writing."""
         matrices = {id(sketch): sketch.matrix for sketch in self.sketches.values()}
-        size = 2 * sum(matrix.numel() for matrix in matrices.values())
+        size = sum(matrix.numel() for matrix in matrices.values())
         return self.samplings * BYTES_A_SAMPLING >= size
 
 

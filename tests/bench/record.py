@@ -64,8 +64,8 @@ def naive(network: torch.nn.Module):
 
 
 @contextlib.contextmanager
-def measured(network: torch.nn.Module, rotation: Rotation | None = None, sketches: bool = True):
-    with DualMonitor(network, rotation=rotation, sketches=sketches) as monitor:
+def measured(network: torch.nn.Module, rotation: Rotation | None = None, **how: float):
+    with DualMonitor(network, rotation=rotation, **how) as monitor:
         yield
     monitor.statistics()
     monitor.sketches()
@@ -128,9 +128,9 @@ def main() -> None:
     recordings = {
         "not recording": contextlib.nullcontext,
         PASSIVE: lambda: measured(network, rotation),
-        WITHOUT: lambda: measured(network, rotation, sketches=False),
+        WITHOUT: lambda: measured(network, rotation, sketched=0),
         "every layer": lambda: measured(network),
-        "every layer, without sketches": lambda: measured(network, sketches=False),
+        "every layer, without sketches": lambda: measured(network, sketched=0),
         "naive hooks": lambda: naive(network),
     }
     recordings = {n: r for n, r in recordings.items() if not chosen.only or n in chosen.only}

@@ -20,7 +20,7 @@ def correlated(count: int, channels: int, seed: int = 0) -> torch.Tensor:
 
 
 def sketch_of(rows: torch.Tensor, seed: int) -> Sketch:
-    sums = DeviceSketches(CPU, seed)
+    sums = DeviceSketches(CPU, seed=seed)
     for part in rows.split(PICKED):
         sums.add("layer", part, rows.shape[1])
     return sums.read()["layer"]
@@ -82,7 +82,7 @@ class TestEstimate:
         """One row times its signs has the row's magnitudes, whatever the signs."""
         row = torch.tensor([1.0, -2, 3, 0, 0.5, -0.25])
         inputs = (row[:, None, None] if len(shape) == 4 else row).expand(shape).to(dtype)
-        sums = DeviceSketches(CPU, 0)
+        sums = DeviceSketches(CPU)
         sums.add("layer", inputs, 6)
         sketch = sums.read()["layer"]
         positions = inputs.numel() // 6
@@ -98,7 +98,7 @@ class TestEstimate:
         ("shape", "channels"), [((6,), 6), ((2, 3, 4, 5, 6), 6), ((4, 7), 6), ((2, 6, 4, 4), 4)]
     )
     def test_leaves_out_what_has_other_channels(self, shape, channels):
-        sums = DeviceSketches(CPU, 0)
+        sums = DeviceSketches(CPU)
         sums.add("layer", torch.ones(shape), channels)
         assert sums.read() == {}
 
@@ -112,7 +112,7 @@ class TestEstimate:
         assert error < 0.1 / SIZE**0.5
 
     def test_has_a_constant_size(self):
-        sums = DeviceSketches(CPU, 0)
+        sums = DeviceSketches(CPU)
         for _ in range(3):
             sums.add("layer", correlated(1000, 12), 12)
         sketch = sums.read()["layer"]
@@ -206,7 +206,7 @@ def groups(sketches: dict[str, Sketch]) -> list[set[str]]:
 
 
 def sampled(model, share: float = 1.0, forwards: int = 1) -> dict[str, Sketch]:
-    with DualMonitor(model, share) as monitor:
+    with DualMonitor(model, share, sketched=1) as monitor:
         for seed in range(forwards):
             model(*inputs(seed))
     return monitor.sketches()
@@ -282,10 +282,19 @@ class TestMonitor:
 
     def test_can_do_without(self):
         model = Transformer()
-        with DualMonitor(model, sketches=False) as monitor:
+        with DualMonitor(model, sketched=0) as monitor:
             model(*inputs())
         assert monitor.sketches() == {}
         assert len(monitor.statistics()) == 10
+
+    def test_may_keep_some_of_the_calls(self):
+        """Fair coins: 5 standard deviations are 0.125."""
+        model = Transformer()
+        with DualMonitor(model, sketched=0.5) as monitor:
+            for _ in range(400):
+                model.proj(torch.ones(1, 8, 1, 1))
+        assert monitor.sketches()["proj"].rows == pytest.approx(200, rel=0.25)
+        assert monitor.statistics()["proj"].calls == 400
 
     def test_under_autocast(self):
         model = Transformer()
