@@ -15,7 +15,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...calibration import DualMonitor, Rotation, Statistics, kernels, monitored_layers
+from ...calibration import (
+    DualMonitor,
+    Rotation,
+    Statistics,
+    kernels,
+    merge_sketches,
+    monitored_layers,
+)
 from .. import store
 from ..engine.patchers import identity, is_quantized, networks, patches, unknown_layers
 from ..host import settings
@@ -259,6 +266,7 @@ def _save(
     try:
         first, *others = [monitor.statistics() for monitor in monitors]
         delta = functools.reduce(Statistics.merge, others, first)
+        sketches = functools.reduce(merge_sketches, (one.sketches() for one in monitors))
     except Exception as error:
         _report(recording, str(error), for_good=True)
         return
@@ -271,15 +279,11 @@ def _save(
             meta["lora"] = patched
         delta = Statistics(delta, meta)
         try:
-            recording.saved(
-                store.add_statistics(
-                    delta,
-                    recording.fingerprint,
-                    recording.session,
-                    recording.name,
-                    monitored_layers(patcher.model.diffusion_model),
-                )
-            )
+            names = monitored_layers(patcher.model.diffusion_model)
+            its = recording.fingerprint, recording.session, recording.name
+            total = store.add_statistics(delta, *its, names)
+            recording.saved(total)
+            store.hold_sketches(sketches, total, store.statistics_path(*its), samples)
         except Exception as error:
             _report(recording, str(error))
 

@@ -3,6 +3,8 @@
 May import host, files, calibration and quant.
 """
 
+from .sketch_sets import Sketches
+from .sketches import hold_sketches, replace_sketches, sketches_beside, sketches_of, write_held
 from .statistics import (
     MERGED,
     PASSIVE_SESSION,
@@ -32,8 +34,10 @@ __all__ = [
     "RECORDING",
     "SENT",
     "USABLE_SAMPLES",
+    "Sketches",
     "add_statistics",
     "check_session",
+    "hold_sketches",
     "is_complete",
     "is_usable",
     "missing_layers",
@@ -41,10 +45,14 @@ __all__ = [
     "recordings",
     "remove_statistics",
     "replace_merged",
+    "replace_sketches",
+    "sketches_beside",
+    "sketches_of",
     "state",
     "statistics_files",
     "statistics_of",
     "statistics_path",
     "target",
     "total_of",
+    "write_held",
 ]

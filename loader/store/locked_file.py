@@ -39,7 +39,7 @@ def locked(path: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise OSError(f"another process keeps {path.name} locked: try again later") from None
     try:
-        _sweep(path)
+        sweep(path)
         yield
     finally:
         lock.release()
@@ -67,8 +67,11 @@ def _save(statistics: Statistics, path: Path) -> None:
     return save_statistics(statistics, path)
 
 
-def remove(path: Path) -> bool:
-    """Remove a file under its lock, and what was set aside of it; return whether there was one.
+def remove(path: Path, beside: Path) -> bool:
+    """Remove a file under its lock, what was set aside of it, and the file beside it.
+
+    Returns:
+        Whether there was one.
 
     Raises:
         OSError: it cannot be removed, or another process keeps the lock.
@@ -78,6 +81,7 @@ def remove(path: Path) -> bool:
         try:
             path.unlink(missing_ok=True)
             path.with_name(path.name + DAMAGED).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
         except OSError as error:
             raise OSError(f"{path.name} cannot be removed: {error.strerror}") from error
     return there
@@ -109,7 +113,7 @@ def read_or_set_aside(path: Path) -> Statistics | None:
         return None
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove what a process that was killed has left beside a file; its lock is held."""
     for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         stray.unlink(missing_ok=True)

@@ -126,11 +126,13 @@ def _uncounted(sources: list[_Source], fingerprint: str, session: str) -> list[_
 
 def _merge(sources: list[_Source], session: str, left_out: dict[str, str]) -> Gathered:
     """Sum files of one model up, one after the other, and write the session's file."""
-    first, total, parts = sources[0].about, Statistics(), {}
+    first, total, parts, sketches = sources[0].about, Statistics(), {}, []
     for source in sources:
         try:
-            total = total.merge(load_statistics(source.path))
+            its = load_statistics(source.path)
+            total = total.merge(its)
             parts[source.name] = source.about
+            sketches.append(store.sketches_beside(source.path, its))
         except (ValueError, OSError) as error:
             left_out[source.name] = str(error)
     recordings = frozenset().union(*map(store.recordings, parts.values()))
@@ -140,4 +142,5 @@ def _merge(sources: list[_Source], session: str, left_out: dict[str, str]) -> Ga
     meta.pop(store.SENT, None)
     meta[store.MERGED] = " ".join(sorted(recordings))
     path = store.replace_merged(Statistics(total, meta), session)
+    store.replace_sketches(path, [one for one in sketches if one is not None])
     return Gathered(path, total.samples, len(parts))

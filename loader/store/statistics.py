@@ -16,7 +16,7 @@ from ..files.names import is_reserved
 from ..host import settings
 from ..host.events import changed
 from ..host.folders import statistics_folder
-from . import locked_file
+from . import locked_file, sketch_file
 
 PASSIVE_SESSION = "recorded"
 """Session of the statistics that grow in the background."""
@@ -236,7 +236,7 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
     for path in statistics_files(fingerprint):
         if session is None or path.name.endswith(f".{session}.pt"):
             try:
-                removed += locked_file.remove(path)
+                removed += locked_file.remove(path, sketch_file.beside(path))
             except OSError as error:
                 failed.append(error)
     changed()

@@ -1,10 +1,11 @@
 """One sampling step while statistics are recorded: passively, of every layer, and naively.
 
 Naive hooks measure with torch's operations and bring every result to the host at once. Times are of
-whole samplings, with the transfer of the sums at their end; the file is written apart.
+whole samplings, with the transfer of the sums at their end; files are written apart.
 """
 
 import contextlib
+import math
 
 import common
 
@@ -22,10 +23,19 @@ from pathlib import Path  # noqa: E402
 
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
-from hswq.calibration import DualMonitor, Rotation, monitored_layers, save_statistics  # noqa: E402
+from hswq.calibration import (  # noqa: E402
+    DualMonitor,
+    Rotation,
+    merge_sketches,
+    monitored_layers,
+    save_statistics,
+)
 from hswq.loader.recording.recorder import share_of  # noqa: E402
+from hswq.loader.store import sketch_file  # noqa: E402
+from hswq.loader.store.sketch_sets import Recorded, Total  # noqa: E402
+from hswq.loader.store.sketches import BYTES_A_SAMPLING  # noqa: E402
 
-PASSIVE = "passive"
+PASSIVE, WITHOUT = "passive", "passive, without sketches"
 
 
 @contextlib.contextmanager
@@ -54,10 +64,11 @@ def naive(network: torch.nn.Module):
 
 
 @contextlib.contextmanager
-def measured(network: torch.nn.Module, rotation: Rotation | None = None):
-    with DualMonitor(network, rotation=rotation) as monitor:
+def measured(network: torch.nn.Module, rotation: Rotation | None = None, **how: float):
+    with DualMonitor(network, rotation=rotation, **how) as monitor:
         yield
     monitor.statistics()
+    monitor.sketches()
 
 
 def kernels(sample, recording, steps: int) -> dict:
@@ -81,13 +92,30 @@ def walls(sample, recordings: dict) -> dict[str, list[float]]:
     return common.alternately(functions, chosen.rounds)
 
 
-def milliseconds_of_saving(network: torch.nn.Module, sample) -> float:
+def savings(network: torch.nn.Module, sample) -> dict[str, dict]:
+    """Return what keeping a sampling costs, and writing sketches every some samplings."""
     with DualMonitor(network) as monitor:
         sample(1)
-    statistics = monitor.statistics()
+    statistics, sketches = monitor.statistics(), monitor.sketches()
+    half = merge_sketches(sketches, sketches)
+    ids = frozenset({"0" * 16})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "saved.pt"
-        return 1000 * common.wall(lambda: save_statistics(statistics, path))
+        seconds = {
+            "the sums": common.wall(lambda: save_statistics(statistics, path)),
+            "sketches read back": common.wall(monitor.sketches),
+            "sketches added in memory": common.wall(lambda: merge_sketches(half, sketches)),
+        }
+        origin = sketch_file.Origin(None, "saved", ids)
+        sketch_file.write(path, Recorded(half), origin)
+        before = sketch_file.SketchFile(sketch_file.beside(path), statistics, ids)
+        total = Total([before, Recorded(sketches)])
+        seconds["sketches written"] = common.wall(lambda: sketch_file.write(path, total, origin))
+        size = sketch_file.beside(path).stat().st_size
+    rows = {name: {"ms": round(1000 * found)} for name, found in seconds.items()}
+    rows["sketches written"]["MB"] = round(size / 1e6, 1)
+    rows["sketches written"]["every samplings"] = math.ceil(size / BYTES_A_SAMPLING)
+    return rows
 
 
 def main() -> None:
@@ -100,7 +128,9 @@ def main() -> None:
     recordings = {
         "not recording": contextlib.nullcontext,
         PASSIVE: lambda: measured(network, rotation),
+        WITHOUT: lambda: measured(network, rotation, sketched=0),
         "every layer": lambda: measured(network),
+        "every layer, without sketches": lambda: measured(network, sketched=0),
         "naive hooks": lambda: naive(network),
     }
     recordings = {n: r for n, r in recordings.items() if not chosen.only or n in chosen.only}
@@ -109,15 +139,17 @@ def main() -> None:
         with recording():  # warm up
             sample(2)
         if chosen.device == "cuda":
-            results[name] = kernels(sample, recording, len(rotation) if name == PASSIVE else 4)
+            results[name] = kernels(
+                sample, recording, len(rotation) if name in (PASSIVE, WITHOUT) else 4
+            )
     seconds = walls(sample, recordings)
     first = next(iter(seconds))
     for name, found in seconds.items():
         ratios = [ours / stock for ours, stock in zip(found, seconds[first], strict=True)]
         results[name]["wall ms a step"] = round(1000 * common.median(found) / chosen.steps, 2)
         results[name][f"wall vs {first}"] = round(common.median(ratios), 3)
+    results |= savings(network, sample)
     common.report(f"a step while recording; passive: {share:.2g} of the layers", chosen, results)
-    print(f"writing the file: {milliseconds_of_saving(network, sample):.0f} ms a sampling")
 
 
 with torch.inference_mode():

@@ -150,17 +150,22 @@ class TestMatrixOf:
         assert not kernels.usable(torch.device("cpu"))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the others run on the NVIDIA GPU")
-def test_in_the_interpreter():
-    """All of this file but itself."""
+def in_the_interpreter(path: str) -> None:
+    """Run a file of tests but for its own call of this."""
     pytest.importorskip("triton", reason="Triton is not in torch's Windows and macOS builds")
     root = Path(__file__).resolve().parents[2]
     found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__,
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", path,
          "-k", "not test_in_the_interpreter"],
         cwd=root, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert found.returncode == 0, found.stdout + found.stderr
     assert " passed" in found.stdout
     assert " skipped" not in found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the others run on the NVIDIA GPU")
+def test_in_the_interpreter():
+    """All of this file but itself."""
+    in_the_interpreter(__file__)

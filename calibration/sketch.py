@@ -1,0 +1,68 @@
+"""A sketch of a layer's inputs: what their second moments are, without any of the inputs.
+
+S = sum over rows x of r x^T, where r has SIZE fresh random signs for each row. Then S^T S / SIZE is
+an unbiased estimate of the sum of x x^T. S is a sum, so sketches add up as all statistics do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+
+SIZE = 128
+"""Rows of a sketch; the estimate's relative error is about 1 / sqrt(SIZE)."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sketch:
+    """Sums of a layer's inputs times random signs. Layers with the same input have the same object.
+
+    Attributes:
+        matrix: (SIZE, in channels) FP32 CPU tensor; BF16 as it comes from a GPU.
+        rows: channel vectors that were added.
+    """
+
+    matrix: torch.Tensor
+    rows: int
+
+    def merge(self, other: Sketch) -> Sketch:
+        """Return the sums of both.
+
+        Raises:
+            ValueError: they have different shapes.
+        """
+        if self.matrix.shape != other.matrix.shape:
+            raise ValueError(
+                f"cannot add a sketch of shape {tuple(other.matrix.shape)} "
+                f"to one of shape {tuple(self.matrix.shape)}"
+            )
+        return Sketch(self.matrix + other.matrix, self.rows + other.rows)
+
+
+def merge_sketches(
+    one: Mapping[str, Sketch | None], other: Mapping[str, Sketch | None]
+) -> dict[str, Sketch]:
+    """Return the sums of both, layer by layer.
+
+    Layers share a sketch where they do in both: who shares in one alone had different inputs in
+    the other.
+
+    Raises:
+        ValueError: a layer has different input channels in them.
+    """
+    sums: dict[tuple[int, int], Sketch] = {}
+    merged = {}
+    for name in dict.fromkeys((*one, *other)):
+        pair = one.get(name), other.get(name)
+        known = [sketch for sketch in pair if sketch is not None]
+        key = id(pair[0]), id(pair[1])
+        if known and key not in sums:
+            try:
+                sums[key] = known[0].merge(known[1]) if len(known) == 2 else known[0]
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}") from error
+        if known:
+            merged[name] = sums[key]
+    return merged

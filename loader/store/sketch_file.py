@@ -1,0 +1,233 @@
+"""The file of sketches: a safetensors file beside the statistics file whose recording it is of.
+
+Sums lie in the statistics file alone, which other tools read. A model has its sketches for better
+rounding: without this file, or with one that is damaged, all else works as before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ...calibration import Sketch, Statistics, atomic_file
+from ...calibration.sketch import SIZE as SKETCH_SIZE
+from ..files.tensor_file import lay_out
+from . import locked_file
+from .sketch_sets import Sketches
+
+SUFFIX = ".sketch.safetensors"
+FORMAT = "hswq_sketches_v1"
+MAX_FILE_BYTES = 1 << 30
+"""SDXL's sketches are 112 MB."""
+MAX_HEADER_BYTES = 8 << 20
+MAX_ROWS = 1 << 53
+
+_ROWS, _SCALE = "rows", ".scale"
+
+
+class Origin(NamedTuple):
+    """What sketches are of.
+
+    Attributes:
+        fingerprint: of the model's weights, None of a model without a file.
+        session: of the recording.
+        recordings: ids of what was recorded into them.
+    """
+
+    fingerprint: str | None
+    session: str
+    recordings: frozenset[str]
+
+
+def beside(statistics: Path) -> Path:
+    """Return where the sketches of a statistics file lie."""
+    return statistics.with_name(statistics.name.removesuffix(".pt") + SUFFIX)
+
+
+def write(statistics: Path, sketches: Sketches, origin: Origin) -> None:
+    """Replace the sketches beside a statistics file whose lock is held, one in memory at a time.
+
+    Raises:
+        OSError: it cannot be written; it is left as it was.
+    """
+    path = beside(statistics)
+    locked_file.sweep(path)
+    groups = list(sketches.groups().values())
+    layout = lay_out(_shapes(sketches, groups), _metadata(origin, groups))
+    rows = torch.zeros(len(groups), dtype=torch.int64)
+    with atomic_file(path) as file:
+        layout.begin(file)
+        for place, names in enumerate(groups):
+            sketch = sketches.get(names[0])
+            if sketch is None:  # what was read of it is damaged; rows 0 say that there is none
+                sketch = Sketch(torch.zeros(SKETCH_SIZE, sketches.channels(names[0])), 0)
+            rows[place] = sketch.rows
+            data, scale = _rounded(sketch.matrix)
+            layout.write(file, str(place), data)
+            layout.write(file, f"{place}{_SCALE}", scale)
+        layout.write(file, _ROWS, rows)
+
+
+def _shapes(sketches: Sketches, groups: list[list[str]]) -> dict[str, tuple]:
+    shapes: dict[str, tuple] = {_ROWS: (torch.int64, (len(groups),))}
+    for place, names in enumerate(groups):
+        channels = sketches.channels(names[0])
+        shapes[str(place)] = torch.int8, (SKETCH_SIZE, channels)
+        shapes[f"{place}{_SCALE}"] = torch.float32, (channels,)
+    return shapes
+
+
+def _metadata(origin: Origin, groups: list[list[str]]) -> dict[str, str]:
+    return {
+        "format": FORMAT,
+        "size": str(SKETCH_SIZE),
+        "fingerprint": origin.fingerprint or "",
+        "session": origin.session,
+        "recordings": " ".join(sorted(origin.recordings)),
+        "layers": json.dumps(groups, separators=(",", ":")),
+    }
+
+
+def _rounded(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a matrix in INT8 with an FP32 scale for each channel.
+
+    It is off by 1% of a channel, where a sketch of 128 rows is off by 9%.
+    """
+    matrix = matrix.to(torch.float32)
+    scale = (matrix.abs().amax(0) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return (matrix / scale).round_().to(torch.int8), scale
+
+
+def open_beside(
+    path: Path, statistics: Statistics, recordings: frozenset[str]
+) -> SketchFile | None:
+    """Return the sketches of a statistics file, None where it has none of its own.
+
+    A file that is damaged or of other statistics is reported in the log and left out.
+
+    Args:
+        path: of the statistics file.
+        statistics: what it holds.
+        recordings: their ids.
+    """
+    path = beside(path)
+    try:
+        return SketchFile(path, statistics, recordings)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, SafetensorError) as error:
+        logging.warning("HSWQ: %s is left out: %s", path.name, str(error).split("\n", 1)[0])
+        return None
+
+
+class SketchFile(Sketches):
+    """A file of sketches; each is read from the mapped file when it is asked for.
+
+    Attributes:
+        recordings: ids of what was recorded into it.
+    """
+
+    def __init__(self, path: Path, statistics: Statistics, recordings: frozenset[str]) -> None:
+        """Open a file.
+
+        Raises:
+            OSError: it cannot be read; FileNotFoundError: there is none.
+            ValueError, SafetensorError: it is damaged, or not of these statistics.
+        """
+        self._path = path
+        _check_size(path)
+        self._file = safe_open(path, "pt")
+        metadata = self._file.metadata() or {}
+        if (metadata.get("format"), metadata.get("size")) != (FORMAT, str(SKETCH_SIZE)):
+            raise ValueError(f"it is no {FORMAT} of {SKETCH_SIZE} rows")
+        if metadata.get("fingerprint") != (statistics.fingerprint or ""):
+            raise ValueError("it is of another model")
+        self.recordings = frozenset(metadata.get("recordings", "").split())
+        if not self.recordings or not self.recordings <= recordings:
+            raise ValueError("it is of another recording than the statistics beside it")
+        self._places = _places(metadata.get("layers", ""))
+        count = 1 + max(self._places.values(), default=-1)
+        self._channels = [self._channels_of(str(place)) for place in range(count)]
+        self._rows = self._file.get_tensor(_ROWS)
+        if (self._rows.dtype, tuple(self._rows.shape)) != (torch.int64, (count,)):
+            raise ValueError("it has no number of rows for each sketch")
+        if (self._rows < 0).any() or (self._rows > MAX_ROWS).any():
+            raise ValueError(f"it has a sketch of {self._rows.tolist()} rows")
+        for name, place in self._places.items():
+            its = statistics.get(name)
+            if its is not None and its.importance_sum.numel() != self._channels[place]:
+                raise ValueError(
+                    f"layer {name!r} has {its.importance_sum.numel()} channels, "
+                    f"its sketch {self._channels[place]}"
+                )
+
+    def __getitem__(self, name: str) -> Sketch:
+        place = self._places[name]
+        rows = self._rows[place].item()
+        scale = self._file.get_tensor(f"{place}{_SCALE}")
+        matrix = self._file.get_tensor(str(place)).to(torch.float32) * scale
+        if not rows or not matrix.isfinite().all():
+            if rows:
+                logging.warning("HSWQ: %s: the sketch of %s is damaged", self._path.name, name)
+            raise KeyError(name)
+        return Sketch(matrix, rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def key(self, name: str) -> Hashable:
+        """Return the sketch's number in the file."""
+        return self._places.get(name)
+
+    def channels(self, name: str) -> int:
+        """Return the input channels of a layer's sketch."""
+        return self._channels[self._places[name]]
+
+    def _channels_of(self, key: str) -> int:
+        part, scale = self._file.get_slice(key), self._file.get_slice(key + _SCALE)
+        found = part.get_dtype(), part.get_shape(), scale.get_dtype(), scale.get_shape()
+        channels = (*found[1], 0, 0)[1]
+        if not channels or found != ("I8", [SKETCH_SIZE, channels], "F32", [channels]):
+            raise ValueError(f"sketch {key} is {found[0]} and {found[2]} of shape {found[1]}")
+        return channels
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file that is too large before anything parses it."""
+    with open(path, "rb") as file:
+        size, lead = os.fstat(file.fileno()).st_size, file.read(8)
+    if size > MAX_FILE_BYTES or len(lead) < 8:
+        raise ValueError(f"it has {size} bytes")
+    header = struct.unpack("<Q", lead)[0]
+    if header > MAX_HEADER_BYTES:
+        raise ValueError(f"its header says that it has {header} bytes")
+
+
+def _places(text: str) -> dict[str, int]:
+    """Return in which sketch each layer has its own, of a list of lists of names."""
+    try:
+        groups = json.loads(text)
+    except RecursionError:
+        raise ValueError("its layers are nested too deeply") from None
+    if not isinstance(groups, list) or not all(isinstance(names, list) for names in groups):
+        raise ValueError("its layers are no lists of names")
+    places = {}
+    for place, names in enumerate(groups):
+        for name in names:
+            if not isinstance(name, str) or name in places:
+                raise ValueError(f"its layers have {name!r} twice, or it is no name")
+            places[name] = place
+    if len(set(places.values())) < len(groups):
+        raise ValueError("a sketch is no layer's")
+    return places

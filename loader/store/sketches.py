@@ -1,0 +1,169 @@
+"""A model's sketches: new ones wait in memory, and are written every some samplings.
+
+SDXL's file has 112 MB, too much to be written after each sampling. A process that is killed loses
+the sketches of its last samplings, never sums.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...calibration import Sketch, Statistics, StatisticsError, merge_sketches
+from . import locked_file, sketch_file
+from .sketch_sets import Recorded, Sketches, Total
+from .statistics import (
+    RECORDING,
+    USABLE_SAMPLES,
+    once_each,
+    recordings,
+    statistics_files,
+    target,
+)
+
+BYTES_A_SAMPLING = 8 << 20
+"""Of sketches, to write on average: what takes a hundredth of a second or two."""
+
+
+@dataclasses.dataclass
+class _Held:
+    """Sketches that are not written yet, of one statistics file.
+
+    Attributes:
+        origin: what they are of.
+        sketches: layer name to Sketch.
+        samplings: since the last writing.
+    """
+
+    origin: sketch_file.Origin
+    sketches: dict[str, Sketch]
+    samplings: int = 0
+
+    def is_due(self) -> bool:
+        """Whether it has been long enough since the last writing."""
+        matrices = {id(sketch): sketch.matrix for sketch in self.sketches.values()}
+        size = sum(matrix.numel() for matrix in matrices.values())
+        return self.samplings * BYTES_A_SAMPLING >= size
+
+
+_held: dict[Path, _Held] = {}
+_lock = threading.Lock()  # the panel reads in other threads than the one that samples
+
+
+def hold_sketches(
+    sketches: Mapping[str, Sketch], total: Statistics, path: Path, samples: int
+) -> None:
+    """Take a sampling's sketches, and write them when it is time.
+
+    Args:
+        sketches: layer name to Sketch.
+        total: what the statistics file holds, with the sampling's sums in it.
+        path: of that file.
+        samples: latent images in the sampling.
+    """
+    with _lock:
+        held = _held.get(path)
+        ids = frozenset({str(total.meta[RECORDING])})
+        if held is None or held.origin.recordings != ids:  # begun anew
+            held = _held[path] = _Held(_origin(total, ids), {})
+        held.sketches = merge_sketches(held.sketches, sketches)
+        held.samplings += 1
+        due = held.is_due() or _milestone(total.samples - samples, total.samples)
+    atexit.register(write_held)  # once more changes nothing
+    if due:
+        write_held(path)
+
+
+def _milestone(before: int, now: int) -> bool:
+    """Whether a model quantizes anew from now on."""
+    marks = {USABLE_SAMPLES, 2 * USABLE_SAMPLES, 4 * USABLE_SAMPLES, target(), 2 * target()}
+    return any(before < mark <= now for mark in marks)
+
+
+def write_held(path: Path | None = None) -> None:
+    """Write the sketches in memory that are of a statistics file, or all."""
+    for one in [path] if path else list(_held):
+        with _lock:
+            held = _held.pop(one, None)
+        if held is None or not held.sketches:
+            continue
+        try:
+            _add(held, one)
+        except (OSError, ValueError) as error:
+            logging.warning("HSWQ: the sketches of %s wait to be written: %s", one.name, error)
+            with _lock:
+                _held.setdefault(one, dataclasses.replace(held, samplings=0))
+
+
+def _add(held: _Held, path: Path) -> None:
+    """Add sketches to the file that is there; of statistics that are gone, they are not wanted."""
+    with locked_file.locked(path):
+        try:
+            statistics = locked_file.read(path)
+        except FileNotFoundError:
+            return
+        ids = recordings(statistics)
+        if not held.origin.recordings <= ids:
+            return
+        new, before = Recorded(held.sketches), sketch_file.open_beside(path, statistics, ids)
+        if before is None:
+            sketch_file.write(path, new, held.origin)
+        else:
+            its = held.origin.recordings | before.recordings
+            sketch_file.write(path, Total([before, new]), held.origin._replace(recordings=its))
+
+
+def replace_sketches(path: Path, parts: Sequence[sketch_file.SketchFile]) -> None:
+    """Write the sums of other files' sketches beside a statistics file that sums those up.
+
+    Args:
+        path: of the statistics file.
+        parts: the sketches beside the files that it sums up.
+
+    Raises:
+        OSError: they cannot be written; those before are left as they were.
+        ValueError: they have different input channels.
+    """
+    with locked_file.locked(path):
+        if not parts:
+            sketch_file.beside(path).unlink(missing_ok=True)
+            return
+        ids = frozenset().union(*(part.recordings for part in parts))
+        sketch_file.write(path, Total(parts), _origin(locked_file.read(path), ids))
+
+
+def _origin(statistics: Statistics, ids: frozenset[str]) -> sketch_file.Origin:
+    return sketch_file.Origin(statistics.fingerprint, str(statistics.meta.get("session", "")), ids)
+
+
+def sketches_of(fingerprint: str) -> Sketches | None:
+    """Return the sums of the sketches of all of a model's sessions, None where there are none.
+
+    They are of the same files that `statistics_of` sums up: each recording counts once.
+    """
+    found: dict[int, Path] = {}
+    read = []
+    for path in statistics_files(fingerprint):
+        with contextlib.suppress(StatisticsError, FileNotFoundError):  # statistics_of reports it
+            statistics = locked_file.read(path)
+            if statistics.fingerprint == fingerprint:
+                found[id(statistics)] = path
+                read.append(statistics)
+    parts = [sketches_beside(found[id(one)], one) for one in once_each(read)]
+    parts = [part for part in parts if part is not None]
+    try:
+        return Total(parts) if parts else None
+    except ValueError as error:
+        logging.warning("HSWQ: the sketches are left out: %s", error)
+        return None
+
+
+def sketches_beside(path: Path, statistics: Statistics) -> sketch_file.SketchFile | None:
+    """Return the sketches of one statistics file, those in memory written first; None of none."""
+    write_held(path)
+    return sketch_file.open_beside(path, statistics, recordings(statistics))
