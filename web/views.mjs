@@ -79,6 +79,7 @@ function modelView(model, { status: { target }, selected, recording }, actions) 
   line(model.last_run && time(model.last_run)),
   bar(t("samplesOf", { name: model.name }), model.samples, target, samples),
   line(samples), line(model.layers > 0 && t("covered", { layers: number(model.layers), total })),
+  model.missing && line(t(`missing ${model.missing.what}`, model.missing)),
   model.reason && line(t(model.reason)),
   model.loaded && line(icon("bolt"), t("loaded", model.loaded)),
   model.id && !model.source && line(icon("question-circle"), t("gone"))));

@@ -107,21 +107,23 @@ class TestKeptPlan:
         path.write_text(path.read_text()[:1000])
         assert isinstance(chosen(of).source, Planner)
 
-    def test_the_oldest_are_forgotten(self, models, folder):
+    def test_those_used_longest_ago_are_forgotten(self, models, folder):
         plan = models.quantized.get_attachment(ATTACHMENT)
         for number in range(70):
             search_cache.keep_findings(f"{number:040d}", plan, 32)
         assert len(list((folder / "plans").glob("*.json"))) == 64
         assert search_cache.find_findings(f"{69:040d}") == Findings.of(plan, 32)
 
-
-class TestMilestone:
-    @pytest.mark.parametrize(
-        ("samples", "reached"),
-        [(0, 0), (31, 0), (32, 32), (63, 32), (64, 64), (255, 128), (256, 256), (5000, 256)],
-    )
-    def test_is_the_last_doubling(self, samples, reached):
-        assert choice.milestone(samples) == reached
+    def test_of_a_model_in_use_stays(self, checkpoint, statistics, models, folder):
+        of = fingerprint(str(checkpoint))
+        record(statistics, of, 40)
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        chosen(of).keep(plan)
+        for number in range(70):
+            search_cache.keep_findings(f"{number:040d}", plan, 32)
+            again = chosen(of)
+            assert isinstance(again.source, Plan)
+            again.keep(again.source)
 
 
 class TestDiffusionModelAlone:
