@@ -13,10 +13,18 @@ import pickletools
 import re
 import zipfile
 
+from .regular import open_regular
+
 MAX_FILE_BYTES = 256 << 20
 """SDXL's statistics are 8 MiB."""
 
+MAX_MEMBERS = 1 << 13
+MAX_PICKLE_BYTES = 8 << 20
+MAX_OPERATIONS = 1 << 18
+"""SDXL's pickle has 35,000 in 143 KB. One takes up to 64 bytes of memory and a step of Python."""
+
 _MEMBER = re.compile(r"[^/]+/(data\.pkl|byteorder|version|data/[^/]+)")
+_DIRECTORY_ENTRY = b"PK\x01\x02"
 _PLAIN_GLOBAL = re.compile(
     r"collections OrderedDict"
     r"|torch\._utils _rebuild_(tensor_v2|parameter)"
@@ -28,27 +36,38 @@ _STATEFUL = ("BUILD", "NEWOBJ")
 def checked_archive(path: str | os.PathLike) -> io.BytesIO:
     """Return a copy, in memory, of what torch reads of an archive; every byte of it is checked.
 
+    What is refused takes no more memory than the file has bytes, twice over.
+
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no regular one.
         ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError: it is too large,
             damaged, or not what torch.save writes of tensors and plain values.
     """
-    with open(path, "rb") as file:
+    content = _content(path)
+    copy = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(copy, "w") as target:
+        members = _checked_members(source, len(content))
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                _check_pickle(source.read(member))
+        for member in members:  # read raises where the checksum differs
+            target.writestr(member.filename, source.read(member))
+    copy.seek(0)
+    return copy
+
+
+def _content(path: str | os.PathLike) -> bytes:
+    """Read a file whose list of members is short enough to be read."""
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_FILE_BYTES:
             raise ValueError(f"it has {size} bytes, and none has more than {MAX_FILE_BYTES}")
         content = file.read(size)
     if not content.startswith(b"PK\x03\x04"):
         raise ValueError("it is no archive that torch.save writes")
-    copy = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(copy, "w") as target:
-        for member in _checked_members(source, len(content)):
-            data = source.read(member)  # raises where the checksum differs
-            if member.filename.endswith(".pkl"):
-                _check_pickle(data)
-            target.writestr(member.filename, data)
-    copy.seek(0)
-    return copy
+    if content.count(_DIRECTORY_ENTRY) > MAX_MEMBERS:
+        raise ValueError(f"it has more than {MAX_MEMBERS} members")
+    return content
 
 
 def _checked_members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
@@ -63,8 +82,14 @@ def _checked_members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInf
 
 
 def _check_pickle(data: bytes) -> None:
-    """Refuse a pickle that makes anything but containers, plain values and tensors."""
-    for opcode, argument, _ in pickletools.genops(data):
+    """Refuse a pickle that makes anything but containers, plain values and tensors, or many."""
+    if len(data) > MAX_PICKLE_BYTES:
+        raise ValueError(
+            f"its pickle has {len(data)} bytes, and none has more than {MAX_PICKLE_BYTES}"
+        )
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number >= MAX_OPERATIONS:
+            raise ValueError(f"its pickle has more than {MAX_OPERATIONS} operations")
         if opcode.name == "PROTO" and argument != 2:
             raise ValueError(f"its pickle is of protocol {argument}, torch.save's of 2")
         if opcode.name in _STATEFUL:

@@ -22,6 +22,9 @@ from .archive import checked_archive
 from .statistics import LayerStatistics, Statistics
 
 FILE_TYPE = "hswq_dual_monitor_v2"
+MAX_LAYERS = 1 << 12
+"""SDXL has 794; by all bounds of an archive this many may be read."""
+
 MAX_CHANNELS = 1 << 20
 MAX_ALL_CHANNELS = 1 << 24
 """Of all layers together, 128 MiB; SDXL has 2**20."""
@@ -122,6 +125,8 @@ def _parse(data: object) -> Statistics:
     if not isinstance(meta, Mapping) or meta.get("type") != FILE_TYPE:
         raise ValueError(f"its type is not {FILE_TYPE!r}")
     tables = data["layers"]
+    if len(tables) > MAX_LAYERS:
+        raise ValueError(f"it has {len(tables)} layers, and none has more than {MAX_LAYERS}")
     if sum(map(_channels, tables.values())) > MAX_ALL_CHANNELS:
         raise ValueError(f"its layers have more than {MAX_ALL_CHANNELS} channels")
     layers = {_name(name): _parse_layer(name, table) for name, table in tables.items()}

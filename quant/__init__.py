@@ -4,26 +4,42 @@ Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain map
 """
 
 from .findings import Findings, LayerFinding
+from .formats import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, NumberFormat, fp8_format
+from .formats.number_format import bytes_of
 from .fp8 import FP8_MAX, dequantize, quantize
 from .histogram import WeightedHistogram, weighted_histogram
 from .plan import LayerPlan, Plan, expected_error
-from .planner import Planner, make_plan
+from .planner import Decider, KnownPlan, Planner, decider_of, make_plan
+from .reasons import Reason
 from .search import DEFAULT_SETTINGS, SearchSettings, optimal_amax, search_amax, weighted_mse
+from .selection import BySensitivity, Selection
 from .settings import QuantizeSettings
 
 __all__ = [
     "DEFAULT_SETTINGS",
     "FP8_MAX",
+    "FP8_PLAIN",
+    "FP8_SCALED",
+    "NUMBER_FORMATS",
+    "BySensitivity",
+    "Decider",
     "Findings",
+    "KnownPlan",
     "LayerFinding",
     "LayerPlan",
+    "NumberFormat",
     "Plan",
     "Planner",
     "QuantizeSettings",
+    "Reason",
     "SearchSettings",
+    "Selection",
     "WeightedHistogram",
+    "bytes_of",
+    "decider_of",
     "dequantize",
     "expected_error",
+    "fp8_format",
     "make_plan",
     "optimal_amax",
     "quantize",

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
-from .plan import KEPT_NOT_FINITE, LayerPlan, Plan
+from .plan import LayerPlan, Plan
+from .reasons import Reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LayerFinding:
     @classmethod
     def of(cls, layer: LayerPlan) -> LayerFinding:
         """Return what a Plan says of a layer, without its fate."""
-        sensitivity = math.nan if layer.reason == KEPT_NOT_FINITE else layer.sensitivity
+        sensitivity = math.nan if layer.reason is Reason.KEPT_NOT_FINITE else layer.sensitivity
         found = layer.amax, layer.relative_error, layer.warnings, layer.input_amax
         return cls(sensitivity, *found)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
 
 import torch
 
@@ -47,6 +47,44 @@ def round_to_grid(magnitude: torch.Tensor) -> torch.Tensor:
     return torch.where(magnitude < _SMALLEST_NORMAL, subnormal, bits.view(torch.float32))
 
 
+@dataclasses.dataclass(frozen=True)
+class Storing:
+    """What happens to one layer's weights before they are rounded to FP8.
+
+    Attributes:
+        factor: FP32 scalar tensor that weights are multiplied by, None for 1.
+        bound: largest magnitude that is stored; a number on the CPU, which torch clips by ten
+            times as quickly, else a scalar tensor.
+        scale: FP32 scalar tensor, weight_scale.
+        dtype: in which values are clipped.
+    """
+
+    factor: torch.Tensor | None
+    bound: float | torch.Tensor
+    scale: torch.Tensor
+    dtype: torch.dtype
+
+    def scaled(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return weights in the units of what is stored."""
+        return weight if self.factor is None else weight.to(torch.float32) * self.factor
+
+    def clipped(self, values: torch.Tensor) -> torch.Tensor:
+        """Return scaled weights as they are before they are rounded."""
+        return values.to(self.dtype).clamp(-self.bound, self.bound)
+
+
+def storing_of(weight: torch.Tensor, amax: float | torch.Tensor, *, scaled: bool) -> Storing:
+    """Return how `quantize` stores a weight; its arguments are the same."""
+    # The original computes FP16 weights in FP16, so ours give its bytes; wider is never worse.
+    dtype = torch.float16 if weight.dtype is torch.float16 else torch.float32
+    amax = torch.as_tensor(amax, dtype=torch.float32, device=weight.device)
+    if scaled:
+        return Storing(quotient(FP8_MAX, amax), FP8_MAX, quotient(amax, FP8_MAX), dtype)
+    bound = amax.clamp(max=FP8_MAX).to(dtype)
+    bound = float(bound) if weight.device.type == "cpu" else bound
+    return Storing(None, bound, torch.ones_like(amax), dtype)
+
+
 def quantize(
     weight: torch.Tensor, amax: float | torch.Tensor, *, scaled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,34 +99,20 @@ def quantize(
         The float8_e4m3fn tensor in the weight's shape and on its device, and its weight_scale:
         an FP32 scalar tensor on the same device, 1 for V1, `amax / 448` for V2.
     """
-    # The original computes FP16 weights in FP16, so ours give its bytes; wider is never worse.
-    dtype = torch.float16 if weight.dtype is torch.float16 else torch.float32
-    amax = torch.as_tensor(amax, dtype=torch.float32, device=weight.device)
-    if scaled:
-        factor, bound, scale = quotient(FP8_MAX, amax), FP8_MAX, quotient(amax, FP8_MAX)
-    else:
-        factor, bound, scale = None, amax.clamp(max=FP8_MAX).to(dtype), torch.ones_like(amax)
-
-    def clipped(part: torch.Tensor) -> torch.Tensor:
-        values = part if factor is None else part.to(torch.float32) * factor
-        return values.to(dtype).clamp(-bound, bound)
-
+    storing = storing_of(weight, amax, scaled=scaled)
     if weight.device.type != "cpu" or not weight.is_contiguous():
-        return _cast_to_fp8(clipped(weight)), scale
-    bound = float(bound)  # torch clips by numbers ten times as quickly
-    return _in_pieces(weight.detach(), clipped), scale
+        return _cast_to_fp8(storing.clipped(storing.scaled(weight))), storing.scale
+    return _in_pieces(weight.detach(), storing), storing.scale
 
 
-def _in_pieces(
-    weight: torch.Tensor, clipped: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
+def _in_pieces(weight: torch.Tensor, storing: Storing) -> torch.Tensor:
     """Return a CPU's weight as FP8, piece by piece, four times as quick as at once."""
     stored = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
     piece = _PIECE * torch.get_num_threads()
     pieces = zip(weight.view(-1).split(piece), stored.view(-1).split(piece), strict=True)
     for source, target in pieces:
         # torch casts FP16 to FP8 one by one, FP32 many at a time; both give the same.
-        target.copy_(clipped(source).to(torch.float32))
+        target.copy_(storing.clipped(storing.scaled(source)).to(torch.float32))
     return stored
 
 

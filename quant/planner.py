@@ -1,4 +1,4 @@
-"""Making a Plan while weights stream past."""
+"""Deciding about layers while their weights stream past."""
 
 from __future__ import annotations
 
@@ -6,23 +6,90 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 
 from .findings import Findings
+from .formats import FP8_SCALED, NumberFormat, fp8_format
 from .histogram import weighted_histogram
-from .plan import (
-    KEPT_NOT_FINITE,
-    KEPT_UNMEASURED,
-    QUANTIZED,
-    QUANTIZED_UNIFORM,
-    LayerPlan,
-    MeasuredLayer,
-    Plan,
-    check_keep_ratio,
-    reasons_of,
-)
-from .search import DEFAULT_SETTINGS, SearchSettings, search_amax
+from .plan import LayerPlan, Plan
+from .reasons import Reason
+from .search import DEFAULT_SETTINGS, SearchSettings
+from .selection import DEFAULT_SELECTION, BySensitivity, MeasuredLayer, Selection
+
+
+class Decider(Protocol):
+    """What tells of every layer, as its weight streams past, how it is to be stored.
+
+    A Planner finds out, a KnownPlan repeats a Plan.
+
+    Attributes:
+        number_format: of the layers that are quantized.
+    """
+
+    number_format: NumberFormat
+
+    def quantizes(self, name: str) -> bool:
+        """Whether a layer is quantized."""
+
+    def searches(self, name: str) -> bool:
+        """Whether `amax_of` needs a layer's weight."""
+
+    def amax_of(self, name: str, weight: torch.Tensor | None) -> torch.Tensor | float | None:
+        """Return the amax of a layer, None where it keeps its 16-bit weight.
+
+        Every layer of the model is asked about once, in the model's order.
+        """
+
+    def input_amax(self, name: str) -> float | None:
+        """Return the largest |x| of a layer's input, None where it is not known."""
+
+    def finish(self) -> Plan:
+        """Return the Plan of all layers that were asked about."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownPlan:
+    """A Decider that repeats a finished Plan; nothing is searched."""
+
+    plan: Plan
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """Of the layers that are quantized."""
+        return self.plan.number_format
+
+    def quantizes(self, name: str) -> bool:
+        """Whether a layer is quantized."""
+        return name in self.plan.layers and self.plan.layers[name].quantized
+
+    def searches(self, _: str) -> bool:
+        """Whether `amax_of` needs a layer's weight: never."""
+        return False
+
+    def amax_of(self, name: str, _: torch.Tensor | None = None) -> float | None:
+        """Return the amax of a layer, None where it keeps its 16-bit weight.
+
+        Raises:
+            ValueError: the Plan is of another model, which has no such layer.
+        """
+        if name not in self.plan.layers:
+            raise ValueError(f"the plan belongs to another model: it has no layer {name!r}")
+        return self.plan.layers[name].amax
+
+    def input_amax(self, name: str) -> float | None:
+        """Return the largest |x| of a layer's input, None where it is not known."""
+        return self.plan.input_amax(name)
+
+    def finish(self) -> Plan:
+        """Return the Plan."""
+        return self.plan
+
+
+def decider_of(how: Decider | Plan) -> Decider:
+    """Return a Decider as it is, and one that repeats a Plan."""
+    return KnownPlan(how) if isinstance(how, Plan) else how
 
 
 class Planner:
@@ -31,16 +98,16 @@ class Planner:
     The search stays on each weight's device: `finish` reads all results back at once.
 
     Attributes:
-        keep_ratio, scaled, settings, samples: as given.
+        selection, number_format, settings, samples: as given.
         known: what was found before.
     """
 
     def __init__(
         self,
         statistics: Mapping[str, MeasuredLayer] | None,
-        keep_ratio: float,
+        selection: Selection = DEFAULT_SELECTION,
+        number_format: NumberFormat = FP8_SCALED,
         *,
-        scaled: bool,
         settings: SearchSettings = DEFAULT_SETTINGS,
         samples: int = 0,
         known: Findings | None = None,
@@ -50,33 +117,30 @@ class Planner:
         Args:
             statistics: by layer name, in the model's order. None quantizes every layer with
                 uniform importance: without a sensitivity there is nothing to choose by.
-            keep_ratio: share of the measured layers that stay 16 bit, 0 to 1.
-            scaled: V2 (True) or V1.
+            selection: of the layers that stay 16 bit.
+            number_format: of the others.
             settings: of the search.
             samples: that the statistics come from.
-            known: what was found of this model before, with the same settings. It is selected by
-                their sensitivities, so that a Plan for another keep_ratio is of the same kind.
-
-        Raises:
-            ValueError: keep_ratio is out of range.
+            known: what was found of this model before, with the same settings. Layers are selected
+                by its sensitivities, so that Plans of all selections come from the same numbers.
         """
-        self.keep_ratio = check_keep_ratio(keep_ratio)
-        self.scaled = scaled
+        self.selection = selection
+        self.number_format = number_format
         self.settings = settings
         self.samples = samples
         self._statistics = statistics
         self.known = known or Findings({})
         self._ranked = known.measured if known is not None else statistics or {}
-        self._reasons = reasons_of(self._ranked, self.keep_ratio)
+        self._reasons = selection.choose(self._ranked)
         self._layers: dict[str, LayerPlan] = {}
         self._searched: dict[str, torch.Tensor] = {}
 
     def quantizes(self, name: str) -> bool:
-        """Whether a layer becomes FP8."""
-        return self.reason(name) in (QUANTIZED, QUANTIZED_UNIFORM)
+        """Whether a layer is quantized."""
+        return self.reason(name) in (Reason.QUANTIZED, Reason.QUANTIZED_UNIFORM)
 
     def searches(self, name: str) -> bool:
-        """Whether `add` looks at a layer's weight: it becomes FP8, and its amax is not known."""
+        """Whether `amax_of` needs a layer's weight: it is quantized, and its amax is not known."""
         return self.quantizes(name) and self.known.amax(name) is None
 
     def input_amax(self, name: str) -> float | None:
@@ -84,13 +148,15 @@ class Planner:
         amax = getattr(self._ranked.get(name), "input_amax", None)
         return None if amax is None or not math.isfinite(amax) else amax
 
-    def reason(self, name: str) -> str:
+    def reason(self, name: str) -> Reason:
         """Return why a layer is kept or quantized."""
+        if name in self.selection.also_keep:
+            return Reason.KEPT_BY_NAME
         if self._statistics is None:
-            return QUANTIZED_UNIFORM
-        return self._reasons.get(name, KEPT_UNMEASURED)
+            return Reason.QUANTIZED_UNIFORM
+        return self._reasons.get(name, Reason.KEPT_UNMEASURED)
 
-    def add(self, name: str, weight: torch.Tensor | None) -> torch.Tensor | float | None:
+    def amax_of(self, name: str, weight: torch.Tensor | None) -> torch.Tensor | float | None:
         """Plan one layer; return its amax, or None where it is kept.
 
         An amax that is searched is a FP32 scalar tensor on the weight's device.
@@ -101,8 +167,8 @@ class Planner:
         """
         reason = self.reason(name)
         ranked = self._ranked.get(name)
-        # JSON has no nan.
-        sensitivity = None if ranked is None or reason == KEPT_NOT_FINITE else ranked.sensitivity
+        known = ranked is not None and reason is not Reason.KEPT_NOT_FINITE
+        sensitivity = ranked.sensitivity if known else None  # JSON has no nan
         input_amax = self.input_amax(name)
         layer = LayerPlan(name, None, reason, sensitivity, input_amax=input_amax)
         self._layers[name] = layer
@@ -127,14 +193,14 @@ class Planner:
         if not names or any(map(self.searches, names)):
             return None
         for name in names:
-            self.add(name, None)
+            self.amax_of(name, None)
         return self.finish()
 
     def finish(self) -> Plan:
-        """Return the Plan of all layers added.
+        """Return the Plan of all layers that were asked about.
 
         Raises:
-            ValueError: the statistics name layers that were never added: another model's.
+            ValueError: the statistics name layers that were never asked about: another model's.
         """
         missing = [name for name in self._statistics or {} if name not in self._layers]
         if missing:
@@ -151,7 +217,7 @@ class Planner:
                 amax=amax, relative_error=relative, warnings=layers[name].warnings + more,
             )  # fmt: skip
         frozen = MappingProxyType(layers)
-        return Plan(self.scaled, self.keep_ratio, frozen, self.settings, self.samples)
+        return Plan(self.number_format, self.selection, frozen, self.settings, self.samples)
 
     def _search(self, layer: LayerPlan, weight: torch.Tensor) -> torch.Tensor:
         measured = None if self._statistics is None else self._statistics.get(layer.name)
@@ -159,7 +225,7 @@ class Planner:
         warnings = _channel_warnings(layer.name, weight, importance)
         self._layers[layer.name] = dataclasses.replace(layer, warnings=warnings)
         histogram = weighted_histogram(weight, importance, self.settings.bins)
-        found = search_amax(histogram, self.settings, scaled=self.scaled)
+        found = self.number_format.search(histogram, self.settings)
         self._searched[layer.name] = torch.stack((*found, histogram.finite))
         return found.amax
 
@@ -183,9 +249,9 @@ def make_plan(
     Raises:
         ValueError: keep_ratio is out of range, or the statistics name layers not in `layers`.
     """
-    planner = Planner(statistics, keep_ratio, scaled=scaled, settings=settings)
+    planner = Planner(statistics, BySensitivity(keep_ratio), fp8_format(scaled), settings=settings)
     for name, weight in layers.items() if isinstance(layers, Mapping) else layers:
-        planner.add(name, weight)
+        planner.amax_of(name, weight)
     return planner.finish()
 
 

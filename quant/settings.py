@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from .formats import FP8_SCALED, NumberFormat
 from .search import DEFAULT_SETTINGS, SearchSettings
+from .selection import DEFAULT_SELECTION, Selection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,11 +14,11 @@ class QuantizeSettings:
     """What a user chooses about quantizing.
 
     Attributes:
-        scaled: V2 (True) or V1.
-        keep_ratio: share of the measured layers that stay 16 bit.
+        number_format: that quantized layers have.
+        selection: of the layers that stay 16 bit.
         search: how finely amax is searched.
     """
 
-    scaled: bool = True
-    keep_ratio: float = 0.25
+    number_format: NumberFormat = FP8_SCALED
+    selection: Selection = DEFAULT_SELECTION
     search: SearchSettings = DEFAULT_SETTINGS

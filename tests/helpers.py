@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hswq.calibration import LayerStatistics, Statistics
+from hswq.quant import BySensitivity, Planner, fp8_format
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).parent / "data" / "hswq_reference.safetensors"
@@ -104,3 +105,8 @@ def assert_same_layers(one: Statistics, other: Statistics, rel: float = 0.0) -> 
         for field in ("output_sum", "output_square_sum"):
             assert getattr(layer, field) == pytest.approx(getattr(twin, field), rel=rel, abs=0)
         torch.testing.assert_close(layer.importance_sum, twin.importance_sum, rtol=rel, atol=0)
+
+
+def make_planner(statistics, keep_ratio: float, *, scaled: bool, **rest) -> Planner:
+    """Return a Planner that selects by sensitivity, for HSWQ's V2 or V1."""
+    return Planner(statistics, BySensitivity(keep_ratio), fp8_format(scaled), **rest)

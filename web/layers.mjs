@@ -35,7 +35,8 @@ function heading(column, sort, { change }) {
 
 function withPlan(row, plan) {
   const { kept, amax = null, relative_error = null, reason = "" } = plan.layers[row.layer] ?? {};
-  return { ...row, amax, relative_error, kept, weights: kept ? t("16 bit") : "FP8", why: t(reason) };
+  const why = reason && t(`reason ${reason}`);
+  return { ...row, amax, relative_error, kept, weights: kept ? t("16 bit") : "FP8", why };
 }
 
 function found(rows, query) {

@@ -19,14 +19,14 @@ class Alive:
     Attributes:
         name: of its file.
         fingerprint: of the weights that it was made of.
-        scaled: V2 (True) or V1.
-        keep_ratio: share of the measured layers in 16 bit.
+        mode: name of the number format.
+        keep_ratio: share of the layers in 16 bit.
         samples: that its statistics come from.
     """
 
     name: str
     fingerprint: str
-    scaled: bool
+    mode: str
     keep_ratio: float
     samples: int
 
@@ -38,7 +38,9 @@ _lock = threading.Lock()
 def note_alive(model: BaseModel, name: str, fingerprint: str, plan: Plan) -> None:
     """Know a quantized model for as long as it lives."""
     with _lock:
-        _models[model] = Alive(name, fingerprint, plan.scaled, plan.keep_ratio, plan.samples)
+        _models[model] = Alive(
+            name, fingerprint, plan.number_format.name, _kept_share(plan), plan.samples
+        )
     weakref.finalize(model, changed).atexit = False
     changed()
 
@@ -47,3 +49,9 @@ def alive_models() -> dict[str, Alive]:
     """Return the FP8 models in memory by fingerprint; of several the one made last."""
     with _lock:
         return {alive.fingerprint: alive for alive in list(_models.values())}
+
+
+def _kept_share(plan: Plan) -> float:
+    """Return keep_ratio, or what it comes to where the file or another selection decided."""
+    chosen = getattr(plan.selection, "keep_ratio", None)
+    return len(plan.kept) / max(1, len(plan.layers)) if chosen is None else chosen

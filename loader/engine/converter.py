@@ -12,7 +12,7 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
 from ...calibration import monitored_layers
-from ...quant import Plan, Planner
+from ...quant import Decider, Plan, decider_of
 from .adopt import adopt
 from .operations import hswq_operations
 from .patchers import identity, is_quantized
@@ -22,13 +22,13 @@ _PREFIX = "diffusion_model."
 
 
 def convert(
-    patcher: ModelPatcher, source: Plan | Planner, disable_dynamic: bool = False
+    patcher: ModelPatcher, how: Decider | Plan, disable_dynamic: bool = False
 ) -> ModelPatcher:
     """Return a quantized copy of a MODEL, with its LoRAs and merges in the quantized weights.
 
     Args:
         patcher: 16-bit MODEL; neither it nor its clones are changed.
-        source: a Plan to apply, or a Planner that makes one on the way.
+        how: what tells which layers are quantized, or a Plan to repeat.
         disable_dynamic: ComfyUI's, for clones without Dynamic VRAM.
 
     Raises:
@@ -39,10 +39,10 @@ def convert(
     original = patcher
     patcher = patcher.clone(disable_dynamic=True) if disable_dynamic else patcher
     base = patcher.model
-    quantizer = Quantizer(source, len(monitored_layers(base.diffusion_model)))
+    quantizer = Quantizer(decider_of(how), len(monitored_layers(base.diffusion_model)))
     weights = _Weights(patcher)
     operations = hswq_operations(
-        lambda name, _: quantizer.decide(name, weights.patched(f"{name}.weight")),
+        lambda name, _, device: quantizer.decide(name, weights.patched(f"{name}.weight"), device),
         manual_cast=base.manual_cast_dtype not in (None, base.get_dtype()),
     )
     model = _rebuild(base, operations)

@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
 from ...calibration import monitored_layers
-from ...quant import FP8_MAX, LayerPlan, Plan, Planner
+from ...quant import FP8_MAX, Decider, LayerPlan, Plan, Reason, decider_of, fp8_format
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
 from ..files.layer_formats import MODEL_MARKERS
@@ -29,13 +29,10 @@ from .operations import hswq_operations
 from .originals import Originals
 from .quantizer import Quantizer, make_room
 
-STORED = "as the file has it"
-"""Reason in the Plan of a model whose file is quantized already."""
-
 
 def load_checkpoint(
     path: str,
-    source: Plan | Planner | None,
+    how: Decider | Plan | None,
     *,
     fp8_matmul: bool = False,
     only_model: bool = False,
@@ -46,7 +43,7 @@ def load_checkpoint(
 
     Args:
         path: of the checkpoint.
-        source: a Plan to apply, or a Planner that makes one on the way; None for a file that is
+        how: what tells which layers are quantized, or a Plan to repeat; None for a file that is
             quantized already, which keeps what it has.
         fp8_matmul: multiply in FP8 where the device can (see matmul).
         only_model: leave out CLIP and VAE.
@@ -62,7 +59,7 @@ def load_checkpoint(
             be (and the other way round).
         ValueError: the statistics or the Plan belong to another model.
     """
-    load = _Load(path, source, checkpoint=True, to_host=to_host)
+    load = _Load(path, how, checkpoint=True, to_host=to_host)
     with explained(path):
         patcher, *_ = comfy.sd.load_state_dict_guess_config(
             dict(load.tensors),  # it takes out what it has loaded
@@ -100,14 +97,14 @@ def _clip_and_vae(
 
 def load_diffusion_model(
     path: str,
-    source: Plan | Planner | None,
+    how: Decider | Plan | None,
     *,
     fp8_matmul: bool = False,
     to_host: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
     """Load a file that holds a diffusion model alone; otherwise as load_checkpoint."""
-    load = _Load(path, source, checkpoint=False, to_host=to_host)
+    load = _Load(path, how, checkpoint=False, to_host=to_host)
     with explained(path):
         patcher = comfy.sd.load_diffusion_model_state_dict(
             load.tensors,
@@ -124,27 +121,27 @@ def load_diffusion_model(
 
 def _reload_checkpoint(
     path: str,
-    source: Plan | None,
+    plan: Plan | None,
     fp8_matmul: bool = False,
     legacy: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
     """Load a checkpoint's model again with the same Plan, as `legacy` as it was."""
     return load_checkpoint(
-        path, source, fp8_matmul=fp8_matmul, only_model=True, to_host=True,
+        path, plan, fp8_matmul=fp8_matmul, only_model=True, to_host=True,
         disable_dynamic=disable_dynamic or legacy,
     )[0]  # fmt: skip
 
 
 def _reload_diffusion_model(
     path: str,
-    source: Plan | None,
+    plan: Plan | None,
     fp8_matmul: bool = False,
     legacy: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
     return load_diffusion_model(
-        path, source, fp8_matmul=fp8_matmul, to_host=True,
+        path, plan, fp8_matmul=fp8_matmul, to_host=True,
         disable_dynamic=disable_dynamic or legacy,
     )  # fmt: skip
 
@@ -162,7 +159,7 @@ class _Load:
     """One load: what ComfyUI's loader is given, and what is done with the patcher it returns."""
 
     def __init__(
-        self, path: str, source: Plan | Planner | None, *, checkpoint: bool, to_host: bool
+        self, path: str, how: Decider | Plan | None, *, checkpoint: bool, to_host: bool
     ) -> None:
         self._path, self._name = path, os.path.basename(path)
         self.tensors, self.metadata = load_tensors(path)
@@ -174,16 +171,17 @@ class _Load:
                 "for Load Diffusion Model (HSWQ FP8)"
             )
         stored_quantized = is_stored_quantized(path)
-        if stored_quantized != (source is None):
+        if stored_quantized != (how is None):
             state = "quantized already" if stored_quantized else "not quantized"
             raise ModelFileError(f"{self._name} is {state}")
         prefix = diffusion_model_prefix(self.tensors)
         for marker in MODEL_MARKERS:  # a text encoder has its own, which it needs
             self.tensors.pop(prefix + marker, None)
         self._quantizer, self.resident, decide = None, False, _keep
-        if source is not None:
-            self.resident = not to_host and make_room(source, found.layers)
-            self._quantizer = Quantizer(source, len(found.layers), resident=self.resident)
+        if how is not None:
+            decider = decider_of(how)
+            self.resident = not to_host and make_room(decider, found.layers)
+            self._quantizer = Quantizer(decider, len(found.layers), resident=self.resident)
             decide = self._quantizer.decide
         self._originals = Originals(path, prefix)
         operations = hswq_operations(
@@ -195,7 +193,8 @@ class _Load:
         """Attach the Plan, and tell ComfyUI how to load the model again."""
         check_whole(self._name, patcher.model.diffusion_model)
         if self._quantizer is not None:
-            plan = again = self._originals.plan = self._quantizer.finish()
+            plan = again = self._quantizer.finish()
+            self._originals.belong_to(patcher.model, plan)
         else:
             plan, again = _plan_as_stored(patcher), None
         _check_quantized(self._name, patcher, plan)
@@ -221,7 +220,7 @@ def _check_quantized(name: str, patcher: ModelPatcher, plan: Plan) -> None:
         )
 
 
-def _keep(_: str, weight: torch.Tensor) -> torch.Tensor:
+def _keep(_: str, weight: torch.Tensor, __: torch.device) -> torch.Tensor:
     return weight
 
 
@@ -233,7 +232,6 @@ def _plan_as_stored(patcher: ModelPatcher) -> Plan:
         quantized = isinstance(weight, QuantizedTensor)
         amax = weight._params.scale.item() * FP8_MAX if quantized else None
         input_amax = getattr(layer, "stored_input_amax", None)
-        layers[name] = LayerPlan(name, amax, STORED, input_amax=input_amax)
-    kept = sum(not layer.quantized for layer in layers.values())
+        layers[name] = LayerPlan(name, amax, Reason.STORED, input_amax=input_amax)
     scaled = any(layer.amax not in (None, FP8_MAX) for layer in layers.values())
-    return Plan(scaled, kept / max(1, len(layers)), MappingProxyType(layers))
+    return Plan(fp8_format(scaled), None, MappingProxyType(layers))

@@ -55,7 +55,7 @@ def find_layers(
     """
     layers: dict[str, torch.Tensor] = {}
 
-    def note(layer: str, weight: torch.Tensor) -> torch.Tensor:
+    def note(layer: str, weight: torch.Tensor, _: torch.device) -> torch.Tensor:
         layers[layer] = weight
         return torch.empty_like(weight, device="meta")
 

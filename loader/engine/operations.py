@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import ClassVar
 
 import comfy.float
 import comfy.model_management as memory
@@ -19,10 +18,13 @@ from .layout import hold, scale_for
 from .matmul import multiplied_in_fp8
 from .originals import Originals
 
-Decide = Callable[[str, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
-"""Layer name and its 16-bit weight -> the weight to keep, or its FP8 bytes and weight_scale.
+Decide = Callable[
+    [str, torch.Tensor, torch.device], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
+]
+"""Layer's name, 16-bit weight and device -> the weight to keep, or its FP8 bytes and weight_scale.
 
-They stay where they come back: on the GPU, or on the CPU for ComfyUI to load.
+They are complete, and bytes and scale stay where they come back: ComfyUI may move a model, or
+compute with it, as soon as its weights are loaded.
 """
 
 
@@ -91,7 +93,6 @@ class _Quantizable:
     stored_input_amax: float | None = None
     _name = ""
     _original_amax: torch.Tensor | None = None  # of the weight that a patch is just put onto
-    _patching: ClassVar[bool] = False  # one's original, maybe by another model's weights
 
     def __init__(
         self, *args, device: torch.device | None = None, dtype: torch.dtype | None = None, **kwargs
@@ -140,7 +141,7 @@ class _Quantizable:
             self.stored_input_amax = stored_input_amax(state_dict, prefix)
             data = value if assign else value.clone()
             return hold(data, stored_scale(state_dict, prefix), self._target[1])
-        decided = self._decide(self._name, value)
+        decided = self._decide(self._name, value, self._target[0])
         return decided if isinstance(decided, torch.Tensor) else hold(*decided, self._target[1])
 
     @_normal_tensors
@@ -177,11 +178,9 @@ class _Quantizable:
         """Return the float weight that ComfyUI's patches apply to: the original, if it is there."""
         if not isinstance(weight, QuantizedTensor):
             return weight
-        original = None
-        for_hooks = _is_for_hooks(weight) and not _Quantizable._patching
-        if self._originals is not None and not for_hooks:
-            original = self._originals.of(self._name, weight)
-        _Quantizable._patching = _Quantizable._patching or original is not None
+        originals, original = self._originals, None
+        if originals is not None and not (originals.is_sampled and _is_for_hooks(weight)):
+            original = originals.of(self._name, weight)
         self._original_amax = None if original is None else original.abs().amax()
         return weight.dequantize() if original is None else original
 
@@ -194,7 +193,6 @@ class _Quantizable:
         **_,
     ) -> torch.Tensor | None:
         """Take a patched float weight back, in the format of the one it replaces."""
-        _Quantizable._patching = False
         old = self.weight
         if isinstance(old, QuantizedTensor):
             new = self._requantized(old, weight, seed or 0).to(old.dtype)
@@ -217,7 +215,7 @@ class _Quantizable:
         plan, scale = self._originals.plan, old._params.scale.to(amax.device)
         share = (plan.layers[self._name].amax / amax.double()).clamp(max=1.0)
         limit = weight.abs().amax() * share
-        if plan.scaled:
+        if plan.number_format.scaled:
             scale = torch.maximum(scale, scale_for(limit, scale))
         else:
             weight = weight.clamp(-limit, limit)
@@ -235,10 +233,11 @@ class _Quantizable:
 
 
 def _is_for_hooks(weight: torch.Tensor) -> bool:
-    """Whether conditioning hooks are patching, which swap patches in every step.
+    """Whether conditioning hooks patch a weight, where it is one of a model that is sampled.
 
-    Reading the file would take seconds each time. ComfyUI asks in FP32 for them, as for weights
-    that are patches themselves (merges); otherwise in what the device computes LoRAs in.
+    They swap patches in every step, and reading the file would take seconds each time. ComfyUI
+    asks in FP32 for them, otherwise in what the device computes LoRAs in. (Also in FP32 for
+    weights that are patches themselves, as merges have: of models that are not sampled then.)
     """
     computes = memory.lora_compute_dtype(weight.device)
     return weight.dtype is torch.float32 and computes is not torch.float32

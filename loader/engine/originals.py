@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import weakref
 
 import torch
+from comfy.model_base import BaseModel
 from comfy.quant_ops import QuantizedTensor
 
-from ...quant import Plan, quantize
+from ...quant import Plan
 from ..files.errors import ModelFileError
 from ..files.safetensors import DTYPE_NAMES, TensorEntry, read_header
 
@@ -23,12 +25,24 @@ class Originals:
 
     Attributes:
         plan: by which the weights were quantized, None while they are.
+        is_sampled: whether their model is in a sampling.
     """
 
     def __init__(self, path: str, prefix: str) -> None:
         """Take a safetensors file (of others nothing is found), and its layers' prefix."""
         self.plan: Plan | None = None
+        self._model: weakref.ref[BaseModel] | None = None
         self._path, self._prefix = path, prefix
+
+    def belong_to(self, model: BaseModel, plan: Plan) -> None:
+        """Know whose weights they were, and how those were quantized."""
+        self._model, self.plan = weakref.ref(model), plan
+
+    @property
+    def is_sampled(self) -> bool:
+        model = None if self._model is None else self._model()
+        # ComfyUI sets it before a sampling, and takes it off however that ends.
+        return getattr(model, "current_patcher", None) is not None
 
     def of(self, layer: str, weight: QuantizedTensor) -> torch.Tensor | None:
         """Return what a quantized weight came from, on its device and in the dtype it stands for.
@@ -40,7 +54,7 @@ class Originals:
         if original is None or original.shape != weight.shape:
             return None
         original = original.to(weight.device)
-        data, scale = quantize(original, amax, scaled=self.plan.scaled)
+        data, scale = self.plan.number_format.quantize(original, amax)
         same = data.view(torch.uint8).equal(weight._qdata.view(torch.uint8))
         return original.to(weight.dtype) if same and scale.equal(weight._params.scale) else None
 

@@ -8,7 +8,7 @@ import comfy.model_management as memory
 import comfy.utils
 import torch
 
-from ...quant import Plan, Planner, quantize
+from ...quant import Decider, Plan
 from .transfer import Transfer
 
 WORK_BYTES = 512 << 20
@@ -30,53 +30,56 @@ def quantizing_device() -> torch.device:
 class Quantizer:
     """Decides and quantizes one layer at a time on the GPU (see operations)."""
 
-    def __init__(self, source: Plan | Planner, layers: int, *, resident: bool = False) -> None:
-        """Take a Plan to apply or a Planner to make one, and how many layers will come.
+    def __init__(self, decider: Decider, layers: int, *, resident: bool = False) -> None:
+        """Take what decides about layers, and how many will come.
 
-        `resident` leaves the layers on the GPU; else they go back to the CPU for ComfyUI to load.
+        `resident` leaves the layers on the GPU; else they go where ComfyUI builds the model.
 
         Raises:
             ValueError: the device knows no FP8.
         """
-        self._source: Plan | Planner | None = source
+        self._decider: Decider | None = decider
         self._resident = resident
         self._transfer = Transfer(quantizing_device())
         self._progress = comfy.utils.ProgressBar(layers)
         memory.free_memory(WORK_BYTES, self._transfer.device)
 
     def decide(
-        self, name: str, weight: torch.Tensor
+        self, name: str, weight: torch.Tensor, device: torch.device
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return a layer's weight to keep, or its FP8 bytes and weight_scale."""
+        """Return a layer's weight to keep, or its FP8 bytes and weight_scale.
+
+        They are complete. `device` is that of the layer, where bytes and scale go.
+        """
         memory.throw_exception_if_processing_interrupted()
         self._progress.update(1)
-        source, transfer = self._source, self._transfer
-        if not source.quantizes(name):
-            source.add(name, weight)
+        decider, transfer = self._decider, self._transfer
+        if not decider.quantizes(name):
+            decider.amax_of(name, weight)
             return transfer.up(weight) if self._resident else weight
         on_device = transfer.up(weight)
-        parts = quantize(on_device, source.add(name, on_device), scaled=source.scaled)
-        return parts if self._resident else tuple(transfer.down(part) for part in parts)
+        parts = decider.number_format.quantize(on_device, decider.amax_of(name, on_device))
+        return parts if self._resident else tuple(transfer.place(part, device) for part in parts)
 
     def finish(self) -> Plan:
-        """Return the Plan, complete what is still on its way, and let go of the statistics.
+        """Return the Plan, and let go of pinned memory and statistics.
 
         Raises:
             ValueError: the statistics or the Plan belong to another model.
         """
         self._transfer.finish()
-        source, self._source = self._source, None
-        return source.finish()
+        decider, self._decider = self._decider, None
+        return decider.finish()
 
 
-def make_room(source: Plan | Planner, layers: Mapping[str, int]) -> bool:
+def make_room(decider: Decider, layers: Mapping[str, int]) -> bool:
     """Free GPU memory for a quantized model; return whether it can stay there right away.
 
     Such a model needs no Dynamic VRAM, which would keep it in host memory as well and copy it to
     the GPU in its first step.
 
     Args:
-        source: what will be quantized.
+        decider: what will be quantized.
         layers: numbers of weights by layer name.
     """
     device = memory.get_torch_device()
@@ -84,7 +87,7 @@ def make_room(source: Plan | Planner, layers: Mapping[str, int]) -> bool:
         return False
     if memory.vram_state in (memory.VRAMState.NO_VRAM, memory.VRAMState.LOW_VRAM):
         return False
-    size = sum(count * (1 if source.quantizes(name) else 2) for name, count in layers.items())
+    size = sum(count * (1 if decider.quantizes(name) else 2) for name, count in layers.items())
     needed = 1.1 * size + WORK_BYTES + memory.minimum_inference_memory()
     if needed > memory.get_total_memory(device):
         return False

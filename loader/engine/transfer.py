@@ -1,4 +1,4 @@
-"""Moving weights between a mapped file, the GPU and the host without waiting for each."""
+"""Moving weights from a mapped file to the GPU without waiting for each, and back to the host."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import NamedTuple
 import torch
 
 _PIECE_BYTES = 16 << 20
-_UP_BYTES = 64 << 20
-_DOWN_BYTES = 128 << 20  # some twenty layers, so that the GPU searches while the CPU goes on
+_RING_BYTES = 64 << 20
 
 
 class Transfer:
     """Copies to and from one device through pinned memory.
 
     A copy from pageable memory stops the CPU until it is done; through pinned memory the CPU
-    reads the next piece of the file while the GPU takes the last one and searches. On devices
-    other than CUDA's it copies directly.
+    reads the next piece of the file while the GPU takes the last one and searches. The way back
+    does wait: a tensor in host memory has no stream that its readers would have to wait for. On
+    devices other than CUDA's it copies directly.
     """
 
     def __init__(self, device: torch.device) -> None:
         """Take the device that weights go to; pinned memory is taken when first needed."""
         self.device = device
         self._staged = device.type == "cuda"
-        self._up, self._down = _Ring(_UP_BYTES), _Ring(_DOWN_BYTES)
-        self._numbers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._ring = _Ring(_RING_BYTES)
 
     def up(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a CPU tensor's copy on the device; one that is there already as it is."""
@@ -33,44 +32,33 @@ class Transfer:
             return tensor.to(self.device)
         copied = torch.empty_like(tensor, device=self.device)
         for source, target in zip(_pieces(tensor), _pieces(copied), strict=True):
-            buffer = self._up.take(source.numel())
+            buffer = self._ring.take(source.numel())
             buffer.copy_(source)
             target.copy_(buffer, non_blocking=True)
-            self._up.hand_over(buffer)
+            self._ring.hand_over(buffer)
         return copied
 
-    def down(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a device tensor's copy on the CPU, which is complete after `finish`."""
-        if not self._staged:
-            return tensor.to("cpu")
-        copied = torch.empty_like(tensor, device="cpu")
-        if tensor.numel() == 1:  # a transfer of its own would wait for the device
-            self._numbers.append((tensor, copied))
-            return copied
+    def place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Return a tensor of the device on another one, complete; one that is there as it is."""
+        staged = self._staged and device.type == "cpu" and tensor.is_contiguous()
+        if not staged or tensor.numel() == 1:
+            return tensor.to(device)
+        copied = torch.empty_like(tensor, device=device)
         for source, target in zip(_pieces(tensor), _pieces(copied), strict=True):
-            buffer = self._down.take(source.numel())
-            buffer.copy_(source, non_blocking=True)
-            self._down.hand_over(buffer, target)
+            target.copy_(self._ring.take(source.numel()).copy_(source))
         return copied
 
     def finish(self) -> None:
-        """Wait for all copies, and give the pinned memory back."""
-        self._up.empty()
-        self._down.empty()
-        if self._numbers:
-            found = torch.stack([number for number, _ in self._numbers]).cpu()
-            for value, (_, copied) in zip(found, self._numbers, strict=True):
-                copied.copy_(value)
-            self._numbers.clear()
+        """Wait for the copies to the device, and give the pinned memory back."""
+        self._ring.empty()
 
 
 class _Busy(NamedTuple):
-    """A part of the ring that the GPU reads or fills, and where its content goes then."""
+    """A part of the ring that the GPU reads."""
 
     start: int
     end: int
     done: torch.cuda.Event
-    target: torch.Tensor | None
 
 
 class _Ring:
@@ -85,18 +73,19 @@ class _Ring:
     def take(self, count: int) -> torch.Tensor:
         """Return `count` bytes; wait for the GPU where they are still in use."""
         if self._memory is None:
-            self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=True)
+            pin = torch.cuda.is_available()
+            self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=pin)
         start = self._end if self._end + count <= self._size else 0
         self._start, self._end = start, start + count
         while self._busy and any(b.start < self._end and start < b.end for b in self._busy):
             self._free_oldest()
         return self._memory[start : self._end]
 
-    def hand_over(self, buffer: torch.Tensor, target: torch.Tensor | None = None) -> None:
-        """Note that the GPU was told to read the taken part, or to fill it for `target`."""
+    def hand_over(self, buffer: torch.Tensor) -> None:
+        """Note that the GPU was told to read the taken part."""
         done = torch.cuda.Event()
         done.record()
-        self._busy.append(_Busy(self._start, self._start + buffer.numel(), done, target))
+        self._busy.append(_Busy(self._start, self._start + buffer.numel(), done))
 
     def empty(self) -> None:
         """Wait for everything, and give the memory back."""
@@ -106,10 +95,7 @@ class _Ring:
         self._start = self._end = 0
 
     def _free_oldest(self) -> None:
-        part = self._busy.popleft()
-        part.done.synchronize()
-        if part.target is not None:
-            part.target.copy_(self._memory[part.start : part.end])
+        self._busy.popleft().done.synchronize()
 
 
 def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ...quant import FP8_MAX
+from ...quant import FP8_MAX, FP8_PLAIN, FP8_SCALED, NumberFormat
 from .errors import ModelFileError
 
 STORED_DTYPE = torch.float8_e4m3fn
@@ -43,14 +43,14 @@ class FileFormat:
     """A format that files are written in.
 
     Attributes:
-        scaled: V2 (True) or V1.
+        number_format: of its quantized layers.
         linear: what is beside the FP8 weight of a Linear.
         conv: the same of a Conv2d; None leaves every Conv2d in 16 bit.
         short: for file names.
         inputs: beside a Linear whose largest input is known there is its input_scale.
     """
 
-    scaled: bool
+    number_format: NumberFormat
     linear: Beside
     conv: Beside | None
     short: str
@@ -73,10 +73,10 @@ class FileFormat:
 COMPATIBLE, SCALED = "compatible", "scaled"
 # Stock ComfyUI reports a marker of a Conv2d as unexpected, and has no scaled Conv2d.
 FILE_FORMATS = {
-    COMPATIBLE: FileFormat(False, _COMFY, _PLAIN, "compatible"),
-    SCALED: FileFormat(True, _COMFY, None, "scaled", inputs=True),
-    "scaled, convs too": FileFormat(True, _COMFY, _COMFY, "scaled_convs", inputs=True),
-    "original V2": FileFormat(True, _ORIGINAL, _ORIGINAL, "v2"),
+    COMPATIBLE: FileFormat(FP8_PLAIN, _COMFY, _PLAIN, "compatible"),
+    SCALED: FileFormat(FP8_SCALED, _COMFY, None, "scaled", inputs=True),
+    "scaled, convs too": FileFormat(FP8_SCALED, _COMFY, _COMFY, "scaled_convs", inputs=True),
+    "original V2": FileFormat(FP8_SCALED, _ORIGINAL, _ORIGINAL, "v2"),
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from comfy.model_detection import unet_prefix_from_state_dict
 
 from .errors import ModelFileError
-from .safetensors import DTYPE_NAMES, ITEM_BITS, TensorEntry, is_safetensors, read_header
+from .safetensors import DTYPE_NAMES, NARROW, TensorEntry, is_safetensors, read_header
 from .versions import version_of
 
 SAMPLE_BYTES = 256
@@ -71,7 +71,7 @@ def _narrow_weights(path: str) -> dict[str, str]:
         name: dtype
         for name, dtype in dtypes.items()
         # Packed ones are called qweight.
-        if name.endswith("weight") and ITEM_BITS.get(dtype, 16) < 16
+        if name.endswith("weight") and dtype in NARROW
     }
 
 

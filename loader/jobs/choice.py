@@ -10,7 +10,7 @@ import os
 import folder_paths
 
 from ...calibration import Statistics, StatisticsError, load_statistics, seen_levels
-from ...quant import Plan, Planner, QuantizeSettings
+from ...quant import Decider, KnownPlan, Plan, Planner, QuantizeSettings
 from .. import store
 from ..host import folders
 from ..store.search_cache import find_findings, findings_key, keep_findings, note_use
@@ -27,13 +27,13 @@ class Choice:
     """How a model will be quantized.
 
     Attributes:
-        source: a Plan made before, a Planner to make one, or None to leave the model in 16 bit.
+        decider: what tells which layers are quantized, None to leave the model in 16 bit.
         about: a line for people.
         samples: that the statistics come from.
         key: under which what is found is kept, None where it is not.
     """
 
-    source: Plan | Planner | None
+    decider: Decider | None
     about: str
     samples: int = 0
     key: str | None = None
@@ -42,7 +42,7 @@ class Choice:
         """Keep what was found for the Plan, for the next load."""
         if self.key is None:
             return
-        if plan is self.source:
+        if isinstance(self.decider, KnownPlan):
             note_use(self.key)
         else:
             keep_findings(self.key, plan, self.samples)
@@ -90,7 +90,6 @@ def choose(
         StatisticsError: the statistics are damaged or another model's, or there are none that
             are usable and `without` is "fail".
         FileNotFoundError: there is no such statistics file.
-        ValueError: keep_ratio is out of range.
     """
     statistics = _statistics(choice, fingerprint, name)
     if statistics and (choice != AUTO or store.is_usable(statistics)):
@@ -101,13 +100,11 @@ def choose(
     recorded = _recorded(statistics)
     if without == FAIL:
         raise StatisticsError(f"{name} has {recorded} that HSWQ needs: sample with it first")
-    # Made in any case, to refuse bad settings now and not on the day of enough samples.
-    planner = planner_for(None, settings)
     if without == QUANTIZE_UNIFORMLY:
         key = findings_key(fingerprint, "", settings) if keep and fingerprint is not None else None
         about = f"without statistics ({recorded} recorded)"
         planner = planner_for(None, settings, key)
-        return Choice(planner.known_plan() or planner, about, 0, key)
+        return Choice(_decider(planner), about, 0, key)
     # ComfyUI runs the node again at a milestone only: its line would seem to stand still.
     return Choice(None, f"16 bit for now: {recorded} recorded; the HSWQ panel keeps count")
 
@@ -130,23 +127,25 @@ def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | Non
     about = f"{planner.samples} of {store.target()} images"
     if planner.samples < store.target():  # FP8 weights are not measured: say what is
         about += "; sampling with a 16-bit loader adds more"
-    return Choice(planner.known_plan() or planner, about, planner.samples, key)
+    return Choice(_decider(planner), about, planner.samples, key)
+
+
+def _decider(planner: Planner) -> Decider:
+    """Return the Planner, or its Plan where nothing needs to be searched."""
+    plan = planner.known_plan()
+    return planner if plan is None else KnownPlan(plan)
 
 
 def planner_for(
     statistics: Statistics | None, settings: QuantizeSettings, key: str | None = None
 ) -> Planner:
-    """Return a Planner that knows what was found under a key.
-
-    Raises:
-        ValueError: keep_ratio is out of range.
-    """
+    """Return a Planner that knows what was found under a key."""
     found = find_findings(key) if key is not None else None
     known = statistics if found is None else found
     return Planner(
         statistics,
-        settings.keep_ratio,
-        scaled=settings.scaled,
+        settings.selection,
+        settings.number_format,
         settings=settings.search,
         samples=0 if known is None else known.samples,
         known=found,

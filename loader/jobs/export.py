@@ -14,7 +14,7 @@ import comfy.utils
 import torch
 
 from ...calibration import atomic_file
-from ...quant import Plan, QuantizeSettings, quantize
+from ...quant import BySensitivity, Plan, QuantizeSettings
 from ..engine.model_structure import layers_of
 from ..engine.quantizer import WORK_BYTES, quantizing_device
 from ..engine.transfer import Transfer
@@ -117,7 +117,9 @@ def export(
         OSError: the file cannot be written.
     """
     source = _Source(path, settings.model_only)
-    wanted = QuantizeSettings(settings.file_format.scaled, settings.keep_ratio)
+    wanted = QuantizeSettings(
+        settings.file_format.number_format, BySensitivity(settings.keep_ratio)
+    )
     chosen = choose(settings.statistics, fingerprint(path), source.name, wanted, settings.without)
     job = _Export(source, chosen, settings)
     if target.exists() and not overwrite and job.file.is_at(target):
@@ -174,8 +176,8 @@ class _Export:
         file_format = settings.file_format
         self._beside: dict[str, Beside] = {}  # of the layers in FP8
         for layer, weight in source.layers.items():
-            beside = file_format.beside(weight, chosen.source.input_amax(layer))
-            if beside is not None and chosen.source.quantizes(layer):
+            beside = file_format.beside(weight, chosen.decider.input_amax(layer))
+            if beside is not None and chosen.decider.quantizes(layer):
                 self._beside[layer] = beside
         metadata = _metadata(source, chosen, settings, len(self._beside))
         self.file: TensorFile = lay_out(self._tensors(), metadata)
@@ -229,11 +231,11 @@ class _Export:
             yield key(layer, "weight"), data
             found = {
                 "comfy_quant": torch.frombuffer(bytearray(MARKER), dtype=torch.uint8),
-                "input_scale": input_scale(self._chosen.source.input_amax(layer)),
+                "input_scale": input_scale(self._chosen.decider.input_amax(layer)),
             }
             for name, (_, shape) in self._beside[layer].items():
                 yield key(layer, name), found.get(name, scale).reshape(shape)
-        self._plan = self._chosen.source.finish()
+        self._plan = self._chosen.decider.finish()
         self._chosen.keep(self._plan)
         yield from self._source.others().items()
 
@@ -241,10 +243,10 @@ class _Export:
         self, layer: str, weight: torch.Tensor, transfer: Transfer
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return a layer's FP8 bytes and weight_scale on the device, None where it is 16 bit."""
-        source = self._chosen.source
-        weight = transfer.up(weight) if source.quantizes(layer) else weight
-        amax = source.add(layer, weight)
-        return quantize(weight, amax, scaled=source.scaled) if layer in self._beside else None
+        decider = self._chosen.decider
+        weight = transfer.up(weight) if decider.quantizes(layer) else weight
+        amax = decider.amax_of(layer, weight)
+        return decider.number_format.quantize(weight, amax) if layer in self._beside else None
 
     def _kept_dtype(self, weight: torch.Tensor) -> torch.dtype:
         return self._half if weight.dtype.itemsize > 2 else weight.dtype
@@ -269,8 +271,8 @@ def _metadata(
     facts = {
         "version": VERSION,
         "format": settings.format,
-        "mode": "scaled" if chosen.source.scaled else "compatible",
-        "keep_ratio": chosen.source.keep_ratio,
+        "mode": chosen.decider.number_format.name,
+        "keep_ratio": settings.keep_ratio,
         "source": source.name,
         "source_fingerprint": fingerprint(source.path),
         "statistics": settings.statistics if measured else "none",

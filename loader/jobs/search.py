@@ -8,7 +8,7 @@ import os
 import comfy.model_management as memory
 import comfy.utils
 
-from ...quant import Plan, Planner, QuantizeSettings
+from ...quant import BySensitivity, Decider, KnownPlan, NumberFormat, Plan, QuantizeSettings
 from ..engine.model_structure import find_layers
 from ..engine.quantizer import WORK_BYTES, quantizing_device
 from ..engine.transfer import Transfer
@@ -17,7 +17,7 @@ from ..files.model_file import check_16_bit, load_tensors
 from .choice import FAIL, choose
 
 
-def search_all(path: str, statistics: str, *, scaled: bool) -> str:
+def search_all(path: str, statistics: str, number_format: NumberFormat) -> str:
     """Search every measured layer of a model file that was not searched yet, and keep the result.
 
     Memory for one layer is enough. An error or an interrupt leaves what was known.
@@ -25,7 +25,7 @@ def search_all(path: str, statistics: str, *, scaled: bool) -> str:
     Args:
         path: of a checkpoint or a diffusion model, in 16 bit.
         statistics: "auto" or a file of the statistics folder.
-        scaled: V2 (True) or V1.
+        number_format: to search in.
 
     Returns:
         A line about it, for people.
@@ -36,18 +36,20 @@ def search_all(path: str, statistics: str, *, scaled: bool) -> str:
     """
     name = os.path.basename(path)
     check_16_bit(path)
-    settings = QuantizeSettings(scaled, keep_ratio=0.0)  # nothing is kept for its sensitivity
+    settings = QuantizeSettings(
+        number_format, BySensitivity(0.0)
+    )  # nothing is kept for its sensitivity
     chosen = choose(statistics, fingerprint(path), name, settings, FAIL)
-    if isinstance(chosen.source, Plan):
+    if isinstance(chosen.decider, KnownPlan):
         return f"all layers of {name} were searched before; {chosen.about}"
-    plan, searched = search(path, chosen.source)
+    plan, searched = search(path, chosen.decider)
     chosen.keep(plan)
     text = f"{searched} layers searched of {len(plan.quantized)} that can be FP8; {chosen.about}"
     logging.info("HSWQ: %s: %s", name, text)
     return text
 
 
-def search(path: str, planner: Planner) -> tuple[Plan, int]:
+def search(path: str, decider: Decider) -> tuple[Plan, int]:
     """Return the Plan, and how many layers were searched for it."""
     layers = find_layers(os.path.basename(path), *load_tensors(path))
     transfer = Transfer(quantizing_device())
@@ -56,9 +58,9 @@ def search(path: str, planner: Planner) -> tuple[Plan, int]:
     searched = 0
     for name, weight in layers.items():
         memory.throw_exception_if_processing_interrupted()
-        wanted = planner.searches(name)
-        planner.add(name, transfer.up(weight) if wanted else weight)
+        wanted = decider.searches(name)
+        decider.amax_of(name, transfer.up(weight) if wanted else weight)
         searched += wanted
         progress.update(1)
     transfer.finish()
-    return planner.finish(), searched
+    return decider.finish(), searched

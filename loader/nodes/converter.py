@@ -7,7 +7,7 @@ import os
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...quant import QuantizeSettings, SearchSettings
+from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings, SearchSettings
 from ..engine.adopt import ATTACHMENT
 from ..engine.converter import convert
 from ..engine.patchers import identity
@@ -16,7 +16,6 @@ from ..jobs.links import watch
 from .inputs import (
     CATEGORY,
     COMPATIBLE,
-    SCALED,
     keep_ratio_input,
     mode_input,
     say,
@@ -79,13 +78,13 @@ class HSWQConverter(io.ComfyNode):
         refinements: int,
     ) -> io.NodeOutput:
         search = SearchSettings(bins, candidates, refinements)
-        settings = QuantizeSettings(mode == SCALED, keep_ratio, search)
+        settings = QuantizeSettings(NUMBER_FORMATS[mode], BySensitivity(keep_ratio), search)
         path, its_fingerprint = identity(model) or (type(model.model).__name__, None)
         watch.note(choice.statistics_state, statistics, its_fingerprint)
         # A Plan is kept for a file's own weights; here there may be LoRAs on them.
         chosen = choice.choose(
             statistics, its_fingerprint, os.path.basename(path), settings, choice.FAIL, keep=False
         )
-        converted = convert(model, chosen.source)
+        converted = convert(model, chosen.decider)
         say(cls.hidden.unique_id, summary(converted.get_attachment(ATTACHMENT), chosen.about))
         return io.NodeOutput(converted)

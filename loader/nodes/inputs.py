@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 from server import PromptServer
 
-from ...quant import Plan
+from ...quant import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, Plan
 from ..jobs import choice
 
 CATEGORY = "HSWQ"
-SCALED, COMPATIBLE = "scaled", "compatible"
+SCALED, COMPATIBLE = FP8_SCALED.name, FP8_PLAIN.name
 
 
 def keep_ratio_input() -> io.Float.Input:
@@ -29,7 +29,7 @@ def mode_input(default: str) -> io.Combo.Input:
     """Return the mode input."""
     return io.Combo.Input(
         "mode",
-        options=[SCALED, COMPATIBLE],
+        options=list(NUMBER_FORMATS),
         default=default,
         tooltip="scaled (HSWQ V2): a scale per layer, the smallest error. "
         "compatible (HSWQ V1): the plain FP8 grid, for files that other loaders shall read.",

@@ -10,7 +10,7 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ...quant import QuantizeSettings
+from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings
 from .. import store
 from ..engine import matmul
 from ..engine.adopt import ATTACHMENT
@@ -98,17 +98,17 @@ def _load(
     if is_stored_quantized(path):
         loaded, about = load(path, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
     else:
-        settings = QuantizeSettings(wanted.mode == SCALED, wanted.keep_ratio)
+        settings = QuantizeSettings(NUMBER_FORMATS[wanted.mode], BySensitivity(wanted.keep_ratio))
         chosen = choice.choose(
             wanted.statistics, fingerprint(path), name, settings, wanted.without_statistics
         )
         about = chosen.about
-        if chosen.source is None:
+        if chosen.decider is None:
             check_model(path)
             logging.info("HSWQ: %s: %s", name, about)
             say(node_id, about)
             return io.NodeOutput(*load_stock(path, sixteen_bit_options(path)))
-        loaded = load(path, chosen.source, fp8_matmul=wanted.fp8_matmul)
+        loaded = load(path, chosen.decider, fp8_matmul=wanted.fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
     if wanted.fp8_matmul:
         about = f"{about}; {matmul.description(loaded[0])}"

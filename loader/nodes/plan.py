@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ...quant import NUMBER_FORMATS
 from ..jobs.model_files import source_path, sources
 from ..jobs.search import search_all
 from .inputs import CATEGORY, SCALED, mode_input, say, statistics_input
@@ -42,6 +43,6 @@ class HSWQPlan(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, statistics: str, mode: str) -> io.NodeOutput:
-        text = search_all(source_path(source), statistics, scaled=mode == SCALED)
+        text = search_all(source_path(source), statistics, NUMBER_FORMATS[mode])
         say(cls.hidden.unique_id, text)
         return io.NodeOutput(ui={"text": [text]})

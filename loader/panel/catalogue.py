@@ -250,8 +250,7 @@ def _missing(statistics: Statistics | None) -> dict | None:
 def _loaded(alive: Alive | None) -> dict | None:
     if alive is None:
         return None
-    mode = "scaled" if alive.scaled else "compatible"
-    return {"mode": mode, "keep_ratio": alive.keep_ratio, "samples": alive.samples}
+    return {"mode": alive.mode, "keep_ratio": alive.keep_ratio, "samples": alive.samples}
 
 
 def _without_file(noted: ModelStatus) -> dict:

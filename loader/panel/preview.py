@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
-from ...quant import Planner, QuantizeSettings, expected_error
+from ...quant import NumberFormat, Planner, QuantizeSettings, bytes_of, expected_error
 from ..jobs.choice import AUTO, planner_for, statistics_version
 from ..jobs.model_files import Shapes, shapes_of
 from ..store import milestones
@@ -14,7 +14,6 @@ from ..store.search_cache import findings_key
 from .catalogue import Model
 
 _KINDS = {2: "Linear", 4: "Conv2d"}
-_SCALE_BYTES = 4
 
 
 def rows(model: Model) -> list[dict]:
@@ -58,10 +57,10 @@ def preview(model: Model, settings: QuantizeSettings) -> dict:
     shapes = _shapes(model)
     names = list(planner.known.layers) or _names(model.statistics, shapes)
     quantized = [name for name in names if planner.quantizes(name)]
-    before, after = _bytes(quantized, shapes)
+    before, after = _bytes(quantized, shapes, settings.number_format)
     return {
-        "mode": "scaled" if settings.scaled else "compatible",
-        "keep_ratio": planner.keep_ratio,
+        "mode": settings.number_format.name,
+        "keep_ratio": settings.selection.keep_ratio,
         "kept": len(names) - len(quantized),
         "quantized": len(quantized),
         "searched": sum(not planner.searches(name) for name in quantized),
@@ -78,7 +77,7 @@ def _layer(planner: Planner, name: str) -> dict:
         "kept": not planner.quantizes(name),
         "amax": found and found.amax,
         "relative_error": found and found.relative_error,
-        "reason": planner.reason(name),
+        "reason": planner.reason(name).value,
     }
 
 
@@ -94,15 +93,20 @@ def _expected_error(model: Model, planner: Planner, shapes: Shapes) -> float | N
     return expected_error(parts)
 
 
-def _bytes(quantized: list[str], shapes: Shapes) -> tuple[int | None, int | None]:
+def _bytes(
+    quantized: list[str], shapes: Shapes, number_format: NumberFormat
+) -> tuple[int | None, int | None]:
     """Return the bytes of a model's parameters in 16 bit and by the Plan, as the loader has them.
 
-    A quantized weight has a byte a parameter and its scale; all else is 16 bit.
+    All that is not quantized is 16 bit.
     """
     if not shapes.parameters or any(name not in shapes.layers for name in quantized):
         return None, None
     before = 2 * shapes.parameters
-    saved = sum(math.prod(shapes.layers[name]) - _SCALE_BYTES for name in quantized)
+    saved = sum(
+        2 * math.prod(shape) - bytes_of(number_format, shape)
+        for shape in map(shapes.layers.get, quantized)
+    )
     return before, before - saved
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp import web
 from server import PromptServer
 
-from ...quant import QuantizeSettings
+from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings
 from .. import store
 from ..host.events import changed
 from ..recording.recorder import recorder
@@ -35,7 +35,6 @@ from .requests import (
     only,
 )
 
-_MODES = {"scaled": True, "compatible": False}
 _ID = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")
 
@@ -116,14 +115,15 @@ async def get_model(request: web.Request) -> dict:
 async def get_plan(request: web.Request) -> dict:
     """What a Plan would do, for `mode` and `keep_ratio`."""
     mode, keep_ratio = only(request, "mode"), only(request, "keep_ratio")
-    if mode not in _MODES:
-        raise RefusedError(400, f"the mode must be one of {list(_MODES)}, got {mode!r}")
+    if mode not in NUMBER_FORMATS:
+        raise RefusedError(400, f"the mode must be one of {list(NUMBER_FORMATS)}, got {mode!r}")
     if not _NUMBER.fullmatch(keep_ratio):
         raise RefusedError(400, f"keep_ratio must be a number from 0 to 1, got {keep_ratio!r}")
     model = await model_of(request)
     if not model.files:
         raise UnknownModelError(f"nothing was recorded of {model.name}")
-    return await read(preview.preview, model, QuantizeSettings(_MODES[mode], float(keep_ratio)))
+    settings = QuantizeSettings(NUMBER_FORMATS[mode], BySensitivity(float(keep_ratio)))
+    return await read(preview.preview, model, settings)
 
 
 @answered

@@ -16,7 +16,7 @@ from ..host.events import changed
 from ..host.folders import statistics_folder
 
 _KEPT_FILES = 64
-_VERSION = 2  # of the algorithm and the file
+_VERSION = 3  # of the algorithm and the file
 _SHORT = 16  # hex digits of the fingerprint in a file's name
 
 
@@ -29,7 +29,7 @@ def findings_key(fingerprint: str, statistics: str, settings: QuantizeSettings) 
         settings: mode and search.
     """
     search = dataclasses.asdict(settings.search)
-    facts = [_VERSION, fingerprint, statistics, settings.scaled, search]
+    facts = [_VERSION, fingerprint, statistics, settings.number_format.name, search]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{fingerprint[:_SHORT]}.{digest[:32]}"
 

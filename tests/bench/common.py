@@ -117,9 +117,9 @@ def made_up_statistics(patcher, seed: int = 0):
 
 def planner(measured, keep_ratio: float = 0.25, scaled: bool = True):
     """Return a Planner with the default settings."""
-    from hswq.quant import Planner
+    from helpers import make_planner
 
-    return Planner(measured, keep_ratio, scaled=scaled)
+    return make_planner(measured, keep_ratio, scaled=scaled)
 
 
 def write_quantized(checkpoint: str, plan, path: Path, *, markers: bool) -> None:

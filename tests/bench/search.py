@@ -6,14 +6,15 @@ chosen = common.arguments(__doc__, rounds={"type": int, "default": 3})
 
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
+from helpers import make_planner  # noqa: E402
 from hswq.calibration import monitored_layers  # noqa: E402
-from hswq.quant import Planner, kernels, search_amax, weighted_histogram  # noqa: E402
+from hswq.quant import kernels, search_amax, weighted_histogram  # noqa: E402
 
 
 def run(weights: dict, measured, keep_ratio: float, scaled: bool) -> None:
-    planner = Planner(measured, keep_ratio, scaled=scaled)
+    planner = make_planner(measured, keep_ratio, scaled=scaled)
     for name, weight in weights.items():
-        planner.add(name, weight)
+        planner.amax_of(name, weight)
     planner.finish()
 
 

@@ -361,6 +361,13 @@ class TestLoadStatistics:
         with pytest.raises(IsADirectoryError):
             load_statistics(path)
 
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+    @pytest.mark.timeout(20)
+    def test_a_pipe_that_nobody_writes_to(self, path):
+        os.mkfifo(path)
+        with pytest.raises(OSError, match="it is no regular file"):
+            load_statistics(path)
+
     @pytest.mark.parametrize(
         "content",
         [

@@ -9,16 +9,22 @@ import pickle
 import random
 import re
 import struct
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same_layers, statistics_of
+from helpers import assert_same_layers, layer_statistics, statistics_of
 from hswq.calibration import Statistics, StatisticsError, load_statistics, save_statistics
-from hswq.calibration.archive import MAX_FILE_BYTES, checked_archive
-from hswq.calibration.files import FILE_TYPE
+from hswq.calibration.archive import (
+    MAX_FILE_BYTES,
+    MAX_MEMBERS,
+    MAX_PICKLE_BYTES,
+    checked_archive,
+)
+from hswq.calibration.files import FILE_TYPE, MAX_LAYERS, MAX_NAME
 
 MUTATIONS = 500
 
@@ -229,7 +235,38 @@ class TestMemory:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert peak < 20 * len(content) + (8 << 20)
+        assert peak < 2 * len(content) + (8 << 20)
+
+    @pytest.mark.parametrize(
+        ("length", "message"),
+        [
+            (30 << 20, "its pickle has 31457286 bytes, and none has more than"),
+            (MAX_PICKLE_BYTES - 7, "its pickle has more than 262144 operations"),
+        ],
+    )
+    def test_a_pickle_of_empty_tables(self, path, content, length, message):
+        """A byte of the file makes 64 in memory, and a step of Python."""
+        bomb = with_pickle(content, b"\x80\x02(" + b"}" * length + b"t0.")
+        began = time.monotonic()
+        self.assert_refused_in_little_memory(path, bomb, message)
+        assert time.monotonic() - began < 5  # tracing memory takes most of it
+
+    def test_many_empty_members(self, path, content):
+        out = io.BytesIO(content)
+        with zipfile.ZipFile(out, "a") as archive:
+            for index in range(MAX_MEMBERS + 1):
+                archive.writestr(f"archive/data/x{index}", b"")
+        self.assert_refused_in_little_memory(path, out.getvalue(), "it has more than 8192 members")
+
+    def test_what_would_be_refused_is_not_written(self, path):
+        one = layer_statistics()
+        many = Statistics({str(number): one for number in range(MAX_LAYERS + 1)})
+        with pytest.raises(ValueError, match="it has 4097 layers, and none has more than 4096"):
+            save_statistics(many, path)
+        assert not path.exists()
+        long = {f"{number:04}".ljust(MAX_NAME, "x"): one for number in range(MAX_LAYERS)}
+        save_statistics(Statistics(long), path)
+        assert len(load_statistics(path)) == MAX_LAYERS
 
     def test_a_compressed_archive(self, path, content):
         out = io.BytesIO()

@@ -20,7 +20,7 @@ from hswq.loader.host.folders import register_folder
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import ExportSettings, export
 from hswq.loader.jobs.output_path import export_path
-from hswq.quant import LayerPlan, Plan, QuantizeSettings, make_plan
+from hswq.quant import LayerPlan, Plan, QuantizeSettings, fp8_format, make_plan
 
 SAMPLES = 40
 
@@ -70,7 +70,7 @@ def recorded(checkpoint, statistics, plans) -> str:
     path = str(checkpoint)
     record(path, statistics)
     for scaled, plan in plans.items():
-        settings = QuantizeSettings(scaled)
+        settings = QuantizeSettings(fp8_format(scaled))
         choice.choose(choice.AUTO, fingerprint(path), "", settings, choice.FAIL).keep(plan)
     return path
 

@@ -33,6 +33,7 @@ from comfy.model_patcher import ModelPatcher  # noqa: E402
 from harness import inprocess  # noqa: E402
 from harness.exports import folders, plans, recorded  # noqa: E402, F401
 from harness.recording import choose, folder, model, recorder  # noqa: E402, F401
+from helpers import make_planner  # noqa: E402
 from hswq.calibration import Statistics  # noqa: E402
 from hswq.loader.engine import loading  # noqa: E402
 from hswq.quant import Planner, SearchSettings  # noqa: E402
@@ -121,7 +122,7 @@ def planner(statistics: Statistics) -> Callable[..., Planner]:
 
     def make(keep_ratio: float = 0.25, *, scaled: bool = True) -> Planner:
         settings = SearchSettings(bins=256, candidates=20, refinements=1)
-        return Planner(statistics, keep_ratio, scaled=scaled, settings=settings)
+        return make_planner(statistics, keep_ratio, scaled=scaled, settings=settings)
 
     return make
 

@@ -19,6 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from harness.exports import identical, target_of, use_folders, wanted
 from harness.inprocess import distance, held, same
 from harness.recording import assert_measured, measured
+from helpers import make_planner
 from hswq.calibration import Statistics, monitored_layers
 from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
@@ -31,7 +32,7 @@ from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import export
 from hswq.loader.jobs.search import search
 from hswq.loader.recording.recorder import Recorder, unrecordable
-from hswq.quant import Planner, QuantizeSettings, SearchSettings, quantize
+from hswq.quant import QuantizeSettings, SearchSettings, quantize
 from safetensors.torch import load_file, save_file
 from toy.architectures import ARCHITECTURES, CLIP_PREFIX, ENTRIES, Architecture
 from toy.shapes import CLIP_LAYERS
@@ -115,9 +116,9 @@ def loaded(made: Recorded, *, alone: bool = False) -> ModelPatcher:
     """Load a model so, from its checkpoint or from the diffusion model alone."""
     chosen = plan_of(made)
     if alone:
-        patcher = load_diffusion_model(str(made.alone), chosen.source)
+        patcher = load_diffusion_model(str(made.alone), chosen.decider)
     else:
-        patcher = load_checkpoint(str(made.checkpoint), chosen.source, only_model=True)[0]
+        patcher = load_checkpoint(str(made.checkpoint), chosen.decider, only_model=True)[0]
     chosen.keep(patcher.get_attachment(ATTACHMENT))
     return patcher
 
@@ -183,7 +184,7 @@ class TestArchitecture:
 
     def test_leaves_text_encoder_and_vae_as_they_are(self, made):
         expected = comfy.sd.load_checkpoint_guess_config(str(made.checkpoint))[1:3]
-        found = load_checkpoint(str(made.checkpoint), plan_of(made).source)[1:]
+        found = load_checkpoint(str(made.checkpoint), plan_of(made).decider)[1:]
         for theirs, ours in zip(map(weights, expected), map(weights, found), strict=True):
             assert ours.keys() == theirs.keys()
             assert [key for key in theirs if not theirs[key].equal(ours[key])] == []
@@ -223,20 +224,20 @@ class TestDiffusersLayout:
         return str(own), str(theirs)
 
     def test_gives_the_same_weights(self, files):
-        planner = functools.partial(Planner, None, 0.25, scaled=True, settings=QUICKLY)
+        planner = functools.partial(make_planner, None, 0.25, scaled=True, settings=QUICKLY)
         own, theirs = (load_diffusion_model(path, planner()) for path in files)
         assert own.get_attachment(ATTACHMENT).quantized
         assert not same(held(theirs), held(own))
 
     def test_is_searched_ahead(self, files):
-        planner = functools.partial(Planner, None, 0.25, scaled=True, settings=QUICKLY)
+        planner = functools.partial(make_planner, None, 0.25, scaled=True, settings=QUICKLY)
         (own, _), (theirs, searched) = (search(path, planner()) for path in files)
         assert theirs == own
         assert searched == len(own.layers) > 0
 
     def test_is_no_checkpoint(self, files):
         with pytest.raises(ModelFileError, match="is a diffusion model alone"):
-            load_checkpoint(files[1], Planner(None, 0.25, scaled=True, settings=QUICKLY))
+            load_checkpoint(files[1], make_planner(None, 0.25, scaled=True, settings=QUICKLY))
 
     def test_is_not_exported(self, files):
         with pytest.raises(ModelFileError, match="is not in ComfyUI's own layout"):
@@ -254,7 +255,9 @@ class TestScaledTextEncoder:
             tensors[key.replace(".weight", ".scale_weight")] = scale
         save_file(tensors, path)
         theirs = comfy.sd.load_checkpoint_guess_config(str(path), output_model=False)[1]
-        ours = load_checkpoint(str(path), Planner(None, 0.25, scaled=True, settings=QUICKLY))[1]
+        ours = load_checkpoint(str(path), make_planner(None, 0.25, scaled=True, settings=QUICKLY))[
+            1
+        ]
         expected, found = weights(theirs), weights(ours)
         assert sum(value.dtype == torch.float8_e4m3fn for value in expected.values()) == CLIP_LAYERS
         assert found.keys() == expected.keys()

@@ -35,7 +35,7 @@ from hswq.loader.recording.status import (
     StatusTable,
 )
 from hswq.loader.store import locked_file
-from hswq.quant import QuantizeSettings, SearchSettings
+from hswq.quant import FP8_PLAIN, BySensitivity, QuantizeSettings, SearchSettings
 
 FINGERPRINT = "ab" * 32
 READY = catalogue.READY
@@ -267,9 +267,9 @@ class TestAlive:
         assert self.loaded() == before
 
     def test_says_what_its_plan_was_made_from(self, path, statistics):
-        settings = QuantizeSettings(False, 1.0, SearchSettings(64, 10, 1))
+        settings = QuantizeSettings(FP8_PLAIN, BySensitivity(1.0), SearchSettings(64, 10, 1))
         chosen = choice.choose(choice.AUTO, fingerprint(path), "toy", settings, choice.FAIL)
-        patcher = load_checkpoint(path, chosen.source, only_model=True)[0]
+        patcher = load_checkpoint(path, chosen.decider, only_model=True)[0]
         assert patcher.get_attachment(ATTACHMENT).samples == SAMPLES
         assert self.loaded() == {"mode": "compatible", "keep_ratio": 1.0, "samples": SAMPLES}
 

@@ -74,7 +74,7 @@ class TestConverted:
     def test_makes_its_own_plan(self, models, planner, scaled):
         converted = convert(models.sixteen_bit, planner(0.4, scaled=scaled))
         plan, weights = converted.get_attachment(ATTACHMENT), held(converted)
-        assert plan.scaled == scaled
+        assert plan.number_format.scaled == scaled
         assert len(plan.kept) == int(0.4 * len(plan.layers))
         for name, layer in plan.layers.items():
             value = weight(models.sixteen_bit, name)

@@ -52,7 +52,7 @@ class TestFile:
         self, recorded, plans, kind, model_only
     ):
         path, plan = written(recorded, wanted(kind, model_only=model_only))
-        assert plan == plans[FILE_FORMATS[kind].scaled]
+        assert plan == plans[FILE_FORMATS[kind].number_format.scaled]
         ours = held(loaded_by_us(recorded, plan))
         before, after = load_file(recorded), load_file(path)
         prefix = "" if model_only else PREFIX
@@ -133,9 +133,9 @@ class TestFile:
         assert found[0] == found[1] == found[2]
         settings = QuantizeSettings()
         kept = choice.choose(choice.AUTO, fingerprint(path), "", settings, choice.FAIL)
-        assert kept.source == plan
+        assert kept.decider.plan == plan
         again = target_of(wanted(), "again")
-        assert export(path, again, wanted()).plan == kept.source
+        assert export(path, again, wanted()).plan == kept.decider.plan
         assert again.read_bytes() == first.read_bytes()
 
     def test_without_statistics_quantizes_everything_where_told_so(self, checkpoint):

@@ -23,7 +23,7 @@ WIDTH, INNER = 48, 192
 AMAX = 4.0
 
 
-def decide(name: str, weight: torch.Tensor):
+def decide(name: str, weight: torch.Tensor, _: torch.device):
     """Keep the first layer in 16 bit."""
     return quantize(weight, weight.abs().max(), scaled=True) if name == "net.2" else weight
 

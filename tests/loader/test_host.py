@@ -15,11 +15,11 @@ import comfyui_version
 import nodes
 import pytest
 from harness.exports import target_of, wanted
+from helpers import make_planner
 from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.host import version
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import export
-from hswq.quant import Planner
 
 ROOT = Path(version.__file__).resolve().parents[2]
 NODE = "HSWQCheckpointLoader"
@@ -60,7 +60,7 @@ class TestDevice:
         monkeypatch.setattr(memory, "cpu_state", memory.CPUState.MPS)
         reason = "^HSWQ needs a device that knows FP8, and mps does not$"
         with pytest.raises(ValueError, match=reason):
-            load_checkpoint(str(checkpoint), Planner(None, 0.25, scaled=True))
+            load_checkpoint(str(checkpoint), make_planner(None, 0.25, scaled=True))
         settings = wanted(without=choice.QUANTIZE_UNIFORMLY)
         with pytest.raises(ValueError, match=reason):
             export(str(checkpoint), target_of(settings), settings)

@@ -19,7 +19,7 @@ from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.layer_formats import input_scale, stored_input_amax
 from hswq.loader.jobs import choice
-from hswq.quant import QuantizeSettings
+from hswq.quant import QuantizeSettings, fp8_format
 from nodes import CheckpointLoaderSimple
 from safetensors.torch import load_file, save_file
 
@@ -47,7 +47,7 @@ def source(checkpoint, statistics, plans, amax) -> str:
             for name, layer in plan.layers.items()
         }
         chosen = choice.choose(
-            choice.AUTO, fingerprint(path), "", QuantizeSettings(scaled), choice.FAIL
+            choice.AUTO, fingerprint(path), "", QuantizeSettings(fp8_format(scaled)), choice.FAIL
         )
         chosen.keep(dataclasses.replace(plan, layers=MappingProxyType(layers)))
     return path

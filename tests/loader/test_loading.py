@@ -13,6 +13,7 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from harness.inprocess import distance, held, parts, same, sample, unload
+from helpers import make_planner
 from hswq.calibration import Statistics, monitored_layers
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
@@ -183,7 +184,7 @@ class TestMemory:
     def test_statistics_go_when_it_is_loaded(self, memory, checkpoint, statistics):
         copied = Statistics(statistics)
         gone = weakref.ref(copied)
-        planner = Planner(copied, 0.25, scaled=True, settings=SearchSettings(256, 20, 1))
+        planner = make_planner(copied, 0.25, scaled=True, settings=SearchSettings(256, 20, 1))
         del copied
         patcher = load_checkpoint(str(checkpoint), planner, only_model=True)[0]
         del planner
@@ -206,16 +207,16 @@ class TestMemory:
         count = 0
 
         class Failing(Planner):
-            def add(self, name, weight):
+            def amax_of(self, name, weight):
                 nonlocal count
                 count += 1
                 if count == 100 and how == "error":
                     raise RuntimeError("in the middle")
                 if count == 100:
                     comfy.model_management.interrupt_current_processing()
-                return super().add(name, weight)
+                return super().amax_of(name, weight)
 
-        source, alive = Failing(None, 0.25, scaled=True), _models_alive()
+        source, alive = Failing(None), _models_alive()
         expected = (RuntimeError, comfy.model_management.InterruptProcessingException)
         with pytest.raises(expected):
             load_checkpoint(str(checkpoint), source, only_model=True)
@@ -241,7 +242,7 @@ class TestAgain:
         assert sample(again).equal(sample(models.quantized))
 
     def test_without_statistics_quantizes_all(self, memory, checkpoint, models):
-        uniform = Planner(None, 0.25, scaled=True, settings=SearchSettings(256, 20, 1))
+        uniform = make_planner(None, 0.25, scaled=True, settings=SearchSettings(256, 20, 1))
         patcher = load_checkpoint(str(checkpoint), uniform, only_model=True)[0]
         assert len(patcher.get_attachment(ATTACHMENT).kept) == 0
         assert 0.01 < distance(sample(patcher), sample(models.sixteen_bit)) < 0.5

@@ -12,6 +12,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from harness.inprocess import conditioning, distance, held, load, same, sample, unload, weight
+from helpers import make_planner
 from hswq.calibration import DualMonitor, Statistics
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.converter import convert
@@ -55,7 +56,7 @@ def loaded(trained) -> dict[bool, ModelPatcher]:
 
 
 def planner(trained: Trained, scaled: bool) -> Planner:
-    return Planner(trained.statistics, 0.25, scaled=scaled)
+    return make_planner(trained.statistics, 0.25, scaled=scaled)
 
 
 def lora(trained: Trained, kind: str = "lora") -> dict[str, torch.Tensor]:
@@ -198,16 +199,31 @@ class TestOriginals:
         patch = layer.set_weight(2 * original.to(value.device, dtype), return_weight=True)
         assert layer.convert_weight(patch.to(dtype)).equal(patch.to(dtype).dequantize())
 
-    def test_are_not_read_for_hooks_in_every_step(self, loaded, legacy, monkeypatch):
+    @pytest.mark.parametrize("failed", [False, True], ids=["", "after a LoRA that failed"])
+    def test_are_not_read_for_hooks_in_every_step(self, loaded, legacy, monkeypatch, failed):
         """For which ComfyUI asks in FP32, also where it computes other LoRAs in FP16."""
         model = loaded[True]
         name = next(iter(model.get_attachment(ATTACHMENT).quantized))
         layer = model.model.diffusion_model.get_submodule(name)
         device = layer.weight.device
         monkeypatch.setitem(memory.LORA_COMPUTE_DTYPES, device, torch.float16)
-        for dtype, hooks in ((torch.float32, True), (torch.float16, False)):
-            value = layer.weight.to(dtype)
-            assert layer.convert_weight(value).equal(value.dequantize()) == hooks
+        if failed:
+            broken = model.clone()
+            key = f"diffusion_model.{name}.weight"
+            broken.add_patches({key: ("set", (torch.zeros(2, 3, 5),))})
+            with pytest.raises(RuntimeError):
+                broken.patch_weight_to_device(key, device)
+            broken.unpatch_model()
+        asked = []
+
+        def ask(*_):
+            for dtype in (torch.float32, torch.float16):
+                value = layer.weight.to(dtype)
+                asked.append(layer.convert_weight(value).equal(value.dequantize()))
+
+        ask()  # as merges do
+        sample(model, callback=ask)
+        assert asked == [False, False, True, False]
 
     def test_are_of_no_use_to_a_pickled_file(self, trained, legacy, tmp_path):
         path = str(tmp_path / "toy.ckpt")

@@ -24,6 +24,7 @@ from harness.inprocess import (
     unload,
 )
 from harness.patches import patch_file
+from helpers import make_planner
 from hswq.calibration import DualMonitor, Statistics
 from hswq.loader.engine import matmul
 from hswq.loader.engine.adopt import ATTACHMENT
@@ -49,7 +50,7 @@ def layer_of(
 ) -> torch.nn.Linear:
     """Return a quantized Linear that multiplies in FP8 if its input's amax is given."""
 
-    def decide(_: str, weight: torch.Tensor):
+    def decide(_: str, weight: torch.Tensor, __: torch.device):
         return quantize(weight, 0.9 * weight.abs().max(), scaled=True)
 
     operations = hswq_operations(decide, manual_cast=False)
@@ -188,7 +189,7 @@ def pair(pairs, memory, checkpoint, measured):
 
     def of(*, scaled: bool = True) -> Loaded:
         if (memory, scaled) not in pairs:
-            planner = Planner(measured, 0.25, scaled=scaled, settings=QUICK)
+            planner = make_planner(measured, 0.25, scaled=scaled, settings=QUICK)
             pairs[memory, scaled] = Loaded(str(checkpoint), planner)
         return pairs[memory, scaled]
 

@@ -50,7 +50,7 @@ def chosen(of: str, **how) -> choice.Choice:
 def loaded(checkpoint: Path, of: str) -> Plan:
     """Load as the node does."""
     its = chosen(of)
-    model = load_checkpoint(str(checkpoint), its.source, only_model=True)[0]
+    model = load_checkpoint(str(checkpoint), its.decider, only_model=True)[0]
     its.keep(model.get_attachment(ATTACHMENT))
     return model.get_attachment(ATTACHMENT)
 
@@ -78,9 +78,9 @@ class TestSamePicture:
 
     def test_by_the_converter_after_more_images(self, models, statistics, others, of):
         record(statistics, of, 40)
-        before = convert(models.sixteen_bit, chosen(of, keep=False).source)
+        before = convert(models.sixteen_bit, chosen(of, keep=False).decider)
         record(others, of, 1)
-        after = convert(models.sixteen_bit, chosen(of, keep=False).source)
+        after = convert(models.sixteen_bit, chosen(of, keep=False).decider)
         assert not same(held(after), held(before))
 
     def test_of_which_the_panel_tells(self, checkpoint, statistics, others, of):

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from harness.modelfiles import an_hour_older, rewritten
 from hswq.loader.files.errors import ModelFileError
 from hswq.loader.files.model_file import is_stored_quantized, load_tensors, read_fingerprint
-from hswq.loader.files.safetensors import read_header
+from hswq.loader.files.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, read_header
 from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
@@ -26,6 +27,11 @@ def small(tmp_path) -> Path:
     tensors = {f"model.diffusion_model.{i}.weight": torch.randn(4, 4).half() for i in range(20)}
     save_file(tensors, tmp_path / "small.safetensors", metadata={"format": "pt"})
     return tmp_path / "small.safetensors"
+
+
+def one_tensor(shape: str) -> bytes:
+    """Return a header of one tensor."""
+    return b'{"a": {"dtype": "F16", "shape": [%s], "data_offsets": [0, 2]}}' % shape.encode()
 
 
 def mutated(data: bytes, header: int, source: random.Random) -> bytes:
@@ -93,6 +99,47 @@ class TestHeader:
         path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(2))
         with pytest.raises(ModelFileError, match=r"hostile\.safetensors"):
             read_header(str(path))
+
+    @pytest.mark.parametrize(
+        ("header", "problem"),
+        [
+            (one_tensor(",".join(["9" * 4000] * 650)), "damaged safetensors header: "),
+            (one_tensor("9" * (2 << 20)), "damaged safetensors header: "),
+            (one_tensor(",".join("1" * 100_000)), "'a' has 100000 dimensions"),
+            (b'{"a":' * (MAX_TENSORS + 1), "a header of more than 65536 tensors"),
+            (b" " * (MAX_HEADER_BYTES + 1), "a header of 16777217 bytes, and none has more"),
+        ],
+        ids=["many digits", "one number", "dimensions", "tensors", "bytes"],
+    )
+    def test_nothing_is_held_up_by_one(self, tmp_path, header, problem):
+        """It is read when the panel looks for a model, with Python's lock held: 15 s and more."""
+        path = tmp_path / "hostile.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(2))
+        began = time.monotonic()
+        with pytest.raises(ModelFileError, match=problem) as raised:
+            read_header(str(path))
+        assert time.monotonic() - began < 2
+        assert len(str(raised.value)) < 300
+
+    @pytest.mark.parametrize(
+        ("dtype", "size"),
+        [("F8_E4M3FNUZ", 8), ("F8_E5M2FNUZ", 8), ("F6_E2M3", 6), ("F6_E3M2", 6), ("F4", 4)],
+    )
+    def test_every_dtype_of_the_library_is_read(self, tmp_path, dtype, size):
+        path = tmp_path / "narrow.safetensors"
+        place = {"dtype": dtype, "shape": [2, 4], "data_offsets": [0, size]}
+        header = json.dumps({"0.weight": place}).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+        assert read_header(str(path))["0.weight"].dtype == dtype
+        with pytest.raises(ModelFileError, match=f"is quantized already, its 0.weight to {dtype}"):
+            is_stored_quantized(str(path))
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+    @pytest.mark.timeout(20)
+    def test_a_pipe_that_nobody_writes_to(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.safetensors")
+        with pytest.raises(OSError, match="it is no regular file"):
+            read_header(str(tmp_path / "pipe.safetensors"))
 
     @pytest.mark.parametrize("keep", [0, 5, 8, 100, -1])
     def test_a_truncated_file_is_refused(self, small, keep):

@@ -16,7 +16,17 @@ from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.host.folders import FOLDER, register_folder
 from hswq.loader.jobs import choice
 from hswq.loader.store import search_cache
-from hswq.quant import Findings, Plan, Planner, QuantizeSettings, SearchSettings, make_plan
+from hswq.quant import (
+    FP8_PLAIN,
+    BySensitivity,
+    Findings,
+    KnownPlan,
+    Plan,
+    Planner,
+    QuantizeSettings,
+    SearchSettings,
+    make_plan,
+)
 from toy.checkpoint import make_diffusion_model
 
 SETTINGS = QuantizeSettings()
@@ -50,12 +60,12 @@ class TestKeptPlan:
         of = fingerprint(str(checkpoint))
         record(statistics, of, 40)
         first = chosen(of)
-        assert isinstance(first.source, Planner)
-        model = load_checkpoint(str(checkpoint), first.source, only_model=True)[0]
+        assert isinstance(first.decider, Planner)
+        model = load_checkpoint(str(checkpoint), first.decider, only_model=True)[0]
         first.keep(model.get_attachment(ATTACHMENT))
         second = chosen(of)
-        assert second.source == model.get_attachment(ATTACHMENT)
-        again = load_checkpoint(str(checkpoint), second.source, only_model=True)[0]
+        assert second.decider == KnownPlan(model.get_attachment(ATTACHMENT))
+        again = load_checkpoint(str(checkpoint), second.decider, only_model=True)[0]
         assert not same(held(again), held(model))
 
     def test_stays_until_the_next_milestone(self, checkpoint, statistics, models):
@@ -64,17 +74,17 @@ class TestKeptPlan:
         first = chosen(of)
         first.keep(models.quantized.get_attachment(ATTACHMENT))
         record(statistics, of, 20)
-        assert isinstance(chosen(of).source, Plan)
+        assert isinstance(chosen(of).decider, KnownPlan)
         assert "40 of 256" in chosen(of).about, "the plan's own samples, not the file's"
         record(statistics, of, 10)
-        assert isinstance(chosen(of).source, Planner)
+        assert isinstance(chosen(of).decider, Planner)
         assert "70 of 256" in chosen(of).about
 
     def test_is_not_used_for_the_other_mode(self, checkpoint, statistics, models):
         of = fingerprint(str(checkpoint))
         record(statistics, of, 40)
         chosen(of).keep(models.quantized.get_attachment(ATTACHMENT))
-        other = chosen(of, dataclasses.replace(SETTINGS, scaled=False)).source
+        other = chosen(of, dataclasses.replace(SETTINGS, number_format=FP8_PLAIN)).decider
         assert all(other.searches(name) for name in statistics if other.quantizes(name))
 
     def test_serves_every_keep_ratio(self, checkpoint, statistics, models):
@@ -83,20 +93,20 @@ class TestKeptPlan:
         record(statistics, of, 40)
         rough = dataclasses.replace(SETTINGS, search=SearchSettings(256, 20, 1))
         first = chosen(of, rough)
-        model = load_checkpoint(str(checkpoint), first.source, only_model=True)[0]
+        model = load_checkpoint(str(checkpoint), first.decider, only_model=True)[0]
         plan = model.get_attachment(ATTACHMENT)
         first.keep(plan)
-        higher = chosen(of, dataclasses.replace(rough, keep_ratio=0.5)).source
+        higher = chosen(of, dataclasses.replace(rough, selection=BySensitivity(0.5))).decider
         assert isinstance(higher, Plan)
         assert set(higher.quantized) < set(plan.quantized)
         assert all(higher.layers[name] == plan.layers[name] for name in higher.quantized)
-        everything = dataclasses.replace(rough, keep_ratio=0.0)
+        everything = dataclasses.replace(rough, selection=BySensitivity(0.0))
         lower = chosen(of, everything)
-        assert {name for name in statistics if lower.source.searches(name)} == set(plan.kept)
-        model = load_checkpoint(str(checkpoint), lower.source, only_model=True)[0]
+        assert {name for name in statistics if lower.decider.searches(name)} == set(plan.kept)
+        model = load_checkpoint(str(checkpoint), lower.decider, only_model=True)[0]
         lower.keep(model.get_attachment(ATTACHMENT))
         fresh = make_plan(weights_of(checkpoint), statistics, 0.0, True, rough.search)
-        assert chosen(of, everything).source == model.get_attachment(ATTACHMENT)
+        assert chosen(of, everything).decider.plan == model.get_attachment(ATTACHMENT)
         assert decisions(fresh) == decisions(model.get_attachment(ATTACHMENT))
 
     def test_that_is_damaged_is_made_again(self, checkpoint, statistics, models, folder):
@@ -105,7 +115,7 @@ class TestKeptPlan:
         chosen(of).keep(models.quantized.get_attachment(ATTACHMENT))
         (path,) = (folder / "plans").glob("*.json")
         path.write_text(path.read_text()[:1000])
-        assert isinstance(chosen(of).source, Planner)
+        assert isinstance(chosen(of).decider, Planner)
 
     def test_those_used_longest_ago_are_forgotten(self, models, folder):
         plan = models.quantized.get_attachment(ATTACHMENT)
@@ -122,8 +132,8 @@ class TestKeptPlan:
         for number in range(70):
             search_cache.keep_findings(f"{number:040d}", plan, 32)
             again = chosen(of)
-            assert isinstance(again.source, Plan)
-            again.keep(again.source)
+            assert isinstance(again.decider, KnownPlan)
+            again.keep(again.decider.plan)
 
 
 class TestDiffusionModelAlone:

@@ -18,7 +18,14 @@ from hswq.loader.jobs import choice
 from hswq.loader.jobs.search import search_all
 from hswq.loader.panel.catalogue import Catalogue, Model
 from hswq.loader.panel.preview import preview, rows
-from hswq.quant import QuantizeSettings, SearchSettings, expected_error
+from hswq.quant import (
+    FP8_SCALED,
+    BySensitivity,
+    QuantizeSettings,
+    SearchSettings,
+    expected_error,
+    fp8_format,
+)
 from safetensors.torch import load_file, save_file
 
 ROUGH = SearchSettings(bins=256, candidates=20, refinements=1)
@@ -45,7 +52,7 @@ def model() -> Model:
 
 def load(path: str, settings: QuantizeSettings):
     chosen = choice.choose(choice.AUTO, fingerprint(path), "toy", settings, choice.FAIL)
-    patcher = load_checkpoint(path, chosen.source, only_model=True)[0]
+    patcher = load_checkpoint(path, chosen.decider, only_model=True)[0]
     chosen.keep(patcher.get_attachment(ATTACHMENT))
     return patcher
 
@@ -55,7 +62,7 @@ def bytes_of(patcher) -> int:
 
 
 def settings_of(scaled: bool, ratio: float) -> QuantizeSettings:
-    return QuantizeSettings(scaled, ratio, ROUGH)
+    return QuantizeSettings(fp8_format(scaled), BySensitivity(ratio), ROUGH)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -72,7 +79,7 @@ class TestPreview:
                 assert kept == plan.kept
                 assert (found["kept"], found["quantized"]) == (len(kept), len(plan.quantized))
                 reasons = {name: layer["reason"] for name, layer in found["layers"].items()}
-                assert reasons == {name: layer.reason for name, layer in plan.layers.items()}
+                assert reasons == {name: layer.reason.value for name, layer in plan.layers.items()}
                 assert found["bytes_after"] == bytes_of(patcher)
             assert after["searched"] == len(plan.quantized)
             for name in plan.quantized:
@@ -137,16 +144,16 @@ class TestOtherFiles:
 
 class TestSearchAll:
     def test_makes_every_ratio_known_and_searches_what_is_missing(self, path):
-        most = QuantizeSettings(keep_ratio=0.9)
+        most = QuantizeSettings(selection=BySensitivity(0.9))
         load(path, most)
         missing = 263 - preview(model(), most)["quantized"]
-        text = search_all(path, choice.AUTO, scaled=True)
+        text = search_all(path, choice.AUTO, FP8_SCALED)
         assert text.startswith(
             f"{missing} layers searched of 263 that can be FP8; {SAMPLES} of 256 images"
         )
         for ratio in RATIOS:
-            found = preview(model(), QuantizeSettings(keep_ratio=ratio))
+            found = preview(model(), QuantizeSettings(selection=BySensitivity(ratio)))
             assert found["searched"] == found["quantized"]
             assert (found["expected_error"] > 0) == (ratio < 1)
-        again = search_all(path, choice.AUTO, scaled=True)
+        again = search_all(path, choice.AUTO, FP8_SCALED)
         assert again.startswith("all layers of toy.safetensors were searched before")

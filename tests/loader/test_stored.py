@@ -14,7 +14,7 @@ from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
 from hswq.loader.files.errors import ModelFileError
 from hswq.loader.files.model_file import is_stored_quantized
-from hswq.quant import Plan, quantize
+from hswq.quant import Plan, fp8_format, quantize
 from safetensors.torch import load_file, save_file
 
 PREFIX = "model.diffusion_model."
@@ -60,7 +60,7 @@ class TestFormats:
         assert alike(sample(stored), sample(models.quantized))
         again = stored.get_attachment(ATTACHMENT)
         assert (again.quantized, again.kept) == (plan.quantized, plan.kept)
-        assert again.scaled
+        assert again.number_format.scaled
 
     def test_load_again_gives_the_same_weights(self, models, checkpoint, tmp_path):
         plan = models.quantized.get_attachment(ATTACHMENT)
@@ -112,11 +112,11 @@ class TestPublished:
     def test_are_what_our_loader_makes(self, models, checkpoint, tmp_path, kind, contents):
         published = self.load(tmp_path / "a.safetensors", kind, contents, models, checkpoint)
         plan = models.quantized.get_attachment(ATTACHMENT)
-        same_plan = dataclasses.replace(plan, scaled=kind in SCALED)
+        same_plan = dataclasses.replace(plan, number_format=fp8_format(kind in SCALED))
         ours = load_checkpoint(str(checkpoint), same_plan, only_model=True)[0]
         assert not same(held(published), held(ours))
         assert alike(sample(published), sample(ours))
-        assert published.get_attachment(ATTACHMENT).scaled == same_plan.scaled
+        assert published.get_attachment(ATTACHMENT).number_format == same_plan.number_format
 
 
 class TestRefused:

@@ -42,7 +42,7 @@ def weights(patcher, names) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", ["compatible", "scaled"])
 class TestThreeWays:
     def test_give_the_same_weights_and_pictures(self, models, legacy, recorded, plans, kind):
-        whole = plans[FILE_FORMATS[kind].scaled]
+        whole = plans[FILE_FORMATS[kind].number_format.scaled]
         originals = weights(models.sixteen_bit, whole.layers)
         plan = as_written(whole, kind, originals)
         assert len(plan.quantized) > 100

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
+from helpers import make_planner
 from hswq.loader.engine.loading import check_model, load_checkpoint, load_diffusion_model
 from hswq.loader.engine.model_structure import layers_of
 from hswq.loader.files.errors import ModelFileError
@@ -25,7 +26,7 @@ LAYER = "output_blocks.5.0.out_layers.3"
 
 def planner() -> Planner:
     """Return one that searches quickly."""
-    return Planner(None, 0.25, scaled=True, settings=SearchSettings(16, 2, 0))
+    return make_planner(None, 0.25, scaled=True, settings=SearchSettings(16, 2, 0))
 
 
 WAYS = {

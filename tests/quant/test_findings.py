@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from helpers import gaussian, importance_of
-from hswq.quant import Findings, Planner, SearchSettings, make_plan
+from helpers import gaussian, importance_of, make_planner
+from hswq.quant import Findings, SearchSettings, make_plan
 
 QUICK = SearchSettings(bins=64, candidates=10, refinements=1)
 COUNT = 8
@@ -44,10 +44,10 @@ def statistics() -> dict[str, Measured]:
 
 def plan(layers, statistics, keep_ratio, known=None, scaled=True):
     """Return a Plan and the names of the layers whose weights were looked at."""
-    planner = Planner(statistics, keep_ratio, scaled=scaled, settings=QUICK, known=known)
+    planner = make_planner(statistics, keep_ratio, scaled=scaled, settings=QUICK, known=known)
     searched = [name for name in layers if planner.searches(name)]
     for name, weight in layers.items():
-        planner.add(name, weight if name in searched else None)
+        planner.amax_of(name, weight if name in searched else None)
     return planner.finish(), searched
 
 
@@ -60,7 +60,7 @@ class TestKnown:
         found, searched = plan(layers, statistics, ratio, known, scaled)
         assert not searched
         assert found == expected
-        planner = Planner(statistics, ratio, scaled=scaled, settings=QUICK, known=known)
+        planner = make_planner(statistics, ratio, scaled=scaled, settings=QUICK, known=known)
         assert planner.known_plan() == expected
 
     def test_largest_inputs_are_in_plans_and_what_is_kept_of_them(self, layers, statistics, scaled):
@@ -68,9 +68,9 @@ class TestKnown:
         known = Findings.of(make_plan(layers, statistics, 0.5, scaled, QUICK), 40)
         known = Findings.from_json(json.loads(json.dumps(known.to_json(), allow_nan=False)))
         for source in (
-            Planner(statistics, 0.5, scaled=scaled),
+            make_planner(statistics, 0.5, scaled=scaled),
             make_plan(layers, statistics, 0.5, scaled, QUICK),
-            Planner(statistics, 0, scaled=scaled, known=known),
+            make_planner(statistics, 0, scaled=scaled, known=known),
             plan(layers, statistics, 0, known, scaled)[0],
         ):
             assert [source.input_amax(name) for name in layers] == expected
@@ -79,7 +79,7 @@ class TestKnown:
         first, searched = plan(layers, statistics, 0.5, scaled=scaled)
         assert searched == first.quantized
         known = Findings.of(first, 40)
-        planner = Planner(statistics, 0, scaled=scaled, settings=QUICK, known=known)
+        planner = make_planner(statistics, 0, scaled=scaled, settings=QUICK, known=known)
         assert planner.known_plan() is None
         second, searched = plan(layers, statistics, 0, known, scaled)
         assert set(searched) == set(second.quantized) - set(first.quantized)
@@ -107,18 +107,18 @@ class TestSelection:
 
     def test_without_statistics_everything_is_quantized(self, layers):
         first = make_plan(layers, None, 0.25, True, QUICK)
-        planner = Planner(None, 0.25, scaled=True, settings=QUICK, known=Findings.of(first, 0))
+        planner = make_planner(None, 0.25, scaled=True, settings=QUICK, known=Findings.of(first, 0))
         assert planner.known_plan() == first
 
     def test_statistics_of_another_model_are_still_refused(self, layers, statistics):
         known = Findings.of(make_plan(layers, statistics, 0, True, QUICK), 40)
         statistics["other"] = Measured(1)
-        planner = Planner(statistics, 0, scaled=True, settings=QUICK, known=known)
+        planner = make_planner(statistics, 0, scaled=True, settings=QUICK, known=known)
         with pytest.raises(ValueError, match="belong to another model"):
             planner.known_plan()
 
     def test_nothing_known_is_no_plan(self, statistics):
-        assert Planner(statistics, 0.25, scaled=True).known_plan() is None
+        assert make_planner(statistics, 0.25, scaled=True).known_plan() is None
 
 
 class TestJson:

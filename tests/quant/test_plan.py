@@ -6,25 +6,24 @@ import math
 import pytest
 import reference
 import torch
-from helpers import gaussian, importance_of
+from helpers import gaussian, importance_of, make_planner
 from hswq.quant import (
+    FP8_PLAIN,
+    FP8_SCALED,
+    BySensitivity,
     LayerPlan,
     Plan,
     Planner,
+    Reason,
     SearchSettings,
+    decider_of,
     dequantize,
     make_plan,
     optimal_amax,
     quantize,
 )
 from hswq.quant.plan import (
-    KEPT_NOT_FINITE,
-    KEPT_SENSITIVE,
-    KEPT_UNMEASURED,
-    QUANTIZED,
-    QUANTIZED_UNIFORM,
     expected_error,
-    select_kept,
 )
 
 QUICK = SearchSettings(bins=64, candidates=10, refinements=1)
@@ -51,9 +50,14 @@ def plan_of(statistics, count: int, keep_ratio: float = 0.25, *, scaled: bool = 
     return make_plan(weights(count), statistics, keep_ratio, scaled, QUICK)
 
 
-class TestSelectKept:
+def kept_of(statistics, keep_ratio: float) -> set[str]:
+    reasons = BySensitivity(keep_ratio).choose(statistics)
+    return {name for name, reason in reasons.items() if reason is Reason.KEPT_SENSITIVE}
+
+
+class TestBySensitivity:
     def test_the_most_sensitive_stay(self):
-        assert select_kept(sensitivities(1, 5, 3, 4), 0.5) == {"layer1", "layer3"}
+        assert kept_of(sensitivities(1, 5, 3, 4), 0.5) == {"layer1", "layer3"}
 
     @pytest.mark.parametrize(
         ("count", "keep_ratio", "kept"),
@@ -72,19 +76,31 @@ class TestSelectKept:
         ],
     )
     def test_how_many_stay(self, count, keep_ratio, kept):
-        assert len(select_kept(sensitivities(*range(count)), keep_ratio)) == kept
+        assert len(kept_of(sensitivities(*range(count)), keep_ratio)) == kept
 
     def test_equal_ones_in_order(self):
         statistics = {name: Measured(1.0) for name in "dacb"}
-        assert select_kept(statistics, 0.25) == {"d"}
-        assert select_kept(statistics, 0.5) == {"d", "a"}
-        assert select_kept({"z": Measured(2.0), **statistics}, 0.4) == {"z", "d"}
+        assert kept_of(statistics, 0.25) == {"d"}
+        assert kept_of(statistics, 0.5) == {"d", "a"}
+        assert kept_of({"z": Measured(2.0), **statistics}, 0.4) == {"z", "d"}
 
     def test_what_is_not_finite_is_not_counted(self):
         statistics = sensitivities(1, math.nan, 3, math.inf, 2)
-        assert select_kept(statistics, 0.34) == {"layer2"}
+        assert kept_of(statistics, 0.34) == {"layer2"}
         statistics["layer2"].importance = torch.tensor([1.0, math.nan])
-        assert select_kept(statistics, 0.5) == {"layer4"}
+        assert kept_of(statistics, 0.5) == {"layer4"}
+
+    def test_named_layers_stay_beside_them(self):
+        selection = BySensitivity(0.25, frozenset({"layer0", "other"}))
+        assert selection.choose(sensitivities(1, 5, 3, 4)) == {
+            "layer0": Reason.KEPT_BY_NAME,
+            "layer1": Reason.KEPT_SENSITIVE,
+            "layer2": Reason.QUANTIZED,
+            "layer3": Reason.QUANTIZED,
+        }
+        unmeasured = Planner(None, selection)
+        assert unmeasured.reason("other") is Reason.KEPT_BY_NAME
+        assert unmeasured.reason("layer1") is Reason.QUANTIZED_UNIFORM
 
 
 class TestMakePlan:
@@ -93,10 +109,11 @@ class TestMakePlan:
         assert plan.kept == ["layer1"]
         assert plan.quantized == ["layer0", "layer2", "layer3"]
         assert list(plan.layers) == ["layer0", "layer1", "layer2", "layer3"]
-        assert plan.layers["layer1"] == LayerPlan("layer1", None, KEPT_SENSITIVE, 9)
-        assert {plan.layers[name].reason for name in plan.quantized} == {QUANTIZED}
+        assert plan.layers["layer1"] == LayerPlan("layer1", None, Reason.KEPT_SENSITIVE, 9)
+        assert {plan.layers[name].reason for name in plan.quantized} == {Reason.QUANTIZED}
         assert [layer.sensitivity for layer in plan.layers.values()] == [1, 9, 2, 3]
-        assert (plan.scaled, plan.keep_ratio, plan.settings) == (True, 0.25, QUICK)
+        assert (plan.number_format, plan.settings) == (FP8_SCALED, QUICK)
+        assert plan.selection == BySensitivity(0.25)
         assert plan.warnings == ()
 
     @pytest.mark.parametrize("scaled", [False, True])
@@ -106,8 +123,8 @@ class TestMakePlan:
         plan = make_plan(layers, {"layer0": Measured(1, importance)}, 0, scaled)
         expected = optimal_amax(layers["layer0"], importance, scaled=scaled)
         assert plan.layers["layer0"].amax == expected
-        assert plan.layers["layer0"].scale(scaled) == (expected / 448 if scaled else 1)
-        assert plan.layers["layer1"].scale(scaled) == 1
+        scale = plan.number_format.scale_of(plan.layers["layer0"].amax)
+        assert scale == (expected / 448 if scaled else 1)
 
     @pytest.mark.parametrize("scaled", [False, True])
     def test_relative_error(self, scaled, device):
@@ -128,23 +145,23 @@ class TestMakePlan:
     def test_a_layer_without_statistics_is_kept_and_not_counted(self):
         plan = plan_of(sensitivities(1, 2, 3, 4), 8)
         assert plan.kept == ["layer3", "layer4", "layer5", "layer6", "layer7"]
-        assert plan.layers["layer4"] == LayerPlan("layer4", None, KEPT_UNMEASURED, None)
+        assert plan.layers["layer4"] == LayerPlan("layer4", None, Reason.KEPT_UNMEASURED, None)
 
     @pytest.mark.parametrize("sensitivity", [math.nan, math.inf, -math.inf])
     def test_a_layer_whose_sensitivity_is_not_finite_is_kept(self, sensitivity):
         plan = plan_of(sensitivities(1, sensitivity), 2, 0)
-        assert plan.layers["layer1"] == LayerPlan("layer1", None, KEPT_NOT_FINITE, None)
+        assert plan.layers["layer1"] == LayerPlan("layer1", None, Reason.KEPT_NOT_FINITE, None)
         assert plan.quantized == ["layer0"]
 
     def test_a_layer_whose_importance_is_not_finite_is_kept(self):
         statistics = {"layer0": Measured(1, torch.tensor([1.0, math.inf, 1.0, 1.0]))}
         plan = make_plan(weights(1), statistics, 0, True, QUICK)
-        assert plan.layers["layer0"].reason == KEPT_NOT_FINITE
+        assert plan.layers["layer0"].reason == Reason.KEPT_NOT_FINITE
 
     def test_without_statistics_everything_is_quantized(self):
         plan = plan_of(None, 3, 0.5)
         assert plan.quantized == ["layer0", "layer1", "layer2"]
-        assert {layer.reason for layer in plan.layers.values()} == {QUANTIZED_UNIFORM}
+        assert {layer.reason for layer in plan.layers.values()} == {Reason.QUANTIZED_UNIFORM}
         expected = optimal_amax(
             weights(1)["layer0"], scaled=True, bins=64, candidates=10, refinements=1
         )
@@ -210,25 +227,26 @@ class TestMakePlan:
 
 class TestPlanner:
     def test_add_returns_the_amax_or_none(self, device):
-        planner = Planner(sensitivities(2, 1), 0.5, scaled=True, settings=QUICK)
+        planner = make_planner(sensitivities(2, 1), 0.5, scaled=True, settings=QUICK)
         layers = {name: weight.to(device) for name, weight in weights(2).items()}
-        assert planner.add("layer0", layers["layer0"]) is None
-        amax = planner.add("layer1", layers["layer1"])
+        assert planner.amax_of("layer0", layers["layer0"]) is None
+        amax = planner.amax_of("layer1", layers["layer1"])
         assert (amax.dtype, amax.shape, amax.device.type) == (torch.float32, (), device.type)
         assert planner.finish().layers["layer1"].amax == amax.item()
 
     def test_quantizes_knows_before_the_weight_is_there(self):
         statistics = sensitivities(1, 2, math.nan)
-        planner = Planner(statistics, 0.5, scaled=True, settings=QUICK)
+        planner = make_planner(statistics, 0.5, scaled=True, settings=QUICK)
         known = {name: planner.quantizes(name) for name in weights(4)}
         assert known == {"layer0": True, "layer1": False, "layer2": False, "layer3": False}
         for name, weight in weights(4).items():
-            assert (planner.add(name, weight) is not None) == known[name]
-        assert Planner(None, 0.5, scaled=True).quantizes("anything")
+            assert (planner.amax_of(name, weight) is not None) == known[name]
+        assert make_planner(None, 0.5, scaled=True).quantizes("anything")
 
     def test_finish_twice_gives_the_same(self):
-        planner = Planner({"layer0": Measured(1, torch.ones(9))}, 0, scaled=True, settings=QUICK)
-        planner.add("layer0", torch.full((3, 4), math.inf))
+        statistics = {"layer0": Measured(1, torch.ones(9))}
+        planner = make_planner(statistics, 0, scaled=True, settings=QUICK)
+        planner.amax_of("layer0", torch.full((3, 4), math.inf))
         assert len(planner.finish().warnings) == 2
         assert planner.finish() == planner.finish()
 
@@ -241,32 +259,33 @@ class TestPlan:
 
     def test_is_frozen(self, plan):
         with pytest.raises(dataclasses.FrozenInstanceError):
-            plan.scaled = False
+            plan.number_format = FP8_PLAIN
         with pytest.raises(TypeError):
             plan.layers["layer0"] = None
 
     @pytest.mark.parametrize("scaled", [False, True])
     def test_applied_as_a_source_it_decides_as_its_planner_did(self, scaled):
         layers = weights(3)
-        planner = Planner(sensitivities(1, 2, 3), 0.34, scaled=scaled, settings=QUICK)
-        decided = {name: planner.add(name, weight) for name, weight in layers.items()}
+        planner = make_planner(sensitivities(1, 2, 3), 0.34, scaled=scaled, settings=QUICK)
+        decided = {name: planner.amax_of(name, weight) for name, weight in layers.items()}
         plan = planner.finish()
+        known = decider_of(plan)
         for name, weight in layers.items():
-            amax = plan.add(name, weight)
+            amax = known.amax_of(name, weight)
             assert (amax is None) == (decided[name] is None)
             if amax is not None:
                 one, _ = quantize(weight, amax, scaled=scaled)
                 other, _ = quantize(weight, decided[name], scaled=scaled)
                 assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
-        assert plan.finish() is plan
+        assert known.finish() is plan
 
     def test_a_layer_that_it_does_not_know(self, plan):
         with pytest.raises(ValueError, match="another model: it has no layer 'other'"):
-            plan.add("other", gaussian(4, 4))
+            decider_of(plan).amax_of("other", gaussian(4, 4))
 
     def test_quantizes(self, plan):
-        assert [name for name in plan.layers if plan.quantizes(name)] == plan.quantized
-        assert not plan.quantizes("other")
+        assert [name for name in plan.layers if decider_of(plan).quantizes(name)] == plan.quantized
+        assert not decider_of(plan).quantizes("other")
 
 
 class TestExpectedError:

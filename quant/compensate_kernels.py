@@ -1,0 +1,93 @@
+"""A Triton kernel that rounds a layer's columns one after the other, in one launch.
+
+The rows of a weight do not know of one another. So a program takes some of them through all
+columns, and what their errors have done to the output so far never leaves its registers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .feedback import Feedback
+from .fp8 import Storing
+from .kernels import tl, triton
+
+_ROWS = 16  # a program
+_WARPS = 4
+
+
+def round_columns(columns: torch.Tensor, feedback: Feedback, storing: Storing) -> torch.Tensor:
+    """Round one column after the other, each moved by the errors of those before it.
+
+    Args:
+        columns: contiguous (C, rows) FP32 on a GPU, scaled, in the order of the feedback.
+        feedback: of their inputs, there.
+        storing: says how a value is clipped.
+
+    Returns:
+        (C, rows) uint8, bytes of float8_e4m3fn; see compensate.round_columns.
+    """
+    count, rows = columns.shape
+    stored = torch.empty_like(columns, dtype=torch.uint8)
+    size = feedback.answers.shape[1]
+    bound = torch.as_tensor(storing.bound, dtype=torch.float32, device=columns.device)
+    with torch.cuda.device_of(columns):  # Triton launches on the current device
+        _round_columns[(triton.cdiv(rows, _ROWS),)](
+            columns, feedback.answers.contiguous(), feedback.directions.contiguous(), bound,
+            stored, count, rows, size,
+            HALF=storing.dtype is torch.float16, ROWS=_ROWS,
+            SIZE=max(16, triton.next_power_of_2(size)), num_warps=_WARPS,
+        )  # fmt: skip
+    return stored
+
+
+if triton is not None:
+
+    @triton.jit
+    def _round_to_fp8(value, bound, HALF: tl.constexpr):  # noqa: N803
+        """The byte of e4m3fn next to a value, ties to the even one, and what it stands for."""
+        if HALF:
+            value = value.to(tl.float16).to(tl.float32)
+        magnitude = tl.minimum(tl.abs(value), bound)
+        bits = magnitude.to(tl.int32, bitcast=True)
+        # FP32 keeps 23 bits of the mantissa, e4m3fn 3.
+        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) << 20
+        # Next to 2^14, FP32's numbers lie as far apart as e4m3fn's below 2^-6.
+        shifted = magnitude + 16384.0
+        steps = shifted.to(tl.int32, bitcast=True) & 0xF
+        is_normal = magnitude >= 0.015625
+        byte = tl.where(is_normal, (normal >> 20) - 960, steps)
+        rounded = tl.where(is_normal, normal.to(tl.float32, bitcast=True), shifted - 16384.0)
+        negative = value.to(tl.int32, bitcast=True) < 0
+        byte = tl.where(negative, byte | 0x80, byte)
+        return byte.to(tl.uint8), tl.where(negative, -rounded, rounded)
+
+    # A single column would be a constant, which nothing can be taken from.
+    @triton.jit(do_not_specialize=["count"])
+    def _round_columns(
+        columns, answers, directions, bound, stored, count, rows, size,
+        HALF: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        inside = row < rows
+        part = tl.arange(0, SIZE)
+        used = part < size
+        limit = tl.load(bound)
+        error = tl.zeros((ROWS, SIZE), dtype=tl.float32)
+        value = tl.load(columns + row, mask=inside, other=0.0)
+        answer = tl.load(answers + part, mask=used, other=0.0)
+        direction = tl.load(directions + part, mask=used, other=0.0)
+        left = count
+        while left > 0:
+            # What the next column needs is under way while this one is computed.
+            left -= 1
+            columns, answers, directions = columns + rows, answers + size, directions + size
+            next_value = tl.load(columns + row, mask=inside & (left > 0), other=0.0)
+            next_answer = tl.load(answers + part, mask=used & (left > 0), other=0.0)
+            next_direction = tl.load(directions + part, mask=used & (left > 0), other=0.0)
+            wanted = value + tl.sum(error * answer[None, :], 1)
+            byte, rounded = _round_to_fp8(wanted, limit, HALF)
+            tl.store(stored + row, byte, mask=inside)
+            stored += rows
+            error += (value - rounded)[:, None] * direction[None, :]
+            value, answer, direction = next_value, next_answer, next_direction

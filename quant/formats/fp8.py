@@ -1,0 +1,51 @@
+"""FP8 e4m3fn: HSWQ's V2 (scaled) and V1 (plain)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from ..fp8 import FP8_MAX, quantize
+from ..histogram import WeightedHistogram
+from ..search import Found, SearchSettings, search_amax
+
+
+@dataclasses.dataclass(frozen=True)
+class FP8Format:
+    """FP8 with a scale a layer, or with the fixed grid of the numbers themselves.
+
+    Attributes:
+        name: as NumberFormat's.
+        scaled: V2: the weight is stored times 448 / amax. Else V1: clipped at amax, as it is.
+    """
+
+    name: str
+    scaled: bool
+    title: ClassVar[str] = "FP8"
+    item_bytes: ClassVar[int] = 1
+    scale_bytes: ClassVar[int] = 4
+
+    def search(self, histogram: WeightedHistogram, settings: SearchSettings) -> Found:
+        """Return the clipping magnitude (amax) with the least weighted error."""
+        return search_amax(histogram, settings, scaled=self.scaled)
+
+    def quantize(
+        self, weight: torch.Tensor, amax: float | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the float8_e4m3fn weight and its FP32 weight_scale (see quant.quantize)."""
+        return quantize(weight, amax, scaled=self.scaled)
+
+    def scale_of(self, amax: float) -> float:
+        """Return the weight_scale that belongs to an amax: `amax / 448`, or 1 for V1."""
+        return amax / FP8_MAX if self.scaled else 1.0
+
+
+FP8_SCALED = FP8Format("scaled", scaled=True)
+FP8_PLAIN = FP8Format("compatible", scaled=False)
+
+
+def fp8_format(scaled: bool) -> FP8Format:
+    """Return HSWQ's V2 (True) or V1."""
+    return FP8_SCALED if scaled else FP8_PLAIN

@@ -1,0 +1,97 @@
+"""What a layer is handed is complete: ComfyUI may move or use a model while it loads."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import comfy.model_management
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from harness.inprocess import alike, held, parts, patched, same, sample
+from harness.patches import patch_file
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.engine.transfer import Transfer
+
+SIZES = [1, 5, 1 << 10, 40 << 20, 17 << 20, 16 << 20, 3, 30 << 20]  # the ring has 64 MiB
+
+
+def made(size: int, value: int) -> torch.Tensor:
+    return torch.full((size,), value, dtype=torch.uint8)
+
+
+class TestPlaced:
+    @pytest.fixture
+    def transfer(self):
+        """Copies in the host's memory, the way that a GPU's tensors go."""
+        transfer = Transfer(torch.device("cpu"))
+        transfer._staged = True
+        return transfer
+
+    def test_is_complete_when_it_is_handed_out(self, transfer):
+        placed = []
+        for value, size in enumerate(SIZES, 1):
+            placed.append(transfer.place(made(size, value), torch.device("cpu")))
+            assert placed[-1].equal(made(size, value))
+        for value, size in enumerate(SIZES, 1):  # and none is a part of the ring
+            assert placed[value - 1].equal(made(size, value))
+
+    def test_has_dtype_and_shape(self, transfer):
+        weight = torch.randn(8, 4, 3, 3).to(torch.float8_e4m3fn)
+        placed = transfer.place(weight, torch.device("cpu"))
+        assert placed.dtype == weight.dtype
+        assert placed.view(torch.uint8).equal(weight.view(torch.uint8))
+        rearranged = weight.view(torch.uint8).to(memory_format=torch.channels_last)
+        assert transfer.place(rearranged, torch.device("cpu")).equal(weight.view(torch.uint8))
+
+    @pytest.mark.gpu
+    def test_from_a_gpu_as_well(self):
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU")
+        transfer = Transfer(torch.device("cuda", 0))
+        for value, size in enumerate(SIZES, 1):
+            up = transfer.up(made(size, value))
+            assert transfer.place(up, transfer.device) is up
+            torch.cuda._sleep(10_000_000)  # the GPU is still at work
+            assert transfer.place(up + 1, torch.device("cpu")).equal(made(size, value + 1))
+        transfer.finish()
+
+
+@pytest.mark.gpu
+class TestBuiltOnTheGpu:
+    """ComfyUI builds a model there where that has more free memory than the host."""
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch):
+        device = comfy.model_management.get_torch_device()
+        if device.type != "cuda":
+            pytest.skip("needs an NVIDIA GPU")
+        monkeypatch.setattr(comfy.model_management, "unet_inital_load_device", lambda *_: device)
+
+    @pytest.fixture
+    def again(self, checkpoint, planner) -> partial[ModelPatcher]:
+        """Load the toy as for a clone with weights of its own."""
+        return partial(load_checkpoint, str(checkpoint), planner(), only_model=True, to_host=True)
+
+    def test_has_the_same_weights(self, models, again):
+        built = again()[0]
+        assert not same(held(built), held(models.quantized))
+        weights = built.model.diffusion_model.parameters()
+        assert all(part.is_cuda for weight in weights for part in parts(weight))
+        assert alike(sample(built), sample(models.quantized))
+
+    def test_so_have_its_clones(self, models):
+        original = patched(models.quantized, patch_file("LoRA"))
+        for clone in (
+            original.clone(force_deepcopy=True),
+            original.deepclone_multigpu(new_load_device=original.load_device),
+        ):
+            assert clone.model is not original.model
+            assert not same(held(clone), held(models.quantized))
+
+    def test_goes_to_the_host_and_back(self, models, again):
+        built = again()[0]
+        for _ in range(2):
+            comfy.model_management.unload_all_models()
+            assert not same(held(built), held(models.quantized))
+            assert alike(sample(built), sample(models.quantized))
