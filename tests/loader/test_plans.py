@@ -21,7 +21,6 @@ from hswq.quant import (
     BySensitivity,
     Findings,
     KnownPlan,
-    Plan,
     Planner,
     QuantizeSettings,
     SearchSettings,
@@ -97,7 +96,8 @@ class TestKeptPlan:
         plan = model.get_attachment(ATTACHMENT)
         first.keep(plan)
         higher = chosen(of, dataclasses.replace(rough, selection=BySensitivity(0.5))).decider
-        assert isinstance(higher, Plan)
+        assert isinstance(higher, KnownPlan)
+        higher = higher.plan
         assert set(higher.quantized) < set(plan.quantized)
         assert all(higher.layers[name] == plan.layers[name] for name in higher.quantized)
         everything = dataclasses.replace(rough, selection=BySensitivity(0.0))
