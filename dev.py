@@ -6,7 +6,9 @@ commands:
   serve [ARG ...]        ComfyUI with this extension and the toy model; arguments go to ComfyUI
   bench NAME [ARG ...]   one benchmark of tests/bench
 
-With --comfyui VERSION each of them runs on that release, in a folder of its own under .dev/.
+With --comfyui RELEASE each of them runs on that release, in a folder of its own under .dev/;
+"newest" is the newest that GitHub has, with the newest packages of ComfyUI's makers. With
+--comfyui FOLDER it is the ComfyUI there, as with COMFYUI_PATH.
 
 The first run installs torch and ComfyUI (8 GB, some minutes). Later runs only look whether all
 of it is still there. A setup that was stopped goes on where it was; .dev/ may be deleted.
@@ -24,7 +26,14 @@ if sys.version_info < (3, 10):  # noqa: UP036 - older Pythons come this far, and
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from environment.host import DEFAULT_RELEASE, RELEASES, Host, SetupError, choose_host  # noqa: E402
+from environment.host import (  # noqa: E402
+    DEFAULT_RELEASE,
+    NEWEST,
+    RELEASES,
+    Host,
+    SetupError,
+    choose_host,
+)
 from environment.install import set_up, set_up_frontend, set_up_toy  # noqa: E402
 from environment.steps import wait_for  # noqa: E402
 
@@ -99,7 +108,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=ENVIRONMENT_HELP, formatter_class=raw, allow_abbrev=False
     )
-    parser.add_argument("--comfyui", choices=RELEASES, help=f"default: {DEFAULT_RELEASE}")
+    releases = ", ".join((*RELEASES, NEWEST))
+    words = f"one of {releases}, or a folder; default: {DEFAULT_RELEASE}"
+    parser.add_argument("--comfyui", metavar="RELEASE", help=words)
     parser.add_argument("command", choices=COMMANDS, help="see above")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(release_first(sys.argv[1:]))

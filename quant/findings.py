@@ -1,4 +1,4 @@
-"""What searches have found of a model's layers, which no keep_ratio changes."""
+"""What searches found about a model's layers. It does not depend on keep_ratio."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .reasons import Reason
 
 @dataclasses.dataclass(frozen=True)
 class LayerFinding:
-    """What is known of one layer.
+    """What is known about one layer.
 
     Attributes:
         sensitivity: output variance; None where not measured, nan where not finite.
-        amax: that the search found; None where the layer was not searched.
-        relative_error: as LayerPlan's; None where the layer was not searched.
-        warnings: as LayerPlan's.
-        input_amax: as LayerPlan's.
+        amax: what the search found; None where the layer was not searched.
+        relative_error: as in LayerPlan; None where the layer was not searched.
+        warnings: as in LayerPlan.
+        input_amax: as in LayerPlan.
     """
 
     sensitivity: float | None
@@ -30,12 +30,12 @@ class LayerFinding:
     warnings: tuple[str, ...] = ()
     input_amax: float | None = None
 
-    # With it this is a MeasuredLayer, by which layers are selected.
+    # This makes it a MeasuredLayer, so that layers can be selected by findings alone.
     importance: ClassVar[None] = None
 
     @classmethod
     def of(cls, layer: LayerPlan) -> LayerFinding:
-        """Return what a Plan says of a layer, without its fate."""
+        """Return what a Plan knows about a layer, but not whether it is kept."""
         sensitivity = math.nan if layer.reason is Reason.KEPT_NOT_FINITE else layer.sensitivity
         found = layer.amax, layer.relative_error, layer.warnings, layer.input_amax
         return cls(sensitivity, *found)
@@ -43,13 +43,14 @@ class LayerFinding:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What Plans of one model, mode, statistics and search settings have found.
+    """What Plans found that share a model, a mode, statistics and search settings.
 
-    A Planner that knows them selects by their sensitivities and searches only what they lack.
+    A Planner that is given findings selects layers by their sensitivities. It searches only the
+    layers whose amax they lack.
 
     Attributes:
         layers: every Linear and Conv2d by name, in the model's order.
-        samples: latent images that the sensitivities come from.
+        samples: number of latent images that the sensitivities come from.
     """
 
     layers: Mapping[str, LayerFinding]
@@ -57,7 +58,7 @@ class Findings:
 
     @classmethod
     def of(cls, plan: Plan, samples: int) -> Findings:
-        """Return what one Plan has found."""
+        """Return what one Plan found."""
         layers = {name: LayerFinding.of(layer) for name, layer in plan.layers.items()}
         return cls(MappingProxyType(layers), samples)
 
@@ -67,11 +68,11 @@ class Findings:
         return {k: layer for k, layer in self.layers.items() if layer.sensitivity is not None}
 
     def amax(self, name: str) -> float | None:
-        """Return a layer's amax, None where it was not searched."""
+        """Return a layer's amax; None where it was not searched."""
         return self.layers[name].amax if name in self.layers else None
 
     def including(self, plan: Plan) -> Findings:
-        """Return these with what a Plan that knew them has found."""
+        """Return these findings with those of a Plan that was made from them."""
         layers = dict(self.layers)
         for name in plan.quantized:
             if name in layers:
@@ -84,7 +85,7 @@ class Findings:
         for name, layer in self.layers.items():
             layers[name] = dataclasses.asdict(layer)
             if layer.sensitivity is not None and math.isnan(layer.sensitivity):
-                layers[name]["sensitivity"] = "nan"  # which JSON has not
+                layers[name]["sensitivity"] = "nan"  # JSON has no nan
         return {"samples": self.samples, "layers": layers}
 
     @classmethod

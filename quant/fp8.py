@@ -14,21 +14,21 @@ FP8_MAX = 448.0
 
 _SMALLEST_NORMAL = 2.0**-6
 _SUBNORMAL_STEP = 2.0**-9
-_PIECE = 1 << 18  # weights a thread at a time, which its cache holds
+_PIECE = 1 << 18  # weights that a thread does at a time: as many as its cache holds
 _DROPPED_BITS = 20  # FP32 keeps 23 mantissa bits, e4m3fn keeps 3
 
 
 def positive_grid(device: torch.device) -> torch.Tensor:
-    """Return the (127,) FP32 values of e4m3fn that are not negative, from 0 to 448."""
+    """Return the 127 values of e4m3fn from 0 to 448: (127,) FP32."""
     values = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
     return values.to(device)
 
 
 def quotient(numerator: torch.Tensor | float, denominator: torch.Tensor | float) -> torch.Tensor:
-    """Return the correctly rounded quotient of a tensor and a number, on every device alike.
+    """Return the correctly rounded quotient of a tensor and a number, the same on every device.
 
-    Torch multiplies by the reciprocal where a number is divided by a tensor, and on CUDA also
-    where a tensor is divided by a number: one rounding too many for what must be exact.
+    Torch computes number / tensor as a product with the reciprocal, and on CUDA tensor / number
+    too. That rounds twice, and the results here must be exact.
     """
     if not isinstance(numerator, torch.Tensor):
         return torch.full_like(denominator, numerator) / denominator
@@ -38,8 +38,8 @@ def quotient(numerator: torch.Tensor | float, denominator: torch.Tensor | float)
 def round_to_grid(magnitude: torch.Tensor) -> torch.Tensor:
     """Round FP32 magnitudes in [0, 448] to the nearest e4m3fn value, ties downwards.
 
-    HSWQ.md, "FP8 grid": a value exactly between two goes to the smaller magnitude, unlike a
-    torch cast, which goes to the even one. Any shape; returns FP32 of the same shape.
+    A value exactly between two grid values goes to the smaller one, as HSWQ's search has it. A
+    torch cast goes to the even one. Any shape; returns FP32 of the same shape.
     """
     just_under_half = (1 << (_DROPPED_BITS - 1)) - 1
     bits = (magnitude.view(torch.int32) + just_under_half) >> _DROPPED_BITS << _DROPPED_BITS
@@ -49,12 +49,12 @@ def round_to_grid(magnitude: torch.Tensor) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Storing:
-    """What happens to one layer's weights before they are rounded to FP8.
+    """What is done to one layer's weights before they are rounded to FP8.
 
     Attributes:
         factor: FP32 scalar tensor that weights are multiplied by, None for 1.
-        bound: largest magnitude that is stored; a number on the CPU, which torch clips by ten
-            times as quickly, else a scalar tensor.
+        bound: largest magnitude that is stored. On the CPU it is a number, by which torch clips ten
+            times as fast as by a tensor; elsewhere a scalar tensor.
         scale: FP32 scalar tensor, weight_scale.
         dtype: in which values are clipped.
     """
@@ -65,17 +65,17 @@ class Storing:
     dtype: torch.dtype
 
     def scaled(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return weights in the units of what is stored."""
+        """Return weights in the units in which they are stored."""
         return weight if self.factor is None else weight.to(torch.float32) * self.factor
 
     def clipped(self, values: torch.Tensor) -> torch.Tensor:
-        """Return scaled weights as they are before they are rounded."""
+        """Return scaled weights, clipped to what can be stored, before they are rounded."""
         return values.to(self.dtype).clamp(-self.bound, self.bound)
 
 
 def storing_of(weight: torch.Tensor, amax: float | torch.Tensor, *, scaled: bool) -> Storing:
-    """Return how `quantize` stores a weight; its arguments are the same."""
-    # The original computes FP16 weights in FP16, so ours give its bytes; wider is never worse.
+    """Return how `quantize` stores a weight. The arguments are the same."""
+    # The original computes FP16 weights in FP16. So do we, to store the same bytes.
     dtype = torch.float16 if weight.dtype is torch.float16 else torch.float32
     amax = torch.as_tensor(amax, dtype=torch.float32, device=weight.device)
     if scaled:
@@ -88,7 +88,7 @@ def storing_of(weight: torch.Tensor, amax: float | torch.Tensor, *, scaled: bool
 def quantize(
     weight: torch.Tensor, amax: float | torch.Tensor, *, scaled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip a weight at amax and store it as FP8 (HSWQ.md, "What is stored").
+    """Clip a weight at amax and store it as FP8.
 
     Args:
         weight: any floating dtype and shape.
@@ -106,12 +106,12 @@ def quantize(
 
 
 def _in_pieces(weight: torch.Tensor, storing: Storing) -> torch.Tensor:
-    """Return a CPU's weight as FP8, piece by piece, four times as quick as at once."""
+    """Return a weight on the CPU as FP8. In pieces it is four times as fast as at once."""
     stored = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
     piece = _PIECE * torch.get_num_threads()
     pieces = zip(weight.view(-1).split(piece), stored.view(-1).split(piece), strict=True)
     for source, target in pieces:
-        # torch casts FP16 to FP8 one by one, FP32 many at a time; both give the same.
+        # torch casts FP16 to FP8 number by number, but many FP32 at a time. Both give the same.
         target.copy_(storing.clipped(storing.scaled(source)).to(torch.float32))
     return stored
 
@@ -120,12 +120,13 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
     """Return `quantized * scale` in `dtype`, multiplied in FP32 so that FP16 cannot overflow.
 
     Args:
-        quantized: float8_e4m3fn tensor of any shape; compiled, on a device that can cast it.
+        quantized: float8_e4m3fn tensor of any shape. Under torch.compile its device must be able
+            to cast it.
         scale: FP32 scalar tensor (weight_scale).
         dtype: of the result.
     """
     device = quantized.device
-    if not torch.compiler.is_compiling():  # a compiler breaks its graph at every question
+    if not torch.compiler.is_compiling():  # these questions would break a compiler's graph
         if kernels.usable(device):
             return kernels.dequantize(quantized, scale, dtype)
         if not device_casts_fp8(device.type):
@@ -134,7 +135,7 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
 
 
 def quantize_input(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return a layer's input as float8_e4m3fn for products in FP8; what is too large is clipped.
+    """Return a layer's input as float8_e4m3fn for products in FP8, clipped where it is too large.
 
     Args:
         values: contiguous FP16, BF16 or FP32, of any shape.
@@ -147,17 +148,17 @@ def quantize_input(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def gated_input(values: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-    """Return a layer's input that is GEGLU of a projection.
+    """Return GEGLU of a projection: the input of the layer after it.
 
-    On a GPU in one launch; torch's two store and load what is between them. Not for compilers,
-    which make one of torch's own.
+    On a GPU this is one launch. Torch takes two, and stores and loads the values between them. A
+    compiler fuses torch's own operations, so compiled code does not need this.
 
     Args:
-        values: contiguous (rows, 2 * channels) FP16, BF16 or FP32: what is gated, and the gates.
+        values: contiguous (rows, 2 * channels) FP16, BF16 or FP32: the values, then their gates.
         scale: FP32 scalar tensor (input_scale) for a product in FP8, see quantize_input.
 
     Returns:
-        (rows, channels), float8_e4m3fn with a scale, else in the dtype of `values`.
+        (rows, channels), as float8_e4m3fn if there is a scale, else in the dtype of `values`.
     """
     if kernels.usable(values.device):
         return kernels.gated_input(values, scale)
@@ -179,7 +180,7 @@ def device_casts_fp8(device_type: str) -> bool:
 def _cast_to_fp8(values: torch.Tensor) -> torch.Tensor:
     if device_casts_fp8(values.device.type):
         return values.to(torch.float8_e4m3fn)
-    # The bytes can be stored there, only the cast is missing (MPS).
+    # Such a device (MPS) can store the bytes; only the cast is missing.
     return (
         values.cpu()
         .to(torch.float8_e4m3fn)

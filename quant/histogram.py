@@ -13,11 +13,11 @@ ALL_ZERO_AMAX = 1e-7
 """Stands in for max|W| of a weight that is zero everywhere."""
 
 _LEAST_MAXIMUM = 1e-30
-"""Weights that are all smaller count as zero: 448 / amax would overflow FP32."""
+"""A weight whose values are all smaller counts as zero: 448 / amax would overflow FP32."""
 
 
 class WeightedHistogram(NamedTuple):
-    """Where a weight's magnitudes lie, each counted with its input channel's importance.
+    """How a weight's magnitudes are distributed, each weighted by its input channel's importance.
 
     Attributes:
         maximum: max|W|, FP32 scalar tensor.
@@ -37,11 +37,12 @@ class WeightedHistogram(NamedTuple):
 
 
 def fit_importance(importance: torch.Tensor | None, channels: int) -> torch.Tensor | None:
-    """Fit an importance vector to a weight's input channels, as HSWQ.md says.
+    """Fit an importance vector to a weight's input channels.
 
-    A shorter vector is padded with 1, a longer one is cut, None (all 1) stays None. One that is
-    then zero everywhere would leave nothing to weigh by, and counts as None.
-    Returns a (channels,) float64 tensor where `importance` lies.
+    A shorter vector is padded with 1, and a longer one is cut, as in the original. None means that
+    all channels have importance 1, and stays None. So does a vector of zeros, which would leave
+    nothing to weigh by.
+    Returns a (channels,) float64 tensor on the device of `importance`.
     """
     if importance is None:
         return None
@@ -54,13 +55,14 @@ def fit_importance(importance: torch.Tensor | None, channels: int) -> torch.Tens
 def weighted_histogram(
     weight: torch.Tensor, importance: torch.Tensor | None, bins: int
 ) -> WeightedHistogram:
-    """Build the weighted histogram of |W| (HSWQ.md, "Weighted histogram").
+    """Build the weighted histogram of |W|.
 
-    A weight that is not finite has no place in a histogram and counts as 0, so that the search
-    still finds where to clip; stored, an infinite one is clipped like any other and nan stays nan.
+    A value that is not finite has no place in a histogram. It counts as 0, so that the search still
+    finds where to clip. When it is stored, infinity is clipped like any other value, and nan stays
+    nan.
 
     Args:
-        weight: (out, in, ...) of any floating dtype, on any device; nothing is read back.
+        weight: (out, in, ...) of any floating dtype, on any device. Nothing is copied to the host.
         importance: (in,) importance of the input channels, None for all 1.
         bins: number of equal bins from 0 to max|W|.
     """
@@ -74,7 +76,7 @@ def _count(
     weight: torch.Tensor, importance: torch.Tensor | None, bins: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the maximum, (bins,) float64 sums of importance (None counts 1), and finiteness."""
-    finite = torch.stack(weight.aminmax()).isfinite().all()  # nan is both
+    finite = torch.stack(weight.aminmax()).isfinite().all()  # nan makes both nan
     magnitude = weight.nan_to_num(0, 0, 0).to(torch.float32).abs()
     maximum = _positive(magnitude.amax())
     index = (magnitude / quotient(maximum, bins)).to(torch.int64).clamp_(max=bins - 1)

@@ -1,4 +1,4 @@
-"""The Plan: what happens to every layer, and why. Nothing else decides anything about a layer."""
+"""The Plan: which layers are kept, how the others are clipped, and why. Nothing else decides."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .selection import Selection
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """One layer's fate.
+    """What happens to one layer.
 
     Attributes:
         name: relative to the diffusion model.
         amax: clipping magnitude in the weight's units; None for a layer that keeps its weights.
         reason: why it is kept or quantized.
         sensitivity: output variance, None where not measured.
-        relative_error: weighted root mean square error over the weighted root mean square of the
-            weights, of the quantized layer; None for a kept one.
+        relative_error: the quantized layer's weighted root mean square error, divided by the
+            weighted root mean square of its weights; None for a kept layer.
         warnings: sentences about statistics that do not fit the weights.
         input_amax: largest |x| of the layer's input, None where not measured.
     """
@@ -43,14 +43,14 @@ class LayerPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What quantizing one diffusion model with one set of statistics and settings does.
+    """What happens to every layer of one diffusion model, by one set of statistics and settings.
 
     Attributes:
         number_format: of the quantized layers.
-        selection: that chose the layers; None where the file had decided.
+        selection: that chose the layers; None where the file was quantized already.
         layers: every Linear and Conv2d of the model by name, in the model's order.
         settings: of the search.
-        samples: latent images that the statistics come from, 0 where unknown.
+        samples: number of latent images that the statistics come from; 0 where unknown.
     """
 
     number_format: NumberFormat
@@ -80,13 +80,14 @@ class Plan:
 
 
 def expected_error(layers: Iterable[tuple[float, int]]) -> float:
-    """Return what quantizing a model adds to its weights, as a share of them.
+    """Return the expected relative error of a whole model's weights.
 
-    The root of the mean of the squared relative errors, in which every parameter counts alike.
+    It is the root mean square of the layers' relative errors, in which every parameter counts
+    alike.
 
     Args:
-        layers: relative error (LayerPlan) and number of weights of every measured layer; a kept
-            one has the error 0.
+        layers: relative error (see LayerPlan) and number of weights of every measured layer. The
+            error of a kept layer is 0.
     """
     squares = weights = 0.0
     for error, count in layers:

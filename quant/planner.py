@@ -1,4 +1,4 @@
-"""Deciding about layers while their weights stream past."""
+"""Deciding about a model's layers while its weights are loaded one at a time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .selection import DEFAULT_SELECTION, BySensitivity, MeasuredLayer, Selectio
 
 
 class Decider(Protocol):
-    """What tells of every layer, as its weight streams past, how it is to be stored.
+    """Decides how each layer is stored, when its weight is loaded.
 
-    A Planner finds out, a KnownPlan repeats a Plan.
+    A Planner searches; a KnownPlan repeats a finished Plan.
 
     Attributes:
         number_format: of the layers that are quantized.
@@ -88,18 +88,18 @@ class KnownPlan:
 
 
 def decider_of(how: Decider | Plan) -> Decider:
-    """Return a Decider as it is, and one that repeats a Plan."""
+    """Return a Decider unchanged; for a Plan, a Decider that repeats it."""
     return KnownPlan(how) if isinstance(how, Plan) else how
 
 
 class Planner:
-    """Makes a Plan layer by layer, so that weights can be streamed past it.
+    """Makes a Plan layer by layer, so that no two weights need to be in memory at once.
 
-    The search stays on each weight's device: `finish` reads all results back at once.
+    Each search runs on its weight's device. `finish` copies all results to the host at once.
 
     Attributes:
         selection, number_format, settings, samples: as given.
-        known: what was found before.
+        known: what was found before; empty where nothing was.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class Planner:
 
         Args:
             statistics: by layer name, in the model's order. None quantizes every layer with
-                uniform importance: without a sensitivity there is nothing to choose by.
-            selection: of the layers that stay 16 bit.
-            number_format: of the others.
+                uniform importance: without sensitivities no layer can be preferred.
+            selection: chooses the layers that stay 16 bit.
+            number_format: of the other layers.
             settings: of the search.
-            samples: that the statistics come from.
-            known: what was found of this model before, with the same settings. Layers are selected
-                by its sensitivities, so that Plans of all selections come from the same numbers.
+            samples: number of latent images that the statistics come from.
+            known: what was found about this model before, with the same settings. Layers are
+                selected by its sensitivities, so that all selections use the same numbers.
         """
         self.selection = selection
         self.number_format = number_format
@@ -144,7 +144,7 @@ class Planner:
         return self.quantizes(name) and self.known.amax(name) is None
 
     def input_amax(self, name: str) -> float | None:
-        """Return the largest |x| of a layer's input, None where the statistics do not say."""
+        """Return the largest |x| of a layer's input; None where the statistics do not say."""
         amax = getattr(self._ranked.get(name), "input_amax", None)
         return None if amax is None or not math.isfinite(amax) else amax
 
@@ -159,11 +159,11 @@ class Planner:
     def amax_of(self, name: str, weight: torch.Tensor | None) -> torch.Tensor | float | None:
         """Plan one layer; return its amax, or None where it is kept.
 
-        An amax that is searched is a FP32 scalar tensor on the weight's device.
+        An amax that was just searched is an FP32 scalar tensor on the weight's device.
 
         Args:
             name: of the layer, relative to the diffusion model.
-            weight: (out, in, ...), on the device that shall search.
+            weight: (out, in, ...), on the device that is to search; None if `searches` is False.
         """
         reason = self.reason(name)
         ranked = self._ranked.get(name)
@@ -184,7 +184,7 @@ class Planner:
         return self._search(layer, weight)
 
     def known_plan(self) -> Plan | None:
-        """Return the Plan of a model of which all is known; None where a layer must be searched.
+        """Return the Plan if all of it is known already; None where a layer must be searched.
 
         Raises:
             ValueError: as `finish`.
@@ -200,7 +200,8 @@ class Planner:
         """Return the Plan of all layers that were asked about.
 
         Raises:
-            ValueError: the statistics name layers that were never asked about: another model's.
+            ValueError: the statistics name layers that were never asked about: they belong to
+                another model.
         """
         missing = [name for name in self._statistics or {} if name not in self._layers]
         if missing:
@@ -240,7 +241,8 @@ def make_plan(
     """Plan all layers of a model.
 
     Args:
-        layers: weights (out, in, ...) by layer name, or pairs that may be produced one at a time.
+        layers: weights (out, in, ...) by layer name; or pairs of both, which an iterator may
+            produce one at a time.
         statistics: by layer name; None quantizes every layer with uniform importance.
         keep_ratio: share of the measured layers that stay 16 bit, 0 to 1.
         scaled: V2 (True) or V1.
@@ -259,17 +261,17 @@ def _channel_warnings(
     name: str, weight: torch.Tensor, importance: torch.Tensor | None
 ) -> tuple[str, ...]:
     channels = weight.shape[1] if weight.ndim > 1 else 1
-    # A single value is what the Dual Monitor has of inputs without a channel axis.
+    # Where an input has no channel axis, the Dual Monitor gives a single value.
     if importance is None or importance.numel() in (1, channels):
         return ()
     return (
-        f"{name} has {channels} input channels, its statistics {importance.numel()}: "
-        "are they of another model?",
+        f"{name} has {channels} input channels, but its statistics have {importance.numel()}: "
+        "do they belong to another model?",
     )
 
 
 def _to_host(results: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    """Read rows of numbers back from the device in one transfer."""
+    """Copy rows of numbers to the host in one transfer."""
     if not results:
         return {}
     return dict(zip(results, torch.stack(list(results.values())).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Why a layer is kept in 16 bit or quantized. Sentences about it are made where they are shown."""
+"""Why a layer is kept in 16 bit or quantized. The panel has the sentences, in each language."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import enum
 
 
 class Reason(enum.Enum):
-    """A layer's fate and its cause; the value is the word that files and the panel use."""
+    """Why a layer is kept or quantized. Files and the panel use the values."""
 
     KEPT_SENSITIVE = "kept_sensitive"
-    """Its output varies most, and keep_ratio leaves room for it."""
+    """Its output varies more than that of the quantized layers."""
 
     KEPT_BY_NAME = "kept_by_name"
-    """The user, or the default for the first and last projection, named it."""
+    """It was named: by the user, or by a default such as the first and last projection."""
 
     KEPT_UNMEASURED = "kept_unmeasured"
     """No sampling has measured it."""
@@ -27,4 +27,4 @@ class Reason(enum.Enum):
     """There are no statistics: every channel counts alike."""
 
     STORED = "stored"
-    """The file was quantized already, and decided about it."""
+    """The file was quantized already; the layer is as the file has it."""

@@ -1,4 +1,4 @@
-"""The search for the clipping magnitude (amax) with the least weighted error."""
+"""The search for the clipping magnitude (amax) that gives the least weighted error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .fp8 import FP8_MAX, positive_grid, quotient, round_to_grid
 from .histogram import WeightedHistogram, weighted_histogram
 
 SEARCH_LIMITS = {"bins": (2, 65536), "candidates": (2, 10000), "refinements": (0, 50)}
-"""Least and most of every search setting."""
+"""The range of each search setting, both ends included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class SearchSettings:
     Attributes:
         bins: bins of the weighted histogram.
         candidates: amax values tried in each round.
-        refinements: rounds after the first, each over a quarter of the range before.
+        refinements: rounds after the first, each around the best amax so far. A round reaches a
+            quarter of the last range to either side.
     """
 
     bins: int = 4096
@@ -45,12 +46,14 @@ _FINALISTS = 8
 def candidate_errors(
     histogram: WeightedHistogram, candidates: torch.Tensor, *, scaled: bool
 ) -> torch.Tensor:
-    """Return mse(a) of every candidate, bin by bin: `sum H * (q(centre, a) - centre)^2`.
+    """Return every candidate's weighted mean squared error, summed over the histogram's bins.
+
+    For an amax a it is `sum H * (q(centre, a) - centre)^2`, where q rounds to the FP8 grid.
 
     Args:
         histogram: of one weight.
         candidates: (candidates,) FP32 amax values.
-        scaled: the rounding of V2, else of V1.
+        scaled: True for the rounding of V2, False for V1.
 
     Returns:
         (candidates,) float64.
@@ -67,11 +70,12 @@ def candidate_errors(
 
 
 class _GridErrors:
-    """The same errors, grid value by grid value: 127 terms a candidate instead of one a bin.
+    """The same errors, computed faster: a term for each of 127 grid values, not for each bin.
 
-    All bins between two rounding boundaries go to one grid value q, so their error is
-    `q^2 sum H - 2 q sum H c + sum H c^2`, and prefix sums over the bins give the three sums.
-    Right to about 1e-16 of the weight's mean square, which is why finalists are measured again.
+    All bins between two rounding boundaries are rounded to one grid value q. With c for a bin's
+    centre, their error is `q^2 sum H - 2 q sum H c + sum H c^2`. Prefix sums over the bins give the
+    three sums. The terms cancel, so an error is only exact to about 1e-16 of the weight's mean
+    square. That is why search_amax measures the best candidates again.
     """
 
     def __init__(self, histogram: WeightedHistogram, *, scaled: bool) -> None:
@@ -124,9 +128,9 @@ class Found(NamedTuple):
 def search_amax(
     histogram: WeightedHistogram, settings: SearchSettings = DEFAULT_SETTINGS, *, scaled: bool
 ) -> Found:
-    """Search the best amax of one histogram (HSWQ.md, "Search of amax").
+    """Search the best amax of one histogram.
 
-    Everything stays on the histogram's device; nothing is read back.
+    Everything stays on the histogram's device; nothing is copied to the host.
     """
     if kernels.usable(histogram.density.device):
         with torch.cuda.device_of(histogram.density):  # Triton launches on the current device
@@ -145,7 +149,7 @@ def search_amax(
     grid_errors = _GridErrors(histogram, scaled=scaled)
     for _ in range(settings.refinements + 1):
         candidates = _evenly(low, high, settings.candidates)
-        # Stable, so that the first of equals is among the finalists, which stay in order.
+        # A stable sort takes the first of equal candidates. The second sort restores their order.
         finalists = grid_errors(candidates).sort(stable=True).indices[:_FINALISTS].sort().values
         errors = candidate_errors(histogram, candidates[finalists], scaled=scaled)
         error, index = errors.min(0).values, finalists[errors.argmin()]
@@ -200,9 +204,9 @@ def weighted_mse(
 def _evenly(low: torch.Tensor, high: torch.Tensor, count: int) -> torch.Tensor:
     """Return `count` FP32 values evenly from low to high, both included, as torch.linspace does.
 
-    linspace steps up from low in its first half and down from high in its second, each with one
-    rounding (a fused multiply-add; float64 gives the same). It takes host numbers only, so this
-    repeats it for tensors.
+    torch.linspace takes no tensors, so this does the same for them. In the first half it steps up
+    from low, in the second half down from high. It rounds each value once, by a fused
+    multiply-add; float64 gives the same here.
     """
     low, high = low.to(torch.float32), high.to(torch.float32)
     step = quotient(high - low, count - 1).to(torch.float64)

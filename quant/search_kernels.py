@@ -1,6 +1,6 @@
-"""Triton kernels of the search, which plain torch does in many launches; the results are the same.
+"""Triton kernels of the search. Plain torch takes many launches for the same results.
 
-Present where those of a forward are (kernels.usable).
+They can be used where `kernels.usable` says so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from .kernels import tl, triton
 
 _BLOCK = 4096
-_COPIES = 64  # of the histogram, so that programs seldom add to the same address at once
+_COPIES = 64  # of the histogram, so that two programs rarely add to the same address at once
 _ONE_PROGRAM = (1,)
 
 
@@ -37,10 +37,10 @@ def add_to_histogram(
     """Return (bins,) float64: the importance of every weight added to the bin of its magnitude.
 
     Args:
-        weight: contiguous (out, in, ...) floating tensor on a GPU; one that is not finite
+        weight: contiguous (out, in, ...) floating tensor on a GPU. A value that is not finite
             counts as 0.
         maximum: FP32 scalar tensor, upper end of the last bin.
-        importance: (in,) float64 there, or (1,) for one that all channels share.
+        importance: (in,) float64 on the same device, or (1,) where all channels share it.
         bins: number of bins.
     """
     out = torch.zeros(_COPIES, bins, dtype=torch.float64, device=weight.device)
@@ -67,7 +67,7 @@ def search_amax(
         The amax (FP32 scalar tensor), its error and the power (float64 scalar tensors).
     """
     device = density.device
-    # The last one is the error of storing nothing at all: the power.
+    # The last is the error of storing only zeros, which is the power of the weights.
     errors = torch.empty(candidates + 1, dtype=torch.float64, device=device)
     # low, high, best amax and lowest error so far
     state = torch.empty(4, dtype=torch.float64, device=device)
@@ -97,7 +97,7 @@ if triton is not None:
     def _largest_magnitude(weight, found, count, BLOCK: tl.constexpr):  # noqa: N803
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         magnitude, finite = _finite_magnitude(weight, at, at < count)
-        # The bits of floats that are not negative are in the floats' order.
+        # As integers, the bits of floats that are not negative have the same order as the floats.
         tl.atomic_max(found, tl.max(magnitude.to(tl.int32, bitcast=True)), sem="relaxed")
         tl.atomic_max(found + 1, tl.max(tl.where(finite, 0, 1)), sem="relaxed")
 

@@ -13,7 +13,7 @@ from .reasons import Reason
 
 
 class MeasuredLayer(Protocol):
-    """What a selection and a search read of one layer's statistics (LayerStatistics has it)."""
+    """What a selection and a search need of one layer's statistics. LayerStatistics provides it."""
 
     @property
     def sensitivity(self) -> float:
@@ -28,22 +28,26 @@ class Selection(Protocol):
     """A way to choose the layers that stay 16 bit, as a frozen value.
 
     Attributes:
-        also_keep: names of layers that stay 16 bit in any case, measured or not.
+        also_keep: names of layers that always stay 16 bit, measured or not.
     """
 
     also_keep: frozenset[str]
 
     def choose(self, layers: Mapping[str, MeasuredLayer]) -> dict[str, Reason]:
-        """Return the reason of each measured layer; they come in the model's order."""
+        """Return why each measured layer is kept or quantized.
+
+        Args:
+            layers: by name, in the model's order.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class BySensitivity:
-    """HSWQ's own selection: the layers whose outputs vary most (HSWQ.md, "Layer selection").
+    """HSWQ's own selection: it keeps the layers whose outputs vary most.
 
     Attributes:
         keep_ratio: share of the measured layers that stay 16 bit, 0 to 1.
-        also_keep: names of layers that stay 16 bit beside them, measured or not.
+        also_keep: names of further layers that stay 16 bit, measured or not.
     """
 
     keep_ratio: float = 0.25
@@ -55,14 +59,14 @@ class BySensitivity:
             raise ValueError(f"keep_ratio must be a number from 0 to 1, got {self.keep_ratio!r}")
 
     def choose(self, layers: Mapping[str, MeasuredLayer]) -> dict[str, Reason]:
-        """Keep the first `int(N * keep_ratio)` of the N layers by sensitivity, highest first.
+        """Keep the `int(N * keep_ratio)` most sensitive of the N layers.
 
-        Layers of equal sensitivity stay in the mapping's order. A layer whose statistics are not
-        finite is kept, and does not count.
+        Among layers of equal sensitivity, those that come first are kept. A layer whose statistics
+        are not finite is kept too, and is not one of the N.
         """
         ranked = sorted(
             (name for name, layer in layers.items() if is_finite(layer)),
-            key=lambda name: -layers[name].sensitivity,  # a stable sort
+            key=lambda name: -layers[name].sensitivity,  # stable: equal ones stay in order
         )
         sensitive = set(ranked[: int(len(ranked) * self.keep_ratio)])
         return {name: self._reason(name, layer, sensitive) for name, layer in layers.items()}

@@ -14,8 +14,8 @@ class QuantizeSettings:
     """What a user chooses about quantizing.
 
     Attributes:
-        number_format: that quantized layers have.
-        selection: of the layers that stay 16 bit.
+        number_format: of the quantized layers.
+        selection: chooses the layers that stay 16 bit.
         search: how finely amax is searched.
     """
 

@@ -1,53 +1,72 @@
+// What ComfyUI's page loads: the settings, the sidebar tab, its command, and a notice.
+
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { change, mount, state, takeStatus, unmount } from "./panel.mjs";
-import { loadTexts, number, request, t } from "./tools.mjs";
+import { number } from "./common/numbers.mjs";
+import { request } from "./common/request.mjs";
+import { loadTexts, t } from "./common/texts.mjs";
+import { takeStatus } from "./panel/questions.mjs";
+import { mount, unmount } from "./panel/sidebar.mjs";
+import { state } from "./panel/state.mjs";
+import { nodeLines } from "./nodes/lines.mjs";
+import { SETTINGS } from "./settings.mjs";
 
-const TAB = { id: "hswq", title: "HSWQ", tooltip: "HSWQ Panel", icon: "pi pi-chart-bar" };
+const TITLE = "HSWQ Panel";
+const TAB = { id: "hswq", title: "HSWQ", tooltip: TITLE, icon: "pi pi-chart-bar" };
+const STYLES = ["controls.css", "views.css", "nodes.css"];
+const NOTICE_MILLISECONDS = 10000;
+
 const toggle = () => app.extensionManager.command.execute(`Workspace.ToggleSidebarTab.${TAB.id}`);
-const COMMAND = { id: "HSWQ.TogglePanel", label: "HSWQ Panel", icon: TAB.icon, function: toggle };
+const COMMAND = { id: "HSWQ.TogglePanel", label: TITLE, icon: TAB.icon, function: toggle };
 
 // At the top level, so that ComfyUI knows the event before the first one comes.
 api.addEventListener("hswq.status", ({ detail }) => {
   const before = state.status?.models;
   takeStatus(detail);
-  const isNews = ({ id, state: now }) => ["ready", "complete"].includes(now)
-    && (before.find((model) => model.id === id)?.state ?? "recording") === "recording";
-  if (before) detail.models.filter(isNews).forEach(announce);
+  if (before) newlyReady(before, detail.models).forEach(announce);
 });
+
+/** Return the models that can be quantized now and could not before. */
+function newlyReady(before, models) {
+  const isReady = (model) => ["ready", "complete"].includes(model.state);
+  const wasRecording = ({ id }) => {
+    const known = before.find((model) => model.id === id);
+    return !known || known.state === "recording";
+  };
+  return models.filter((model) => isReady(model) && wasRecording(model));
+}
 
 async function announce({ name, samples }) {
   await loadTexts();
   const detail = t("readyDetail", { name, samples: number(samples) });
-  app.extensionManager.toast.add({ severity: "success", summary: t("ready"), detail, life: 10000 });
+  const life = NOTICE_MILLISECONDS;
+  app.extensionManager.toast.add({ severity: "success", summary: t("ready"), detail, life });
 }
 
-// ComfyUI keeps the values; loader/host/settings.py reads them, with the same defaults, where each
-// sampling starts.
-const setting = (id, name, type, defaultValue, tooltip, more) => ({
-  id: `HSWQ.${id}`, category: ["HSWQ", "Recording", id], name, type, defaultValue, tooltip, ...more });
+function loadStyles() {
+  for (const name of STYLES) {
+    const { href } = new URL(`styles/${name}`, import.meta.url);
+    const link = Object.assign(document.createElement("link"), { rel: "stylesheet", href });
+    document.head.append(link);
+  }
+}
 
 app.registerExtension({
   name: "HSWQ",
-  settings: [
-    setting("Budget", "Budget (% of a step)", "slider", 2,
-      "How much longer a sampling step may take for recording, about.",
-      { attrs: { min: 0.5, max: 20, step: 0.5 } }),
-    setting("Target", "Images to record of each model", "number", 256,
-      "When so many were recorded, recording of the model ends by itself.",
-      { attrs: { min: 32, max: 4096, step: 1 } }),
-    setting("Record", "Record while I sample", "boolean", true,
-      "Statistics of 16-bit models, which the HSWQ loader quantizes them by.",
-      { onChange: (recording) => change({ recording }) }),
-  ],
+  ...nodeLines,
+  settings: SETTINGS,
   commands: [COMMAND],
   keybindings: [{ commandId: COMMAND.id, combo: { key: "q", shift: true } }],
   menuCommands: [{ path: ["Extensions"], commands: [COMMAND.id] }],
-  actionBarButtons: [{ ...TAB, label: TAB.title, tooltip: "HSWQ Panel (Shift+Q)", onClick: toggle }],
+  actionBarButtons: [{ ...TAB, label: TAB.title, tooltip: `${TITLE} (Shift+Q)`, onClick: toggle }],
   async setup() {
-    const href = new URL("hswq.css", import.meta.url).href;
-    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
-    app.extensionManager.registerSidebarTab({ ...TAB, type: "custom", render: mount, destroy: unmount });
-    takeStatus(await request("status")); // what is ready already is no news
+    loadStyles();
+    app.extensionManager.registerSidebarTab({
+      ...TAB,
+      type: "custom",
+      render: mount,
+      destroy: unmount,
+    });
+    takeStatus(await request("status")); // models that are ready already are no news
   },
 });

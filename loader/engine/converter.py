@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import uuid
 
 import comfy.lora
 import comfy.model_management as memory
@@ -14,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from ...calibration import monitored_layers
 from ...quant import Decider, Plan, decider_of
 from .adopt import adopt
+from .bound import as_built, check_free
 from .operations import hswq_operations
 from .patchers import identity, is_quantized
 from .quantizer import Quantizer
@@ -32,14 +34,21 @@ def convert(
         disable_dynamic: ComfyUI's, for clones without Dynamic VRAM.
 
     Raises:
-        ValueError: the model is quantized already, or statistics or Plan are of another model.
+        ValueError: the model is quantized already, has something that works on its own modules
+            alone (see bound), or statistics or Plan are of another model.
     """
-    if is_quantized(patcher):
-        raise ValueError("this model is quantized already: HSWQ needs its 16-bit weights")
+    check_free(patcher)
     original = patcher
     patcher = patcher.clone(disable_dynamic=True) if disable_dynamic else patcher
+    with as_built(patcher):
+        return _convert(original, patcher, decider_of(how))
+
+
+def _convert(original: ModelPatcher, patcher: ModelPatcher, decider: Decider) -> ModelPatcher:
+    if is_quantized(patcher):
+        raise ValueError("this model is quantized already: HSWQ needs its 16-bit weights")
     base = patcher.model
-    quantizer = Quantizer(decider_of(how), len(monitored_layers(base.diffusion_model)))
+    quantizer = Quantizer(decider, len(monitored_layers(base.diffusion_model)))
     weights = _Weights(patcher)
     operations = hswq_operations(
         lambda name, _, device: quantizer.decide(name, weights.patched(f"{name}.weight"), device),
@@ -103,6 +112,7 @@ def _separate(converted: ModelPatcher) -> None:
     """Take from a clone what it shares with the patcher of another model."""
     converted.size = 0  # to be measured again
     converted.parent = None  # which ComfyUI would take to be the same model, and keep
+    converted.clone_base_uuid = uuid.uuid4()  # by which it takes others on other GPUs for clones
     # What hooks have patched is in the other model's weights.
     converted.hook_backup, converted.cached_hook_patches = {}, {}
     converted.current_hooks = None

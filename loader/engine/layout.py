@@ -144,6 +144,18 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
         """Shares bytes and scale, so that copying into it (ComfyUI's hooks) sets both."""
         return self.detach()
 
+    def __deepcopy__(self, memo: dict) -> QuantizedTensor:
+        """Copy bytes and scale; torch's own way needs memory of its own, which this has not."""
+        with torch.inference_mode(self.is_inference()), torch.no_grad():
+            copied = self.clone()
+        if isinstance(self, torch.nn.Parameter):
+            copied = torch.nn.Parameter(copied, requires_grad=self.requires_grad)
+        return memo.setdefault(id(self), copied)
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """Save the float weight (torch.save), which every torch reads without our code."""
+        return self.dequantize().__reduce_ex__(protocol)
+
     def contiguous(
         self, memory_format: torch.memory_format = torch.contiguous_format
     ) -> torch.Tensor:

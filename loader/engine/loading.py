@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable
 from types import MappingProxyType
 
 import comfy.hooks
@@ -21,17 +19,17 @@ from ...quant import FP8_MAX, Decider, LayerPlan, Plan, Reason, decider_of, fp8_
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
 from ..files.layer_formats import MODEL_MARKERS
-from ..files.model_file import diffusion_model_prefix, is_stored_quantized, load_tensors
+from ..files.model_file import ModelFile, opened
 from .adopt import adopt
 from .matmul import description, multiply_in_fp8
-from .model_structure import check_whole, detect, explained, find_layers
+from .model_structure import Structure, check_whole, detect, explained, find_layers
 from .operations import hswq_operations
 from .originals import Originals
 from .quantizer import Quantizer, make_room
 
 
 def load_checkpoint(
-    path: str,
+    file: ModelFile | str,
     how: Decider | Plan | None,
     *,
     fp8_matmul: bool = False,
@@ -42,7 +40,7 @@ def load_checkpoint(
     """Load a checkpoint with its diffusion model in FP8, kept layers in 16 bit.
 
     Args:
-        path: of the checkpoint.
+        file: the checkpoint, or its path.
         how: what tells which layers are quantized, or a Plan to repeat; None for a file that is
             quantized already, which keeps what it has.
         fp8_matmul: multiply in FP8 where the device can (see matmul).
@@ -59,35 +57,43 @@ def load_checkpoint(
             be (and the other way round).
         ValueError: the statistics or the Plan belong to another model.
     """
-    load = _Load(path, how, checkpoint=True, to_host=to_host)
-    with explained(path):
+    file = opened(file)
+    structure = detect(file)
+    if not file.prefix:  # ComfyUI would load it without our operations
+        find_layers(file)  # if it is a model at all
+        raise ModelFileError(
+            f"{file.name} is a diffusion model alone: put it into models/diffusion_models, "
+            "for Load Diffusion Model (HSWQ FP8)"
+        )
+    load = _Load(file, structure, how, to_host=to_host)
+    with explained(file):
         patcher, *_ = comfy.sd.load_state_dict_guess_config(
-            dict(load.tensors),  # it takes out what it has loaded
+            load.tensors(),
             output_vae=False,
             output_clip=False,
             model_options=load.options,
-            metadata=load.metadata,
+            metadata=file.metadata,
             disable_dynamic=disable_dynamic or load.resident,
         )
-        others = (None, None) if only_model else _clip_and_vae(load, path, disable_dynamic)
-    load.complete(patcher, _reload_checkpoint, fp8_matmul)
+        others = (None, None) if only_model else _clip_and_vae(load, disable_dynamic)
+    _complete(load, patcher, fp8_matmul)
     return patcher, *others
 
 
 def _clip_and_vae(
-    load: _Load, path: str, disable_dynamic: bool
+    load: _Load, disable_dynamic: bool
 ) -> tuple[comfy.sd.CLIP | None, comfy.sd.VAE | None]:
     """Load what is not ours as stock does, also where our model goes without Dynamic VRAM."""
     embeddings = folder_paths.get_folder_paths("embeddings")
     _, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
-        load.tensors,
+        load.tensors(),
         output_model=False,
         embedding_directory=embeddings,
         model_options=load.options,
-        metadata=load.metadata,
+        metadata=load.file.metadata,
         disable_dynamic=disable_dynamic,
     )
-    stock = (path, embeddings, {}, {})
+    stock = (load.file.path, embeddings, {}, {})
     if clip is not None:
         clip.patcher.cached_patcher_init = (comfy.sd.load_checkpoint_clip_patcher, stock)
     if getattr(vae, "patcher", None) is not None:
@@ -96,118 +102,114 @@ def _clip_and_vae(
 
 
 def load_diffusion_model(
-    path: str,
+    file: ModelFile | str,
     how: Decider | Plan | None,
     *,
     fp8_matmul: bool = False,
     to_host: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """Load a file that holds a diffusion model alone; otherwise as load_checkpoint."""
-    load = _Load(path, how, checkpoint=False, to_host=to_host)
-    with explained(path):
+    """Load a file for its diffusion model alone; otherwise as load_checkpoint."""
+    file = opened(file)
+    load = _Load(file, detect(file), how, to_host=to_host)
+    with explained(file):
         patcher = comfy.sd.load_diffusion_model_state_dict(
-            load.tensors,
+            load.tensors(),
             model_options=load.options,
-            metadata=load.metadata,
+            metadata=file.metadata,
             disable_dynamic=disable_dynamic or load.resident,
         )
-    load.complete(patcher, _reload_diffusion_model, fp8_matmul)
+    _complete(load, patcher, fp8_matmul)
     return patcher
 
 
-# ComfyUI's `cached_patcher_init` for clones with weights of their own, maybe on another GPU.
-
-
-def _reload_checkpoint(
+def _load_again(
     path: str,
     plan: Plan | None,
     fp8_matmul: bool = False,
     legacy: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """Load a checkpoint's model again with the same Plan, as `legacy` as it was."""
-    return load_checkpoint(
-        path, plan, fp8_matmul=fp8_matmul, only_model=True, to_host=True,
-        disable_dynamic=disable_dynamic or legacy,
-    )[0]  # fmt: skip
+    """Load a model with the same Plan, for a clone with weights of its own, maybe elsewhere.
 
-
-def _reload_diffusion_model(
-    path: str,
-    plan: Plan | None,
-    fp8_matmul: bool = False,
-    legacy: bool = False,
-    disable_dynamic: bool = False,
-) -> ModelPatcher:
-    return load_diffusion_model(
-        path, plan, fp8_matmul=fp8_matmul, to_host=True,
-        disable_dynamic=disable_dynamic or legacy,
-    )  # fmt: skip
-
-
-def check_model(path: str) -> None:
-    """Refuse a file that ComfyUI cannot load, where the stock loader is to load it.
-
-    Raises:
-        ModelFileError: the file is damaged, unknown to ComfyUI, or lacks layers.
+    ComfyUI keeps this and its arguments as `cached_patcher_init`, and takes the first for the path.
     """
-    find_layers(os.path.basename(path), *load_tensors(path))
+    file = ModelFile(path)
+    how = {
+        "fp8_matmul": fp8_matmul,
+        "to_host": True,
+        "disable_dynamic": disable_dynamic or legacy,
+    }
+    if file.prefix:
+        return load_checkpoint(file, plan, only_model=True, **how)[0]
+    return load_diffusion_model(file, plan, **how)
 
 
 class _Load:
-    """One load: what ComfyUI's loader is given, and what is done with the patcher it returns."""
+    """What ComfyUI's loaders are given, so that layers are quantized as they come.
+
+    Attributes:
+        file: that is loaded.
+        options: ComfyUI's model_options.
+        resident: whether the model stays on the GPU from the start.
+        originals: of the layers.
+        quantizer: of the layers; None where the file is quantized.
+    """
 
     def __init__(
-        self, path: str, how: Decider | Plan | None, *, checkpoint: bool, to_host: bool
+        self, file: ModelFile, structure: Structure, how: Decider | Plan | None, *, to_host: bool
     ) -> None:
-        self._path, self._name = path, os.path.basename(path)
-        self.tensors, self.metadata = load_tensors(path)
-        found = detect(self.tensors, self.metadata, self._name)
-        if checkpoint and found.alone:  # ComfyUI would load it without our operations
-            find_layers(self._name, self.tensors, self.metadata)  # if it is a model at all
-            raise ModelFileError(
-                f"{self._name} is a diffusion model alone: put it into models/diffusion_models, "
-                "for Load Diffusion Model (HSWQ FP8)"
-            )
-        stored_quantized = is_stored_quantized(path)
-        if stored_quantized != (how is None):
-            state = "quantized already" if stored_quantized else "not quantized"
-            raise ModelFileError(f"{self._name} is {state}")
-        prefix = diffusion_model_prefix(self.tensors)
-        for marker in MODEL_MARKERS:  # a text encoder has its own, which it needs
-            self.tensors.pop(prefix + marker, None)
-        self._quantizer, self.resident, decide = None, False, _keep
+        self.file = file
+        if file.is_quantized != (how is None):
+            state = "quantized already" if file.is_quantized else "not quantized"
+            raise ModelFileError(f"{file.name} is {state}")
+        self.quantizer, self.resident, decide = None, False, _keep
         if how is not None:
             decider = decider_of(how)
-            self.resident = not to_host and make_room(decider, found.layers)
-            self._quantizer = Quantizer(decider, len(found.layers), resident=self.resident)
-            decide = self._quantizer.decide
-        self._originals = Originals(path, prefix)
+            self.resident = not to_host and make_room(decider, structure.layers)
+            self.quantizer = Quantizer(decider, len(structure.layers), resident=self.resident)
+            decide = self.quantizer.decide
+        self.originals = Originals(file)
         operations = hswq_operations(
-            decide, manual_cast=found.manual_cast, originals=self._originals
+            decide, manual_cast=structure.manual_cast, originals=self.originals
         )
-        self.options = {"dtype": found.dtype, "custom_operations": operations}
+        self.options = {"dtype": structure.dtype, "custom_operations": operations}
 
-    def complete(self, patcher: ModelPatcher, reload: Callable, fp8_matmul: bool) -> None:
-        """Attach the Plan, and tell ComfyUI how to load the model again."""
-        check_whole(self._name, patcher.model.diffusion_model)
-        if self._quantizer is not None:
-            plan = again = self._quantizer.finish()
-            self._originals.belong_to(patcher.model, plan)
-        else:
-            plan, again = _plan_as_stored(patcher), None
-        _check_quantized(self._name, patcher, plan)
-        adopt(patcher, plan, self._name, fingerprint(self._path))
-        if fp8_matmul:
-            multiply_in_fp8(patcher, plan)
-            logging.info("HSWQ: %s: %s", self._name, description(patcher))
-        patcher.cached_patcher_init = (reload, (self._path, again, fp8_matmul, self.resident))
-        if self.resident:
-            # Not load_models_gpu, which would free as much again for what is there already.
-            loaded = memory.LoadedModel(patcher)
-            loaded.model_load()
-            memory.current_loaded_models.insert(0, loaded)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the file's tensors, in a dict that ComfyUI may empty."""
+        tensors = self.file.tensors
+        for marker in MODEL_MARKERS:  # a text encoder has its own, which it needs
+            tensors.pop(self.file.prefix + marker, None)
+        return tensors
+
+
+def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool) -> None:
+    """Make a loaded MODEL what our loaders promise."""
+    name = load.file.name
+    check_whole(name, patcher.model.diffusion_model)
+    if load.quantizer is not None:
+        plan = again = load.quantizer.finish()
+        load.originals.belong_to(patcher.model, plan)
+    else:
+        plan, again = _plan_as_stored(patcher), None
+    _check_quantized(name, patcher, plan)
+    adopt(patcher, plan, name, fingerprint(load.file))
+    if fp8_matmul:
+        multiply_in_fp8(patcher, plan)
+        logging.info("HSWQ: %s: %s", name, description(patcher))
+    patcher.cached_patcher_init = (_load_again, (load.file.path, again, fp8_matmul, load.resident))
+    if load.resident:
+        _stay_on_gpu(patcher)
+
+
+def _stay_on_gpu(patcher: ModelPatcher) -> None:
+    """Tell ComfyUI that a model is on the GPU.
+
+    Not by load_models_gpu, which would free as much memory again for what is there already.
+    """
+    loaded = memory.LoadedModel(patcher)
+    loaded.model_load()
+    memory.current_loaded_models.insert(0, loaded)
 
 
 def _check_quantized(name: str, patcher: ModelPatcher, plan: Plan) -> None:

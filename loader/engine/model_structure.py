@@ -1,9 +1,9 @@
-"""Which layers a file's diffusion model has, found by ComfyUI's own loading without weights."""
+"""Which layers a file's diffusion model has, and how ComfyUI would hold them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,40 +15,35 @@ import torch
 
 from ...calibration import monitored_layers
 from ..files.errors import ModelFileError
-from ..files.model_file import diffusion_model_prefix, load_tensors
+from ..files.layer_formats import DTYPE_KEY, STORED_DTYPE
+from ..files.model_file import ModelFile
+from ..files.safetensors import DTYPE_NAMES
 from .operations import hswq_operations
 
 
-def layers_of(
-    path: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping | None
-) -> dict[str, torch.Tensor]:
+def layers_of(file: ModelFile) -> dict[str, torch.Tensor]:
     """Return the file's weight of every Linear and Conv2d by name, in the model's order.
 
-    Args:
-        path: of the file, for messages.
-        tensors: of the file, mapped; they stay so.
-        metadata: of the file.
+    They stay mapped.
 
     Raises:
         ModelFileError: ComfyUI does not know the model, or renames or rearranges its layers; or
             the file lacks some.
     """
-    name = os.path.basename(path)
-    layers = find_layers(name, tensors, metadata)
-    prefix = diffusion_model_prefix(tensors)
+    layers, tensors = find_layers(file), file.tensors
     for layer, weight in layers.items():
-        if not _is(weight, tensors.get(f"{prefix}{layer}.weight")):
+        if not _is(weight, tensors.get(f"{file.prefix}{layer}.weight")):
             raise ModelFileError(
-                f"{name} is not in ComfyUI's own layout, which alone can be exported: "
-                f"it has no {prefix}{layer}.weight"
+                f"{file.name} is not in ComfyUI's own layout, which alone can be exported: "
+                f"it has no {file.prefix}{layer}.weight"
             )
     return layers
 
 
-def find_layers(
-    name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping | None
-) -> dict[str, torch.Tensor]:
+def find_layers(file: ModelFile) -> dict[str, torch.Tensor]:
     """Return what layers_of does, of a file in any layout that ComfyUI reads.
+
+    ComfyUI itself builds the model and converts the names, without any weights.
 
     Raises:
         ModelFileError: the file holds no diffusion model, or none that ComfyUI can build.
@@ -62,18 +57,18 @@ def find_layers(
     operations = hswq_operations(note, manual_cast=False)
     try:
         model = comfy.sd.load_diffusion_model_state_dict(
-            dict(tensors),
+            file.tensors,
             model_options={"dtype": torch.float16, "custom_operations": operations},
-            metadata=metadata,
+            metadata=file.metadata,
         )
     except memory.OOM_EXCEPTION:
         raise
     except Exception as error:  # whatever a file makes ComfyUI stumble over
         reason = " ".join(str(error).split("\n", 2)[:2]).replace("\t", "")
-        raise ModelFileError(f"{name} is no diffusion model that loads: {reason}") from error
+        raise ModelFileError(f"{file.name} is no diffusion model that loads: {reason}") from error
     if model is None:
-        raise ModelFileError(f"{name} holds no diffusion model that ComfyUI knows")
-    check_whole(name, model.model.diffusion_model)
+        raise ModelFileError(f"{file.name} holds no diffusion model that ComfyUI knows")
+    check_whole(file.name, model.model.diffusion_model)
     return layers
 
 
@@ -93,7 +88,7 @@ def check_whole(name: str, network: torch.nn.Module) -> None:
 
 
 @contextmanager
-def explained(path: str) -> Iterator[None]:
+def explained(file: ModelFile) -> Iterator[None]:
     """Where the block stumbles over a file or one of its layers, say which and what is wrong.
 
     Raises:
@@ -102,9 +97,9 @@ def explained(path: str) -> Iterator[None]:
     try:
         yield
     except ModelFileError as error:  # about a layer
-        raise ModelFileError(f"{os.path.basename(path)}: {error}") from error
+        raise ModelFileError(f"{file.name}: {error}") from error
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError):
-        find_layers(os.path.basename(path), *load_tensors(path))
+        find_layers(file)
         raise
 
 
@@ -120,50 +115,70 @@ def _is(one: torch.Tensor, other: torch.Tensor | None) -> bool:
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
 
-class Found(NamedTuple):
+class Structure(NamedTuple):
     """What a file's diffusion model is made of.
 
     Attributes:
         dtype: of its 16-bit weights in memory.
         manual_cast: whether ComfyUI must cast them in each forward.
         layers: numbers of weights of its tensors with more than one axis, by layer name.
-        alone: whether there is nothing else in the file.
+        ends: names of the first and the last projection: from the latent, and back to it.
     """
 
     dtype: torch.dtype
     manual_cast: bool
     layers: dict[str, int]
-    alone: bool
+    ends: frozenset[str]
 
 
-def detect(tensors: dict[str, torch.Tensor], metadata: dict | None, name: str) -> Found:
-    """Find out about a file's tensors and metadata; `name` is for messages.
+def detect(file: ModelFile) -> Structure:
+    """Find out how ComfyUI would build a file's diffusion model.
 
     Raises:
         ModelFileError: ComfyUI does not know the model.
     """
-    prefix = diffusion_model_prefix(tensors)
-    own = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    config = comfy.model_detection.model_config_from_unet(tensors, prefix, metadata=metadata)
-    if config is None and not prefix:
+    tensors = file.tensors
+    config = comfy.model_detection.model_config_from_unet(
+        tensors, file.prefix, metadata=file.metadata
+    )
+    if config is None and not file.prefix:
         config = _diffusers_config(tensors)
     if config is None:
-        raise ModelFileError(f"{name} holds no diffusion model that ComfyUI knows")
-    sixteen_bit = [tensor for tensor in own.values() if tensor.dtype.itemsize >= 2]
-    dtype = _dtype_in_memory(sixteen_bit, config)
+        raise ModelFileError(f"{file.name} holds no diffusion model that ComfyUI knows")
+    dtype = _dtype_in_memory(file, config)
     supported = config.supported_inference_dtypes
     compute = memory.unet_manual_cast(
         None if config.quant_config is not None else dtype, memory.get_torch_device(), supported
     )
-    layers = {
-        key.removeprefix(prefix).removesuffix(".weight"): tensor.numel()
-        for key, tensor in own.items()
-        if key.endswith(".weight") and tensor.ndim > 1
+    shapes = {
+        name.removesuffix(".weight"): entry.shape
+        for name, entry in file.own.items()
+        if name.endswith(".weight") and len(entry.shape) > 1
     }
-    return Found(dtype, compute not in (None, dtype), layers, not prefix)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    return Structure(dtype, compute not in (None, dtype), sizes, _ends(shapes, config.unet_config))
 
 
-def sixteen_bit_options(path: str) -> dict[str, torch.dtype]:
+def _ends(shapes: dict[str, tuple[int, ...]], numbers: dict) -> frozenset[str]:
+    """Return the only layers as wide as a patch of the latent, going in and coming out.
+
+    Args:
+        shapes: (out, in, ...) of the layers' weights.
+        numbers: of ComfyUI's detection: channels, and the side of a patch.
+    """
+    sides = numbers.get("patch_size") or 1, 1
+    channels = numbers.get("in_channels"), numbers.get("out_channels") or numbers.get("in_channels")
+    found = set()
+    for axis, width in ((1, channels[0]), (0, channels[1])):
+        for side in sides if width else ():
+            fitting = [name for name, shape in shapes.items() if shape[axis] == width * side**2]
+            if len(fitting) == 1:
+                found.update(fitting)
+                break
+    return frozenset(found)
+
+
+def sixteen_bit_options(file: ModelFile) -> dict[str, torch.dtype]:
     """Return the model_options by which ComfyUI's own loaders give a file's model in 16 bit.
 
     They are empty but where ComfyUI was told to load every model in FP8.
@@ -173,7 +188,7 @@ def sixteen_bit_options(path: str) -> dict[str, torch.dtype]:
     """
     if memory.unet_dtype().itemsize >= 2:
         return {}
-    return {"dtype": detect(*load_tensors(path), os.path.basename(path)).dtype}
+    return {"dtype": detect(file).dtype}
 
 
 def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
@@ -186,11 +201,24 @@ def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
     return comfy.model_detection.model_config_from_diffusers_unet(tensors)
 
 
-def _dtype_in_memory(tensors: list[torch.Tensor], config: object) -> torch.dtype:
+def stored_dtype(file: ModelFile) -> torch.dtype:
+    """Return what most of a diffusion model's weights are in, or were before they were FP8.
+
+    An export says it in its metadata.
+    """
+    names = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.itemsize >= 2}
+    said = names.get((file.metadata or {}).get(DTYPE_KEY))
+    own = {name: one for name, one in file.tensors.items() if name.startswith(file.prefix)}
+    if said is not None and any(one.dtype is STORED_DTYPE for one in own.values()):
+        return said
+    return comfy.utils.weight_dtype({k: one for k, one in own.items() if one.dtype.itemsize >= 2})
+
+
+def _dtype_in_memory(file: ModelFile, config: object) -> torch.dtype:
     """Return ComfyUI's choice for the kept layers; where that is not 16 bit, the file's or FP16."""
-    stored = comfy.utils.weight_dtype({str(i): tensor for i, tensor in enumerate(tensors)})
+    stored = stored_dtype(file)
     chosen = memory.unet_dtype(
-        model_params=sum(tensor.numel() for tensor in tensors),
+        model_params=sum(math.prod(entry.shape) for entry in file.own.values()),
         supported_dtypes=config.supported_inference_dtypes,
         weight_dtype=stored,
     )

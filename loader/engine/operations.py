@@ -141,14 +141,34 @@ class _Quantizable:
             self.stored_input_amax = stored_input_amax(state_dict, prefix)
             data = value if assign else value.clone()
             return hold(data, stored_scale(state_dict, prefix), self._target[1])
+        if self.weight is not None:
+            return self._exchanged(value)
         decided = self._decide(self._name, value, self._target[0])
         return decided if isinstance(decided, torch.Tensor) else hold(*decided, self._target[1])
+
+    def _exchanged(self, value: torch.Tensor) -> torch.Tensor:
+        """Return what replaces a weight that is there: in its format, where it lies.
+
+        A state dict of the model has QuantizedTensors, a saved one the values that they stand for.
+        """
+        old, value = self.weight, value.to(self.weight.device, copy=True)
+        self._original_amax = None
+        if not isinstance(old, QuantizedTensor):
+            value = value.dequantize() if isinstance(value, QuantizedTensor) else value
+            return value.to(old.dtype)
+        if isinstance(value, QuantizedTensor):
+            return value.to(old.dtype)
+        again = old.requantize_from_float(value, scale=old._params.scale).to(old.dtype)
+        if again.dequantize().equal(value.to(old.dtype)):
+            return again  # the bytes that they were; others need a scale of their own
+        return self._requantized(old, value, seed=0).to(old.dtype)
 
     @_normal_tensors
     def _placed(self, value: torch.Tensor, assign: bool) -> torch.Tensor:
         if isinstance(value, QuantizedTensor):
             return value
         device, dtype = self._target
+        device = device if self.weight is None else self.weight.device
         if value.device.type != "cpu":
             return value.to(dtype)
         # Dynamic VRAM assigns: a tensor of the right dtype stays backed by the file.

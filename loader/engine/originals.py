@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
+from pathlib import Path
 
 import torch
 from comfy.model_base import BaseModel
 from comfy.quant_ops import QuantizedTensor
 
 from ...quant import Plan
-from ..files.errors import ModelFileError
-from ..files.safetensors import DTYPE_NAMES, TensorEntry, read_header
+from ..files.model_file import ModelFile
+from ..files.safetensors import DTYPE_NAMES, is_safetensors
+from ..files.versions import version_of
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -28,11 +29,12 @@ class Originals:
         is_sampled: whether their model is in a sampling.
     """
 
-    def __init__(self, path: str, prefix: str) -> None:
-        """Take a safetensors file (of others nothing is found), and its layers' prefix."""
+    def __init__(self, file: ModelFile) -> None:
+        """Take a safetensors file; of others nothing is found."""
         self.plan: Plan | None = None
         self._model: weakref.ref[BaseModel] | None = None
-        self._path, self._prefix = path, prefix
+        self._path, self._version = Path(file.path), file.version
+        self._entries = file.own if is_safetensors(file.path) else {}
 
     def belong_to(self, model: BaseModel, plan: Plan) -> None:
         """Know whose weights they were, and how those were quantized."""
@@ -50,7 +52,7 @@ class Originals:
         None where that is not known: the file is gone or another, or the weight is patched.
         """
         amax = None if self.plan is None else self.plan.layers[layer].amax
-        original = None if amax is None else self._read(f"{self._prefix}{layer}.weight")
+        original = None if amax is None else self._read(f"{layer}.weight")
         if original is None or original.shape != weight.shape:
             return None
         original = original.to(weight.device)
@@ -58,17 +60,15 @@ class Originals:
         same = data.view(torch.uint8).equal(weight._qdata.view(torch.uint8))
         return original.to(weight.dtype) if same and scale.equal(weight._params.scale) else None
 
-    @functools.cached_property
-    def _entries(self) -> dict[str, TensorEntry]:
-        return read_header(self._path)
-
     def _read(self, name: str) -> torch.Tensor | None:
         try:
+            if version_of(self._path) != self._version:
+                return None
             entry = self._entries[name]
             data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
             with open(self._path, "rb") as file:
                 file.seek(entry.start)
                 whole = file.readinto(data.numpy()) == data.numel()
             return data.view(_DTYPES[entry.dtype]).view(entry.shape) if whole else None
-        except (OSError, KeyError, ModelFileError):
+        except (OSError, KeyError):
             return None

@@ -17,7 +17,7 @@ import folder_paths
 from ...calibration import atomic_file
 from ..host.folders import FOLDER, statistics_folder
 from .errors import ModelFileError
-from .model_file import read_fingerprint
+from .model_file import ModelFile, opened
 
 DAMAGED = "damaged"
 """What is known of a file that has no fingerprint."""
@@ -36,17 +36,18 @@ class _Known(NamedTuple):
     fingerprint: str
 
 
-def fingerprint(path: str) -> str:
+def fingerprint(file: ModelFile | str) -> str:
     """Return what identifies the diffusion model's weights in a file, whatever its name.
 
-    As `read_fingerprint`, but each version of a file is read once.
+    As `ModelFile.read_fingerprint`, but each version of a file is read once.
 
     Raises:
         OSError: the file is gone.
         ModelFileError: the file is damaged, or holds no tensors.
     """
-    found = known(path)
-    return _read(path) if found in (None, DAMAGED) else found
+    file = opened(file)
+    found = known(file.path)
+    return _read(file) if found in (None, DAMAGED) else found
 
 
 def known(path: str) -> str | None:
@@ -61,11 +62,12 @@ def known(path: str) -> str | None:
     return found.fingerprint if found is not None and found[:2] == version else None
 
 
-def _read(path: str) -> str:
+def _read(file: ModelFile) -> str:
+    path = file.path
     began, version = time.time(), _version(path)
     settled = abs(began - version[1] / 1e9) > _TICK_SECONDS
     try:
-        found = read_fingerprint(path)
+        found = file.read_fingerprint()
     except ModelFileError:
         if settled:
             _remember(path, _Known(*version, DAMAGED))

@@ -22,6 +22,10 @@ _INPUT_SCALE_KEYS = ("input_scale", "scale_input")
 
 _LEAST_INPUT_AMAX = 1e-30
 
+DTYPE_KEY = "hswq.dtype"
+"""In a file's metadata: what most of its weights were in before they were FP8, as safetensors calls
+it. Of the tensors that are left, most may be in another."""
+
 EXTRA_KEYS = (*_SCALE_KEYS, *_INPUT_SCALE_KEYS, "comfy_quant")
 MODEL_MARKERS = ("scaled_fp8",)
 
@@ -36,6 +40,7 @@ Beside = Mapping[str, "tuple[torch.dtype, tuple[int, ...]]"]
 _COMFY: Beside = {"weight_scale": (torch.float32, ()), "comfy_quant": (torch.uint8, (len(MARKER),))}
 _ORIGINAL: Beside = {"scale": (torch.float32, (1,))}
 _PLAIN: Beside = {}
+_ONLY_OURS = "HSWQ loaders only: ComfyUI's own load it without an error, and pictures are black"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,8 @@ class FileFormat:
         linear: what is beside the FP8 weight of a Linear.
         conv: the same of a Conv2d; None leaves every Conv2d in 16 bit.
         short: for file names.
+        only_ours: whether stock ComfyUI loads it, says that all is well, and paints black: it has
+            no scaled Conv2d, and does not look for the original's scales.
         inputs: beside a Linear whose largest input is known there is its input_scale.
     """
 
@@ -55,6 +62,12 @@ class FileFormat:
     conv: Beside | None
     short: str
     inputs: bool = False
+    only_ours: bool = False
+
+    @property
+    def readers(self) -> str:
+        """Return whom the format is for, as a file says it of itself."""
+        return _ONLY_OURS if self.only_ours else "ComfyUI's own loaders, and HSWQ's"
 
     def beside(self, weight: torch.Tensor, input_amax: float | None = None) -> Beside | None:
         """Return what is beside a layer's FP8 weight; None where the layer stays 16 bit.
@@ -75,8 +88,10 @@ COMPATIBLE, SCALED = "compatible", "scaled"
 FILE_FORMATS = {
     COMPATIBLE: FileFormat(FP8_PLAIN, _COMFY, _PLAIN, "compatible"),
     SCALED: FileFormat(FP8_SCALED, _COMFY, None, "scaled", inputs=True),
-    "scaled, convs too": FileFormat(FP8_SCALED, _COMFY, _COMFY, "scaled_convs", inputs=True),
-    "original V2": FileFormat(FP8_SCALED, _ORIGINAL, _ORIGINAL, "v2"),
+    "scaled, convs too": FileFormat(
+        FP8_SCALED, _COMFY, _COMFY, "scaled_convs_hswq_only", inputs=True, only_ours=True
+    ),
+    "original V2": FileFormat(FP8_SCALED, _ORIGINAL, _ORIGINAL, "v2_hswq_only", only_ours=True),
 }
 
 

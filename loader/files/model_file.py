@@ -1,11 +1,11 @@
-"""Model files: safe reading, and computing the fingerprint that tells which weights they hold."""
+"""Model files, each opened once: what it holds, and which weights those are."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import comfy.utils
@@ -17,138 +17,169 @@ from .safetensors import DTYPE_NAMES, NARROW, TensorEntry, is_safetensors, read_
 from .versions import version_of
 
 SAMPLE_BYTES = 256
+"""Of every tensor, in a fingerprint."""
 
 
-def read_fingerprint(path: str) -> str:
-    """Return what identifies the diffusion model's weights in a file, whatever its name.
+class ModelFile:
+    """A checkpoint or a diffusion model, handed on in place of its path.
 
-    A SHA-256 (hex) over names, shapes, dtypes and a sample of every tensor's bytes. Equal for a
-    renamed or moved file, and for a checkpoint and its diffusion model alone.
+    Header, prefix, dtypes, fingerprint and tensors are each read once, when first asked for.
+    Tensors stay mapped, and are let go with this object: keep it no longer than the work needs.
 
-    Raises:
-        ModelFileError: the file is damaged, or holds no tensors.
+    Attributes:
+        path: of the file.
+        name: of the file, for messages.
+        version: what changes with the file (see versions).
     """
-    if not is_safetensors(path):
-        return _fingerprint_of_tensors(path)
-    entries = read_header(path)
-    with open(path, "rb") as file:
 
-        def sample(entry: TensorEntry) -> bytes:
-            length = min(SAMPLE_BYTES, entry.end - entry.start)
-            file.seek(entry.start + (entry.end - entry.start - length) // 2)
-            return file.read(length)
+    def __init__(self, path: str | os.PathLike) -> None:
+        """Open nothing yet.
 
-        return _digest(
-            path,
-            {name: (e.dtype, e.shape, sample(e)) for name, e in _diffusion_model(entries).items()},
-        )
+        Raises:
+            OSError: the file is gone.
+        """
+        self.path = os.fspath(path)
+        self.name = os.path.basename(self.path)
+        self.version = version_of(Path(self.path))
+
+    @functools.cached_property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """Dtype, shape and place of every tensor in the file; a `.ckpt` tells no places.
+
+        Raises:
+            OSError: the file cannot be read.
+            ModelFileError: it is damaged or no model file.
+        """
+        if is_safetensors(self.path):
+            return read_header(self.path)
+        return {name: _entry_of(tensor) for name, tensor in self._loaded[0].items()}
+
+    @functools.cached_property
+    def prefix(self) -> str:
+        """What the diffusion model's names begin with, "" where the file holds it alone."""
+        return diffusion_model_prefix(self.entries)
+
+    @functools.cached_property
+    def own(self) -> dict[str, TensorEntry]:
+        """The diffusion model's entries, named relative to it, in the file's order."""
+        prefix, entries = self.prefix, self.entries
+        return {
+            name.removeprefix(prefix): entries[name] for name in entries if name.startswith(prefix)
+        }
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors of the file on the CPU, in a new dict; of safetensors they are mapped.
+
+        Raises:
+            OSError: the file cannot be read.
+            ModelFileError: it is damaged or no model file.
+        """
+        if is_safetensors(self.path):
+            self.entries  # noqa: B018 - the header is judged before ComfyUI reads it
+        return dict(self._loaded[0])
+
+    @property
+    def metadata(self) -> dict | None:
+        """The file's `__metadata__`."""
+        return self._loaded[1]
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[dict[str, torch.Tensor], dict | None]:
+        try:
+            # Read in inference mode they could not become parameters outside of it without a copy.
+            with torch.inference_mode(False):
+                tensors, metadata = comfy.utils.load_torch_file(self.path, return_metadata=True)
+            return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, metadata
+        except OSError:
+            raise
+        except Exception as error:  # the unpickler raises of every kind on damaged files
+            reason = str(error).split("\n", 1)[0]
+            raise ModelFileError(f"{self.name} cannot be read: {reason}") from error
+
+    @functools.cached_property
+    def is_quantized(self) -> bool:
+        """Whether any weight of the diffusion model is stored in less than 16 bit.
+
+        Raises:
+            ModelFileError: the file is damaged, or has such weights that are not FP8.
+        """
+        narrow = {
+            name: entry.dtype
+            for name, entry in self.own.items()
+            # Packed ones are called qweight.
+            if name.endswith("weight") and entry.dtype in NARROW
+        }
+        for weight, dtype in narrow.items():
+            if dtype != "F8_E4M3":
+                raise ModelFileError(
+                    f"{self.name} is quantized already, its {weight} to {dtype}: "
+                    "HSWQ reads 16-bit weights, and of quantized ones those in FP8 e4m3"
+                )
+        return bool(narrow)
+
+    def check_16_bit(self) -> None:
+        """Refuse a file that is quantized.
+
+        Raises:
+            ModelFileError: it is, or it is damaged.
+        """
+        if self.is_quantized:
+            raise ModelFileError(f"{self.name} is quantized already: HSWQ needs 16-bit weights")
+
+    def read_fingerprint(self) -> str:
+        """Return what identifies the diffusion model's weights, whatever the file's name.
+
+        A SHA-256 (hex) over names, shapes, dtypes and a sample of every tensor's bytes. Equal for
+        a renamed or moved file, and for a checkpoint and its diffusion model alone. `fingerprints`
+        remembers it.
+
+        Raises:
+            OSError: the file cannot be read.
+            ModelFileError: the file is damaged, or holds no tensors.
+        """
+        if not self.own:
+            raise ModelFileError(f"{self.name} holds no tensors")
+        samples = self._samples() if is_safetensors(self.path) else self._samples_of_tensors()
+        digest = hashlib.sha256()
+        for name in sorted(self.own):
+            entry = self.own[name]
+            digest.update(f"{name}\0{entry.dtype}\0{entry.shape}\0".encode())
+            digest.update(samples[name])
+        return digest.hexdigest()
+
+    def _samples(self) -> dict[str, bytes]:
+        """Return the bytes in the middle of every tensor."""
+        found = {}
+        with open(self.path, "rb") as file:
+            for name, entry in self.own.items():
+                length = min(SAMPLE_BYTES, entry.end - entry.start)
+                file.seek(entry.start + (entry.end - entry.start - length) // 2)
+                found[name] = file.read(length)
+        return found
+
+    def _samples_of_tensors(self) -> dict[str, bytes]:
+        """Return the same of a `.ckpt`, as if it were safetensors."""
+        found = {}
+        for name in self.own:
+            data = self._loaded[0][self.prefix + name].contiguous().view(-1).view(torch.uint8)
+            length = min(SAMPLE_BYTES, data.numel())
+            start = (data.numel() - length) // 2
+            found[name] = data[start : start + length].numpy().tobytes()
+        return found
 
 
-def is_stored_quantized(path: str) -> bool:
-    """Whether any weight of the file's diffusion model is stored in less than 16 bit.
-
-    Raises:
-        ModelFileError: the file is damaged, or has weights in less than 16 bit that are not FP8.
-    """
-    narrow = _narrow_weights(path)
-    for weight, dtype in narrow.items():
-        if dtype != "F8_E4M3":
-            raise ModelFileError(
-                f"{os.path.basename(path)} is quantized already, its {weight} to {dtype}: "
-                "HSWQ reads 16-bit weights, and of quantized ones those in FP8 e4m3"
-            )
-    return bool(narrow)
-
-
-def _narrow_weights(path: str) -> dict[str, str]:
-    """Return the dtypes, as safetensors calls them, of weights that have less than 16 bit."""
-    if is_safetensors(path):
-        entries = _diffusion_model(read_header(path))
-        dtypes = {name: entry.dtype for name, entry in entries.items()}
-    else:
-        dtypes = _dtypes_in_ckpt(path, version_of(Path(path)))
-    return {
-        name: dtype
-        for name, dtype in dtypes.items()
-        # Packed ones are called qweight.
-        if name.endswith("weight") and dtype in NARROW
-    }
-
-
-@functools.lru_cache(maxsize=16)
-def _dtypes_in_ckpt(path: str, _: tuple) -> dict[str, str | None]:
-    """Read each version once: all of it comes into memory, where its loader has it already."""
-    tensors = _diffusion_model(load_tensors(path)[0])
-    return {name: DTYPE_NAMES.get(tensor.dtype) for name, tensor in tensors.items()}
-
-
-def check_16_bit(path: str) -> None:
-    """Refuse a file that is quantized.
-
-    Raises:
-        ModelFileError: it is, or it is damaged.
-    """
-    if is_stored_quantized(path):
-        name = os.path.basename(path)
-        raise ModelFileError(f"{name} is quantized already: HSWQ needs 16-bit weights")
-
-
-def _fingerprint_of_tensors(path: str) -> str:
-    """Fingerprint a `.ckpt`, read by ComfyUI's safe loader, as if it were safetensors."""
-
-    def facts(tensor: torch.Tensor) -> tuple:
-        data = tensor.contiguous().view(-1).view(torch.uint8)
-        length = min(SAMPLE_BYTES, data.numel())
-        start = (data.numel() - length) // 2
-        sample = data[start : start + length].numpy().tobytes()
-        return DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), sample
-
-    tensors = _diffusion_model(load_tensors(path)[0])
-    return _digest(path, {name: facts(tensor) for name, tensor in tensors.items()})
+def opened(file: ModelFile | str) -> ModelFile:
+    """Return a file that is open already as it is, and a path opened."""
+    return file if isinstance(file, ModelFile) else ModelFile(file)
 
 
 def diffusion_model_prefix(names: Collection[str]) -> str:
-    """Return what the diffusion model's names begin with, "" where the file holds it alone."""
+    """Return what the diffusion model's names begin with, "" where there is nothing else."""
     prefix = unet_prefix_from_state_dict(names)
     return prefix if any(name.startswith(prefix) for name in names) else ""
 
 
-def _diffusion_model(entries: dict) -> dict:
-    """Keep the diffusion model's entries, named relative to it, in the file's order."""
-    prefix = diffusion_model_prefix(entries)
-    return {name.removeprefix(prefix): e for name, e in entries.items() if name.startswith(prefix)}
-
-
-def _digest(path: str, tensors: dict[str, tuple]) -> str:
-    if not tensors:
-        raise ModelFileError(f"{os.path.basename(path)} holds no tensors")
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        dtype, shape, sample = tensors[name]
-        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
-        digest.update(sample)
-    return digest.hexdigest()
-
-
-def load_tensors(path: str) -> tuple[dict[str, torch.Tensor], dict | None]:
-    """Read a model file through ComfyUI's safe loader; safetensors stay mapped, not copied.
-
-    Read in inference mode they could not become parameters outside of it without a copy.
-
-    Returns:
-        The state dict on the CPU and the file's metadata.
-
-    Raises:
-        ModelFileError: the file is damaged or is no model file.
-    """
-    if is_safetensors(path):
-        read_header(path)
-    try:
-        with torch.inference_mode(False):
-            tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-        return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, metadata
-    except OSError:
-        raise
-    except Exception as error:  # the unpickler raises of every kind on damaged files
-        reason = str(error).split("\n", 1)[0]
-        raise ModelFileError(f"{os.path.basename(path)} cannot be read: {reason}") from error
+def _entry_of(tensor: torch.Tensor) -> TensorEntry:
+    dtype = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
+    return TensorEntry(dtype, tuple(tensor.shape), 0, tensor.nbytes)

@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 
 RECORD, TARGET, BUDGET = "HSWQ.Record", "HSWQ.Target", "HSWQ.Budget"
-"""Their ids; web/hswq.js has the same."""
+"""Their ids; web/settings.mjs has the same."""
 
 _RANGES = {TARGET: (32, 4096), BUDGET: (0.1, 100)}
 

@@ -15,12 +15,13 @@ import torch
 
 from ...calibration import atomic_file
 from ...quant import BySensitivity, Plan, QuantizeSettings
-from ..engine.model_structure import layers_of
+from ..engine.model_structure import layers_of, stored_dtype
 from ..engine.quantizer import WORK_BYTES, quantizing_device
 from ..engine.transfer import Transfer
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
 from ..files.layer_formats import (
+    DTYPE_KEY,
     FILE_FORMATS,
     MARKER,
     STORED_DTYPE,
@@ -28,7 +29,8 @@ from ..files.layer_formats import (
     FileFormat,
     input_scale,
 )
-from ..files.model_file import check_16_bit, diffusion_model_prefix, load_tensors
+from ..files.model_file import ModelFile
+from ..files.safetensors import DTYPE_NAMES
 from ..files.tensor_file import TensorFile, lay_out
 from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
 
@@ -116,11 +118,12 @@ def export(
         StatisticsError, ValueError: as of choice.choose; the statistics are another model's.
         OSError: the file cannot be written.
     """
-    source = _Source(path, settings.model_only)
+    file = ModelFile(path)
+    source = _Source(file, settings.model_only)
     wanted = QuantizeSettings(
         settings.file_format.number_format, BySensitivity(settings.keep_ratio)
     )
-    chosen = choose(settings.statistics, fingerprint(path), source.name, wanted, settings.without)
+    chosen = choose(settings.statistics, fingerprint(file), source.name, wanted, settings.without)
     job = _Export(source, chosen, settings)
     if target.exists() and not overwrite and job.file.is_at(target):
         return job.result(None)
@@ -134,20 +137,20 @@ def export(
         ) from error
     except OSError as error:
         raise OSError(f"{target.name} cannot be written: {error.strerror or error}") from error
-    logging.info("HSWQ: %s is %s in the format %r", target.name, source.name, settings.format)
+    readers = settings.file_format.readers
+    logging.info("HSWQ: %s is %s, %s (for %s)", target.name, source.name, settings.format, readers)
     return job.result(plan)
 
 
 class _Source:
     """What is read: the tensors that go into the new file, by their names there."""
 
-    def __init__(self, path: str, model_only: bool) -> None:
-        self.path, self.name = path, os.path.basename(path)
-        check_16_bit(path)
-        self.tensors, metadata = load_tensors(path)
-        self.metadata = metadata or {}
-        self.layers = layers_of(path, self.tensors, metadata)
-        self.prefix = diffusion_model_prefix(self.tensors)
+    def __init__(self, file: ModelFile, model_only: bool) -> None:
+        self.name = file.name
+        file.check_16_bit()
+        self.fingerprint, self.metadata = fingerprint(file), file.metadata or {}
+        self.dtype = stored_dtype(file)
+        self.layers, self.tensors, self.prefix = layers_of(file), file.tensors, file.prefix
         if model_only and self.prefix:
             self.tensors = {
                 name.removeprefix(self.prefix): tensor
@@ -274,14 +277,16 @@ def _metadata(
         "mode": chosen.decider.number_format.name,
         "keep_ratio": settings.keep_ratio,
         "source": source.name,
-        "source_fingerprint": fingerprint(source.path),
+        "source_fingerprint": source.fingerprint,
         "statistics": settings.statistics if measured else "none",
         "samples": chosen.samples,
         "plan": chosen.key,
+        "readers": settings.file_format.readers,
         "quantized_layers": quantized,
         "kept_layers": len(source.layers) - quantized,
     }
-    return {"format": "pt", **own, **{f"hswq.{key}": str(value) for key, value in facts.items()}}
+    ours = {f"hswq.{key}": str(value) for key, value in facts.items()}
+    return {"format": "pt", **own, **ours, DTYPE_KEY: DTYPE_NAMES[source.dtype]}
 
 
 def _check_target(target: Path, source: str, size: int, overwrite: bool) -> None:

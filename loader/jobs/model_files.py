@@ -12,8 +12,8 @@ from typing import NamedTuple
 import folder_paths
 
 from ..files.fingerprints import fingerprint, known
-from ..files.model_file import diffusion_model_prefix, load_tensors
-from ..files.safetensors import is_safetensors, read_header
+from ..files.model_file import ModelFile
+from ..files.safetensors import is_safetensors
 from ..files.versions import version_of
 
 FOLDERS = ("checkpoints", "diffusion_models")
@@ -90,13 +90,7 @@ def shapes_of(source: str) -> Shapes:
 
 @functools.lru_cache(maxsize=16)
 def _shapes(path: str, _: tuple) -> Shapes:
-    entries = read_header(path) if is_safetensors(path) else load_tensors(path)[0]
-    prefix = diffusion_model_prefix(entries)
-    own = {
-        name.removeprefix(prefix): tuple(entry.shape)
-        for name, entry in entries.items()
-        if name.startswith(prefix)
-    }
+    own = {name: entry.shape for name, entry in ModelFile(path).own.items()}
     layers = {
         name.removesuffix(".weight"): shape
         for name, shape in own.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import comfy.model_management as memory
 import comfy.utils
@@ -13,7 +12,7 @@ from ..engine.model_structure import find_layers
 from ..engine.quantizer import WORK_BYTES, quantizing_device
 from ..engine.transfer import Transfer
 from ..files.fingerprints import fingerprint
-from ..files.model_file import check_16_bit, load_tensors
+from ..files.model_file import ModelFile
 from .choice import FAIL, choose
 
 
@@ -34,24 +33,24 @@ def search_all(path: str, statistics: str, number_format: NumberFormat) -> str:
         ModelFileError: the file is damaged, unknown, or quantized already.
         StatisticsError, ValueError: as of choice.choose; the statistics are another model's.
     """
-    name = os.path.basename(path)
-    check_16_bit(path)
+    file = ModelFile(path)
+    file.check_16_bit()
     settings = QuantizeSettings(
         number_format, BySensitivity(0.0)
     )  # nothing is kept for its sensitivity
-    chosen = choose(statistics, fingerprint(path), name, settings, FAIL)
+    chosen = choose(statistics, fingerprint(file), file.name, settings, FAIL)
     if isinstance(chosen.decider, KnownPlan):
-        return f"all layers of {name} were searched before; {chosen.about}"
-    plan, searched = search(path, chosen.decider)
+        return f"all layers of {file.name} were searched before; {chosen.about}"
+    plan, searched = search(file, chosen.decider)
     chosen.keep(plan)
     text = f"{searched} layers searched of {len(plan.quantized)} that can be FP8; {chosen.about}"
-    logging.info("HSWQ: %s: %s", name, text)
+    logging.info("HSWQ: %s: %s", file.name, text)
     return text
 
 
-def search(path: str, decider: Decider) -> tuple[Plan, int]:
+def search(file: ModelFile, decider: Decider) -> tuple[Plan, int]:
     """Return the Plan, and how many layers were searched for it."""
-    layers = find_layers(os.path.basename(path), *load_tensors(path))
+    layers = find_layers(file)
     transfer = Transfer(quantizing_device())
     memory.free_memory(WORK_BYTES, transfer.device)
     progress = comfy.utils.ProgressBar(len(layers))

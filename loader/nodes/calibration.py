@@ -1,4 +1,4 @@
-"""The calibration node: every layer of one model, in every forward, into a named session."""
+"""The calibration node: it measures every layer of a model and saves into a named session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .inputs import CATEGORY, say
 
 
 class HSWQCalibration(io.ComfyNode):
-    """Measures every layer of a model in every forward, into a named session."""
+    """Measures every layer of a model in every step, into a named session."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,7 +39,7 @@ class HSWQCalibration(io.ComfyNode):
                     tooltip="Runs with the same session add up in one file.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, to be sampled with.")],
+            outputs=[io.Model.Output(tooltip="The same model; connect it to the sampler.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -1,4 +1,4 @@
-"""The comparison node: how far a quantized model's pictures are from the original's."""
+"""The comparison node: how different a quantized model's pictures are from the original's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from comfy_api.latest import io
 from kornia.metrics import psnr, ssim
 
-from .inputs import CATEGORY, say
+from .inputs import CATEGORY, line
 
-_WINDOW = 11  # pixels, the Gaussian of 1.5 that SSIM was published with
+_WINDOW = 11  # pixels: SSIM was published with a Gaussian of 1.5 in such a window
 _GREY = 0.5
-_IDENTICAL_DB = 100.0  # instead of infinity, which no JSON and few nodes can take
+_IDENTICAL_DB = 100.0  # instead of infinity, which JSON and most nodes cannot take
 
 
 class HSWQCompare(io.ComfyNode):
@@ -23,21 +23,21 @@ class HSWQCompare(io.ComfyNode):
             node_id="HSWQCompare",
             display_name="HSWQ Compare Images",
             category=CATEGORY,
-            description="Compares pictures of the same seed and prompt, as of a model in 16 bit "
-            "and in FP8: SSIM, PSNR, and where they differ. Batches are compared one by one; the "
-            "numbers are their means. What is transparent is compared as it looks on grey.",
+            description="Compares two pictures of the same seed and prompt, such as those of a "
+            "model in 16 bit and in FP8: SSIM, PSNR, and where they differ. Batches are compared "
+            "picture by picture; the numbers are means. Transparent pictures are put on grey.",
             search_aliases=["ssim", "psnr", "difference", "fidelity"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("original", tooltip="Of the 16-bit model."),
-                io.Image.Input("image", tooltip="To compare with it, of the same size."),
+                io.Image.Input("original", tooltip="The 16-bit model's picture."),
+                io.Image.Input("image", tooltip="The other picture, of the same size."),
                 io.Float.Input(
                     "amplify",
                     default=4.0,
                     min=0.0,
                     max=100.0,
                     step=0.5,
-                    tooltip="What the difference is multiplied by to be seen.",
+                    tooltip="The difference is multiplied by this, so that it can be seen.",
                 ),
             ],
             outputs=[
@@ -48,11 +48,10 @@ class HSWQCompare(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="difference",
-                    tooltip="Grey where the pictures are alike, lighter or darker in each colour "
-                    "where the second one is.",
+                    tooltip="Grey where the pictures are equal; lighter or darker where `image` "
+                    "is, in each colour.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -67,14 +66,14 @@ class HSWQCompare(io.ComfyNode):
             )
         if min(original.shape[1:3]) < _WINDOW:
             raise ValueError(
-                f"the pictures are {_size(original)}: SSIM needs {_WINDOW} pixels each way"
+                f"the pictures are {_size(original)}: SSIM needs at least {_WINDOW} pixels each way"
             )
         likeness = [_compare(*pair) for pair in zip(original, image, strict=True)]
         similarities, ratios = (torch.tensor(values) for values in zip(*likeness, strict=True))
-        say(cls.hidden.unique_id, _summary(similarities, ratios))
         difference = (_GREY + amplify * (image - original)).clamp(0, 1)
         difference = difference.to(memory.intermediate_device(), memory.intermediate_dtype())
-        return io.NodeOutput(similarities.mean().item(), ratios.mean().item(), difference)
+        likeness = similarities.mean().item(), ratios.mean().item()
+        return io.NodeOutput(*likeness, difference, ui=line(_summary(similarities, ratios)))
 
 
 def _opaque(images: torch.Tensor) -> torch.Tensor:
@@ -87,7 +86,7 @@ def _opaque(images: torch.Tensor) -> torch.Tensor:
 
 
 def _compare(original: torch.Tensor, image: torch.Tensor) -> tuple[float, float]:
-    """Return SSIM and PSNR of one picture each, (H, W, C)."""
+    """Return SSIM and PSNR of two pictures, each (H, W, C)."""
     device = memory.get_torch_device()
     pair = [one.to(device).movedim(-1, 0)[None] for one in (original, image)]
     similarity = ssim(*pair, window_size=_WINDOW, max_val=1.0, eps=0.0, padding="valid")

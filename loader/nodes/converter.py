@@ -17,8 +17,8 @@ from .inputs import (
     CATEGORY,
     COMPATIBLE,
     keep_ratio_input,
+    line,
     mode_input,
-    say,
     statistics_input,
     summary,
 )
@@ -33,14 +33,14 @@ class HSWQConverter(io.ComfyNode):
             node_id="HSWQConverter",
             display_name="HSWQ FP8 Converter",
             category=CATEGORY,
-            description="Quantizes a 16-bit model to FP8 in memory, LoRAs and merges before it "
-            "included. The input model stays as it is.",
+            description="Quantizes a 16-bit model to FP8 in memory. LoRAs and merges before this "
+            "node are baked in. The input model is not changed.",
             search_aliases=["fp8", "quantize", "convert"],
             inputs=[
                 io.Model.Input("model", tooltip="A 16-bit model."),
                 statistics_input(
-                    "auto: all that was recorded of this model. Or one statistics file, as for "
-                    "a merge that was calibrated."
+                    "auto: all that was recorded of this model. Or one statistics file, for "
+                    "example of a merge that was calibrated."
                 ),
                 mode_input(COMPATIBLE),
                 keep_ratio_input(),
@@ -54,11 +54,11 @@ class HSWQConverter(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "refinements", default=3, min=0, max=50, advanced=True,
-                    tooltip="Rounds after the first, each around the best so far.",
+                    tooltip="Rounds after the first. Each searches around the best value so far.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )  # fmt: skip
 
     @classmethod
@@ -86,5 +86,5 @@ class HSWQConverter(io.ComfyNode):
             statistics, its_fingerprint, os.path.basename(path), settings, choice.FAIL, keep=False
         )
         converted = convert(model, chosen.decider)
-        say(cls.hidden.unique_id, summary(converted.get_attachment(ATTACHMENT), chosen.about))
-        return io.NodeOutput(converted)
+        text = summary(converted.get_attachment(ATTACHMENT), chosen.about)
+        return io.NodeOutput(converted, ui=line(text))

@@ -12,7 +12,7 @@ from ..jobs import choice
 from ..jobs.export import ExportSettings, export
 from ..jobs.model_files import source_path, sources
 from ..jobs.output_path import default_name, export_path
-from .inputs import CATEGORY, keep_ratio_input, say, statistics_input
+from .inputs import CATEGORY, keep_ratio_input, line, statistics_input
 
 _WHOLE, _MODEL_ONLY = "full checkpoint", "diffusion model only"
 
@@ -24,16 +24,17 @@ def _inputs() -> list[io.Input]:
             options=sources(),
             tooltip="A 16-bit (or 32-bit) file of models/checkpoints or models/diffusion_models.",
         ),
-        statistics_input("auto: all that was recorded of these very weights. Or one file."),
+        statistics_input("auto: all that was recorded of the same weights. Or one file."),
         io.Combo.Input(
             "format",
             options=list(FILE_FORMATS),
             default=SCALED,
             tooltip="scaled: ComfyUI's own FP8 format, for any recent ComfyUI; "
-            "convolutions stay 16 bit, which stock ComfyUI cannot scale. "
-            "scaled, convs too: smaller, for the HSWQ loaders only. "
-            "compatible (HSWQ V1): the plain FP8 grid, for old loaders too. "
-            "original V2: the format of the HSWQ author's own loader.",
+            "convolutions stay 16 bit, which stock ComfyUI cannot scale.\n"
+            "scaled, convs too: smaller, for the HSWQ loaders only: ComfyUI's own load it without "
+            "an error, and pictures are black.\n"
+            "compatible (HSWQ V1): the plain FP8 grid, for old loaders too.\n"
+            "original V2: for the HSWQ author's own loader and ours only, black in all others.",
         ),
         keep_ratio_input(),
         io.Combo.Input(
@@ -46,20 +47,20 @@ def _inputs() -> list[io.Input]:
             "filename",
             default="",
             tooltip="Below output/checkpoints or output/diffusion_models, where ComfyUI's "
-            "loaders find it; may begin with subfolders. Empty: named after the source.",
+            "loaders find it. May name subfolders. Empty: named after the source.",
         ),
         io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name."),
         io.Combo.Input(
             "without_statistics",
             options=[choice.FAIL, choice.QUANTIZE_UNIFORMLY],
             default=choice.FAIL,
-            tooltip="What to do while there are too few recorded images.",
+            tooltip="What to do while too few images are recorded.",
         ),
     ]
 
 
 class HSWQExport(io.ComfyNode):
-    """Writes a model file with its diffusion model in FP8."""
+    """Writes a 16-bit model file as a file whose diffusion model is FP8."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -68,16 +69,15 @@ class HSWQExport(io.ComfyNode):
             display_name="HSWQ Export",
             category=CATEGORY,
             description="Writes a 16-bit checkpoint or diffusion model as an FP8 file, with the "
-            "very weights that the HSWQ loaders make of it.",
+            "same weights that the HSWQ loaders make of it.",
             search_aliases=["save fp8", "convert checkpoint", "quantize"],
             is_output_node=True,
             inputs=_inputs(),
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> float:
-        """Run every time: the file may have been deleted. One that is there is not made again."""
+        """Run every time: the file may have been deleted. One that exists is not written again."""
         return float("nan")
 
     @classmethod
@@ -103,10 +103,10 @@ class HSWQExport(io.ComfyNode):
         shown = os.path.relpath(target, folder_paths.get_output_directory())
         existed = exported.plan is None
         did = "is there already" if existed else "written"
-        say(
-            cls.hidden.unique_id,
+        did += " (for the HSWQ loaders only)" if settings.file_format.only_ours else ""
+        text = (
             f"{shown} {did}: {exported.quantized} layers FP8, {exported.kept} in 16 bit, "
-            f"{exported.size / 2**20:.0f} MiB; {exported.about}",
+            f"{exported.size / 2**20:.0f} MiB; {exported.about}"
         )
         place = {"filename": target.name, "subfolder": os.path.dirname(shown), "type": "output"}
-        return io.NodeOutput(ui={"models": [{**place, "existed": existed}]})
+        return io.NodeOutput(ui={"models": [{**place, "existed": existed}], **line(text)})

@@ -1,8 +1,9 @@
-"""What several nodes share: their inputs, and the line of text that they show."""
+"""What several nodes share: their inputs, and the line that tells what a node did."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...quant import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, Plan
@@ -20,8 +21,8 @@ def keep_ratio_input() -> io.Float.Input:
         min=0.0,
         max=1.0,
         step=0.01,
-        tooltip="Share of the measured layers, the most sensitive ones, that keep their 16-bit "
-        "weights. 0.25 is the recommendation; less saves memory, more is closer to the original.",
+        tooltip="Share of the measured layers that stay in 16 bit: the most sensitive ones. "
+        "0.25 is recommended. Less saves memory; more is closer to the original.",
     )
 
 
@@ -31,8 +32,8 @@ def mode_input(default: str) -> io.Combo.Input:
         "mode",
         options=list(NUMBER_FORMATS),
         default=default,
-        tooltip="scaled (HSWQ V2): a scale per layer, the smallest error. "
-        "compatible (HSWQ V1): the plain FP8 grid, for files that other loaders shall read.",
+        tooltip="scaled (HSWQ V2): one scale for each layer. "
+        "compatible (HSWQ V1): the plain FP8 grid, which other loaders can read too.",
     )
 
 
@@ -42,11 +43,25 @@ def statistics_input(tooltip: str) -> io.Combo.Input:
     return io.Combo.Input("statistics", options=options, default=choice.AUTO, tooltip=tooltip)
 
 
+def line(text: str) -> dict[str, list[str]]:
+    """Return what shows a line on a node: its text output, which web/lines.mjs puts there.
+
+    An output stays when the job has ended, and ComfyUI sends it again where the node's result is
+    cached. A node that is no output node needs `has_intermediate_output` for that.
+    """
+    return {"text": [text]}
+
+
 def say(node_id: str | None, text: str) -> None:
-    """Show a line on a node, as ComfyUI does for its own text."""
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+    """Show a line on a node that has given its result already: what it wraps has come to an end."""
+    running = get_executing_context()
+    if running is None or node_id is None:
+        return
+    server = PromptServer.instance
+    if server.client_id is None:  # ComfyUI sends a node's output to who queued it, or to nobody
+        return
+    told = {"node": node_id, "display_node": node_id, "output": line(text)}
+    server.send_sync("executed", {**told, "prompt_id": running.prompt_id}, server.client_id)
 
 
 def summary(plan: Plan, about: str) -> str:

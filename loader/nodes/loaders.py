@@ -14,22 +14,22 @@ from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings
 from .. import store
 from ..engine import matmul
 from ..engine.adopt import ATTACHMENT
-from ..engine.loading import check_model, load_checkpoint, load_diffusion_model
-from ..engine.model_structure import sixteen_bit_options
+from ..engine.loading import load_checkpoint, load_diffusion_model
+from ..engine.model_structure import find_layers, sixteen_bit_options
 from ..files.fingerprints import fingerprint
-from ..files.model_file import is_stored_quantized
+from ..files.model_file import ModelFile
 from ..jobs import choice
 from ..jobs.links import watch
-from .inputs import CATEGORY, SCALED, keep_ratio_input, mode_input, say, statistics_input, summary
+from .inputs import CATEGORY, SCALED, keep_ratio_input, line, mode_input, statistics_input, summary
 
 _AS_STORED = "as the file has it"
 
 
 def _inputs() -> list[io.Input]:
-    """Return what both loaders ask besides the file."""
+    """Return the inputs that both loaders have besides the file."""
     return [
         statistics_input(
-            "auto: all that was recorded of these very weights, whatever the file's name. "
+            "auto: all that was recorded of the same weights, whatever the file is called. "
             "Or one statistics file."
         ),
         mode_input(SCALED),
@@ -38,16 +38,16 @@ def _inputs() -> list[io.Input]:
             "without_statistics",
             options=list(choice.WITHOUT_STATISTICS),
             default=choice.KEEP_16_BIT,
-            tooltip="What to do while there are fewer than "
-            f"{store.USABLE_SAMPLES} recorded images.",
+            tooltip=f"What to do while fewer than {store.USABLE_SAMPLES} images are recorded.",
         ),
         io.Boolean.Input(
             "fp8_matmul",
             default=False,
             optional=True,
-            tooltip="Multiply in FP8 too: quicker on cards that can (RTX 40 and 50, H100), but "
-            "less like the original, as the layers' inputs are rounded as well. On other cards, "
-            "and for layers whose inputs were not measured, nothing changes.",
+            tooltip="Multiply in FP8 too, on cards that can (RTX 40 and 50, H100). It takes less "
+            "of the GPU's time, and is less like the original, because the layers' inputs are "
+            "rounded as well. On other cards, and for layers whose inputs were not measured, "
+            "nothing changes.",
         ),
     ]
 
@@ -67,7 +67,7 @@ def _state(folder: str, name: str | None, statistics: str | None) -> tuple:
 
 
 class _Wanted(NamedTuple):
-    """The values of `_inputs`; a prompt may leave out the last."""
+    """The values of `_inputs`; a prompt may leave out fp8_matmul."""
 
     statistics: str
     mode: str
@@ -77,7 +77,6 @@ class _Wanted(NamedTuple):
 
 
 def _load(
-    node_id: str | None,
     folder: str,
     name: str,
     wanted: _Wanted,
@@ -87,37 +86,35 @@ def _load(
     """Load a file quantized, as it is stored, or in 16 bit for now; say which on the node.
 
     Args:
-        node_id: of the node.
         folder, name: of the file, as folder_paths has them.
-        wanted: what else the node asks.
-        load: called like `load_checkpoint`, returns the node's outputs.
+        wanted: the values of the other inputs.
+        load: is called like `load_checkpoint`, and returns the node's outputs.
         load_stock: loads a path as ComfyUI's own loader does, with model_options.
     """
-    path = folder_paths.get_full_path_or_raise(folder, name)
+    file = ModelFile(folder_paths.get_full_path_or_raise(folder, name))
     watch.note(_state, folder, name, wanted.statistics)
-    if is_stored_quantized(path):
-        loaded, about = load(path, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
+    if file.is_quantized:
+        loaded, about = load(file, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
     else:
         settings = QuantizeSettings(NUMBER_FORMATS[wanted.mode], BySensitivity(wanted.keep_ratio))
         chosen = choice.choose(
-            wanted.statistics, fingerprint(path), name, settings, wanted.without_statistics
+            wanted.statistics, fingerprint(file), name, settings, wanted.without_statistics
         )
         about = chosen.about
         if chosen.decider is None:
-            check_model(path)
+            find_layers(file)  # the stock loader does not say what is wrong with a file
             logging.info("HSWQ: %s: %s", name, about)
-            say(node_id, about)
-            return io.NodeOutput(*load_stock(path, sixteen_bit_options(path)))
-        loaded = load(path, chosen.decider, fp8_matmul=wanted.fp8_matmul)
+            return io.NodeOutput(*load_stock(file.path, sixteen_bit_options(file)), ui=line(about))
+        loaded = load(file, chosen.decider, fp8_matmul=wanted.fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
     if wanted.fp8_matmul:
         about = f"{about}; {matmul.description(loaded[0])}"
-    say(node_id, summary(loaded[0].get_attachment(ATTACHMENT), about))
-    return io.NodeOutput(*loaded)
+    text = summary(loaded[0].get_attachment(ATTACHMENT), about)
+    return io.NodeOutput(*loaded, ui=line(text))
 
 
 class HSWQCheckpointLoader(io.ComfyNode):
-    """Loads a checkpoint and quantizes its diffusion model on the way in."""
+    """Loads a checkpoint and quantizes its diffusion model while it loads."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -125,8 +122,8 @@ class HSWQCheckpointLoader(io.ComfyNode):
             node_id="HSWQCheckpointLoader",
             display_name="Load Checkpoint (HSWQ FP8)",
             category=CATEGORY,
-            description="Loads a 16-bit checkpoint with its diffusion model quantized to FP8 by "
-            "what was recorded while you sampled with it. Nothing is converted on disk.",
+            description="Loads a 16-bit checkpoint and quantizes its diffusion model to FP8, by "
+            "what was recorded while you sampled it. Nothing is converted on disk.",
             search_aliases=["load checkpoint fp8", "quantize", "HSWQ loader"],
             inputs=[
                 io.Combo.Input(
@@ -141,7 +138,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
                 io.Clip.Output(tooltip="The text encoder, as the stock loader gives it."),
                 io.Vae.Output(tooltip="The VAE, as the stock loader gives it."),
             ],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -156,12 +153,11 @@ class HSWQCheckpointLoader(io.ComfyNode):
                 path, embedding_directory=embeddings, model_options=options
             )[:3]
 
-        node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
-        return _load(node_id, "checkpoints", ckpt_name, rest, load_checkpoint, load_stock)
+        return _load("checkpoints", ckpt_name, _Wanted(**wanted), load_checkpoint, load_stock)
 
 
 class HSWQDiffusionModelLoader(io.ComfyNode):
-    """Loads a diffusion model without CLIP and VAE, quantized on the way in."""
+    """Loads a file that holds a diffusion model alone, and quantizes it while it loads."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -169,8 +165,8 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
             node_id="HSWQDiffusionModelLoader",
             display_name="Load Diffusion Model (HSWQ FP8)",
             category=CATEGORY,
-            description="Loads a 16-bit diffusion model quantized to FP8 by what was recorded "
-            "while you sampled with it. Nothing is converted on disk.",
+            description="Loads a 16-bit diffusion model and quantizes it to FP8, by what was "
+            "recorded while you sampled it. Nothing is converted on disk.",
             search_aliases=["unet loader fp8", "load unet", "quantize", "HSWQ loader"],
             inputs=[
                 io.Combo.Input(
@@ -181,7 +177,7 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
                 *_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The diffusion model in FP8.")],
-            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -196,5 +192,4 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         def load_stock(path: str, options: dict) -> tuple:
             return (comfy.sd.load_diffusion_model(path, model_options=options),)
 
-        node_id, rest = cls.hidden.unique_id, _Wanted(**wanted)
-        return _load(node_id, "diffusion_models", unet_name, rest, load, load_stock)
+        return _load("diffusion_models", unet_name, _Wanted(**wanted), load, load_stock)

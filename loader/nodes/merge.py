@@ -1,4 +1,4 @@
-"""The merge node: one session of what many machines recorded."""
+"""The merge node: it adds up what many machines recorded."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import logging
 from comfy_api.latest import io
 
 from ..store.merge import ALL, folders, gather
-from .inputs import CATEGORY, say
+from .inputs import CATEGORY, line
 
 
 class HSWQMergeStatistics(io.ComfyNode):
-    """Sums up the statistics files of a folder, each model's into one file."""
+    """Adds up the statistics files of a folder, into one file for each model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,9 +19,9 @@ class HSWQMergeStatistics(io.ComfyNode):
             node_id="HSWQMergeStatistics",
             display_name="HSWQ Merge Statistics",
             category=CATEGORY,
-            description="Sums up statistics files that other machines recorded, each model's into "
-            "one file, which the loaders then count. Run it again when they have grown: nothing "
-            "counts twice.",
+            description="Adds up statistics files that other machines recorded, into one file for "
+            "each model, which the loaders then use. Run it again when the files have grown: "
+            "nothing counts twice.",
             search_aliases=["render farm", "collect statistics", "calibration"],
             is_output_node=True,
             inputs=[
@@ -29,16 +29,15 @@ class HSWQMergeStatistics(io.ComfyNode):
                     "folder",
                     options=folders(),
                     default=ALL,
-                    tooltip="A folder below models/hswq with the other machines' files, whatever "
-                    "their names. all: every file there that no session counts yet.",
+                    tooltip="A folder below models/hswq with the other machines' files, of any "
+                    "names. all: every file there that is not a session yet.",
                 ),
                 io.String.Input(
                     "session",
                     default="merged",
-                    tooltip="Of the new file, which is made anew from the folder each time.",
+                    tooltip="The new file's session. The file is written anew each time.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -56,5 +55,4 @@ class HSWQMergeStatistics(io.ComfyNode):
         parts += [f"left out {name}: {reason}" for name, reason in left_out.items()]
         text = "; ".join(parts)
         logging.info("HSWQ: %s", text)
-        say(cls.hidden.unique_id, text)
-        return io.NodeOutput()
+        return io.NodeOutput(ui=line(text))

@@ -41,7 +41,7 @@ class StatisticsFile:
         path: of the file.
         session: its name.
         size: of the file in bytes.
-        statistics: without importances, which take most of the room.
+        statistics: without importances, which would take most of the memory.
     """
 
     path: Path
@@ -68,9 +68,9 @@ class Model:
         fingerprint: of its weights.
         files: its sessions.
         statistics: of all of them, without importances; None where there are none.
-        noted: its last sampling since ComfyUI started.
-        alive: its FP8 copy in memory.
-        name: of its file, which need not be there any more.
+        noted: its last sampling since ComfyUI started; None where there was none.
+        alive: its FP8 copy in memory; None where there is none.
+        name: of its file, which may be gone.
         source: where its file is now, as the nodes take it; None where it is gone.
     """
 
@@ -99,19 +99,19 @@ class Model:
 
     @property
     def id(self) -> str:
-        """Its fingerprint's beginning."""
+        """The first digits of its fingerprint."""
         return self.fingerprint[:ID_DIGITS]
 
     @property
     def last_run(self) -> str | None:
-        """When it was sampled with last."""
+        """When it was last sampled, as an ISO time."""
         times = [_text(file.statistics.meta.get("last_run")) for file in self.files]
         times.append(self.noted and self.noted.last_run)
         return max(filter(None, times), default=None)
 
     @property
     def total_layers(self) -> int | None:
-        """How many layers it has, as far as its statistics say."""
+        """How many layers it has; None where its statistics do not say."""
         if self.statistics is None or "layers" not in self.statistics.meta:
             return None
         return len(self.statistics) + store.missing_layers(self.statistics)
@@ -152,18 +152,18 @@ class UnknownModelError(LookupError):
 
 
 class Catalogue:
-    """All models that were sampled with, from disk and from memory.
+    """All models that were sampled, from disk and from memory.
 
-    It reads files: not for the event loop, and for one thread at a time.
+    It reads files, so do not call it in the event loop. One thread at a time may call it.
     """
 
     def __init__(self, noted: Callable[[], list[ModelStatus]]) -> None:
-        """Take what tells of the samplings since ComfyUI started."""
+        """Take a function that returns the samplings since ComfyUI started."""
         self._noted = noted
         self._files: dict[Path, tuple[tuple, Statistics | None]] = {}
 
     def status(self) -> dict:
-        """Return all models for the panel, the last one sampled with first."""
+        """Return all models for the panel, the most recently sampled first."""
         chosen = settings.current()
         models = [model.to_json() for model in self.models()]
         models += [_without_file(noted) for noted in self._noted() if noted.fingerprint is None]
@@ -176,7 +176,7 @@ class Catalogue:
         }
 
     def models(self) -> list[Model]:
-        """Return all models that have a file, or had one."""
+        """Return all models that were loaded from a file, which may be gone."""
         files: dict[str, list[StatisticsFile]] = {}
         for file in self._statistics_files():
             files.setdefault(file.statistics.fingerprint, []).append(file)
@@ -254,7 +254,7 @@ def _loaded(alive: Alive | None) -> dict | None:
 
 
 def _without_file(noted: ModelStatus) -> dict:
-    """Return what the panel shows of a model that was sampled with and has no file: a merge."""
+    """Return what the panel shows of a model that was sampled but has no file, such as a merge."""
     return {
         "id": None,
         "name": noted.name,
@@ -273,5 +273,5 @@ def _without_file(noted: ModelStatus) -> dict:
 
 
 def _text(value: object) -> str | None:
-    """Return a text of a file's meta, which anybody may have written."""
+    """Return a text from a file's meta, cut short: anybody may have written it."""
     return value[:_MAX_TEXT] if isinstance(value, str) and value else None

@@ -1,4 +1,4 @@
-"""Telling the panel by websocket what has changed."""
+"""Telling the panel through the websocket that something has changed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from server import PromptServer
 from ..host.events import on_change
 
 EVENT = "hswq.status"
-_SECONDS = 0.25  # between two
+_SECONDS = 0.25  # at least, from one message to the next
 
 
 class StatusEvents:
-    """Sends the status when something has changed, once for all that changed meanwhile."""
+    """Sends the status after a change. Changes that come close together share one message."""
 
     def __init__(self, server: PromptServer, status: Callable[[], Awaitable[dict]]) -> None:
-        """Take where to send, and what."""
+        """Take the server to send through, and the function that returns the status."""
         self._server, self._loop = server, server.loop
         self._status = status
         self._next = 0.0
         self._waiting: asyncio.TimerHandle | None = None
-        self._sending: set[asyncio.Task] = set()  # asyncio itself keeps no task alive
+        self._sending: set[asyncio.Task] = set()  # asyncio alone would not keep a task alive
 
     def start(self) -> None:
         """Listen from now on."""
         on_change(self._changed)
 
     def _changed(self) -> None:
-        """Be told by any thread, also after the server's end."""
+        """Note a change. Any thread may call this, even after the server's loop has ended."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._soon)
 

@@ -1,4 +1,4 @@
-"""What a Plan would do for any keep_ratio, from what is known: nothing is searched."""
+"""What a Plan would do for any keep_ratio, from earlier searches. Nothing is searched here."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def rows(model: Model) -> list[dict]:
 
 
 def preview(model: Model, settings: QuantizeSettings) -> dict:
-    """Return what the loader's Plan is for these settings, as far as it is known.
+    """Return the Plan that the loader would make with these settings, as far as it is known.
 
-    A layer's amax and error are there as soon as any load, export or HSWQPlan has searched it,
-    whatever its keep_ratio was.
+    A layer's amax and error are known once any load, export or HSWQPlan has searched the layer,
+    with whatever keep_ratio.
 
     Args:
         model: with statistics.
@@ -96,9 +96,9 @@ def _expected_error(model: Model, planner: Planner, shapes: Shapes) -> float | N
 def _bytes(
     quantized: list[str], shapes: Shapes, number_format: NumberFormat
 ) -> tuple[int | None, int | None]:
-    """Return the bytes of a model's parameters in 16 bit and by the Plan, as the loader has them.
+    """Return the bytes of a model's parameters in 16 bit, and as the loader quantizes them.
 
-    All that is not quantized is 16 bit.
+    Whatever is not quantized is 16 bit. None where the shapes are not known.
     """
     if not shapes.parameters or any(name not in shapes.layers for name in quantized):
         return None, None
@@ -111,7 +111,7 @@ def _bytes(
 
 
 def _shapes(model: Model) -> Shapes:
-    """Return the shapes in the model's file; none where it is gone or names layers otherwise."""
+    """Return the shapes in the model's file; none where it is gone or has other layer names."""
     try:
         found = shapes_of(model.source) if model.source else Shapes({}, 0)
     except (OSError, ValueError):  # deleted or overwritten just now
@@ -121,7 +121,7 @@ def _shapes(model: Model) -> Shapes:
 
 
 def _names(measured: Iterable[str], shapes: Shapes) -> list[str]:
-    """Return measured layers in their order, which is the model's, then those never called."""
+    """Return the measured layers in the model's order, then those that were never called."""
     return list(dict.fromkeys([*measured, *shapes.layers]))
 
 

@@ -17,7 +17,7 @@ MAX_JSON_BYTES = 1 << 16
 
 
 class RefusedError(Exception):
-    """A request is not answered. Attributes: `status`, of HTTP."""
+    """A request that is refused, with the HTTP `status` to answer."""
 
     def __init__(self, status: int, reason: str) -> None:
         """Take the status and a sentence."""
@@ -55,16 +55,16 @@ _dumps = functools.partial(json.dumps, allow_nan=False)
 
 def _error(status: int, reason: object) -> web.Response:
     answer = web.json_response({"error": str(reason)}, status=status, dumps=_dumps)
-    if status == 413:  # what is not read of the body would be taken for the next request
+    if status == 413:  # else the unread rest of the body would be taken for the next request
         answer.force_close()
     return answer
 
 
 def check_change(request: web.Request, content_type: str) -> None:
-    """Refuse what a page of another site may send.
+    """Refuse what a page of another site could send.
 
     Raises:
-        RefusedError: the content type is another, or the request is from elsewhere.
+        RefusedError: the content type is a different one, or the request is from another site.
     """
     if "Content-Type" not in request.headers or request.content_type != content_type:
         raise RefusedError(415, f"the content type must be {content_type}")
@@ -100,7 +100,7 @@ async def json_of(request: web.Request) -> dict:
     """Read a body that is a JSON object.
 
     Raises:
-        RefusedError: it is none.
+        RefusedError: it is not one.
     """
     try:
         body = json.loads(await body_of(request, MAX_JSON_BYTES))
@@ -112,10 +112,10 @@ async def json_of(request: web.Request) -> dict:
 
 
 def only(request: web.Request, key: str) -> str:
-    """Return the one value of a query's key.
+    """Return the value of a key that the query must have exactly once.
 
     Raises:
-        RefusedError: there is none, or there are more.
+        RefusedError: the key is missing, or there more than once.
     """
     values = request.query.getall(key, [])
     if len(values) != 1:

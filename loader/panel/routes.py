@@ -1,7 +1,7 @@
 """What the panel asks over HTTP.
 
-Nothing changes on GET. What changes something takes a content type that no page of another site
-can send unasked, and an Origin that is this server's.
+GET changes nothing. A request that changes something needs a content type that a page of another
+site cannot send by itself. If it names an Origin, that must be this server's.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")
 
 _catalogue = Catalogue(recorder.status)
 _reader = ThreadPoolExecutor(1, "hswq")
-"""For the catalogue, one at a time. Its thread begins with the first request."""
+"""Calls the catalogue, one call at a time. Its thread starts with the first request."""
 
 
 async def read(question: Callable, *arguments: object) -> object:
-    """Ask the catalogue or its models, off the event loop."""
+    """Ask the catalogue or one of its models, outside of the event loop."""
     return await asyncio.get_running_loop().run_in_executor(
         _reader, functools.partial(question, *arguments)
     )
@@ -77,11 +77,11 @@ async def model_of(request: web.Request) -> Model:
 
 
 def check_session(model: Model, session: object) -> None:
-    """Refuse what is no session of a model.
+    """Refuse what is not a session of a model.
 
     Raises:
-        ValueError: it is no name of one.
-        UnknownModelError: the model has none of that name.
+        ValueError: it cannot be the name of a session.
+        UnknownModelError: the model has no session of that name.
     """
     store.check_session(session)
     if all(file.session != session for file in model.files):
@@ -142,7 +142,7 @@ async def get_file(request: web.Request) -> web.FileResponse:
 
 @answered
 async def reset(request: web.Request) -> dict:
-    """Begin one session of a model anew, or all; the model as it is then."""
+    """Remove one session of a model, or all; answer with the model as it is then."""
     check_change(request, JSON)
     body = await json_of(request)
     if body.keys() != {"session"}:
@@ -158,7 +158,7 @@ async def reset(request: web.Request) -> dict:
 
 @answered
 async def delete(request: web.Request) -> dict:
-    """Forget a model: its statistics and what was found by them."""
+    """Forget a model: its statistics, and what searches found with them."""
     check_change(request, JSON)
     if await body_of(request, MAX_JSON_BYTES):
         raise RefusedError(400, "the body must be empty")
@@ -171,7 +171,7 @@ async def delete(request: web.Request) -> dict:
 
 @answered
 async def upload(request: web.Request) -> dict:
-    """Take in a statistics file of a `name`; its model as it is then."""
+    """Keep a statistics file that is called `name`; answer with its model as it is then."""
     check_change(request, BYTES)
     name = only(request, "name")
     content = await body_of(request, uploads.MAX_BYTES)
@@ -181,19 +181,19 @@ async def upload(request: web.Request) -> dict:
 
 @answered
 async def unknown(_: web.Request) -> None:
-    """Whatever else is asked below /hswq."""
+    """Any other path below /hswq."""
     raise RefusedError(404, "there is no such route")
 
 
 def _remove(model: Model, session: str | None = None) -> int:
-    """Remove statistics of a model, and what was found by them."""
+    """Remove one session of a model, or all, and what searches found; return how many files."""
     removed = store.remove_statistics(model.fingerprint, session)
     search_cache.forget_findings(model.fingerprint)
     return removed
 
 
 def add_routes(server: PromptServer) -> None:
-    """Let ComfyUI serve them, below / and /api."""
+    """Add the routes to ComfyUI's server, which serves them below / and /api."""
     routes = server.routes
     routes.get("/hswq/status")(get_status)
     routes.get("/hswq/statistics")(get_statistics)

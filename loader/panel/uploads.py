@@ -1,4 +1,4 @@
-"""Taking in a statistics file that somebody sends: another machine's, or one's own of before."""
+"""Keeping a statistics file that a user uploads, from another machine or from an earlier time."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _MAX_TEXT = 200
 def take_in(content: bytes, name: str) -> str:
     """Keep a statistics file as a session of its own; return its model's fingerprint.
 
-    What the model has already counts once: nothing is written where a session holds the same
-    recordings and no fewer samples of them.
+    No recording counts twice: nothing is written where a session already holds the same recordings
+    with at least as many samples.
 
     Args:
         content: of the file.
-        name: that the file has where it comes from, for messages.
+        name: of the file where it comes from, for messages.
 
     Raises:
-        ValueError: the name is not allowed, or the statistics are of other layers than the
-            model's.
-        StatisticsError: it is damaged, malicious, empty, or does not say which weights it is of.
+        ValueError: the name is not allowed, or the statistics do not fit the model's layers.
+        StatisticsError: it is damaged, malicious or empty, or does not name the weights that it
+            was recorded with.
         OSError: it cannot be written.
     """
     found = _read(content, name)
@@ -76,20 +76,20 @@ def _read(content: bytes, name: str) -> Statistics:
 
 
 def _check_layers(found: Statistics, name: str) -> None:
-    """Refuse statistics that would not go with the model's file, or with those that are there."""
+    """Refuse statistics that do not fit the model's file, or its other statistics."""
     source = find_source(found.fingerprint, str(found.meta.get("model")))
     if source is not None:
         layers = shapes_of(source).layers
         strange = [layer for layer in found if layer not in layers]
-        if 0 < len(strange) < len(found):  # in diffusers' layout all have other names
-            raise ValueError(f"{name} has a layer {strange[0]!r}, which {source} has not")
+        if 0 < len(strange) < len(found):  # in diffusers' layout all layers have other names
+            raise ValueError(f"{name} has a layer {strange[0]!r}, which is not in {source}")
     known = store.statistics_of(found.fingerprint)
     if known is not None:
-        known.merge(found)  # raises ValueError where a layer has other channels
+        known.merge(found)  # raises ValueError where a layer has another number of channels
 
 
 def _with_plain_meta(found: Statistics, content: bytes) -> Statistics:
-    """Keep what is ours of a file's meta, as it may be, and give what has no id one."""
+    """Keep the valid values of ours in a file's meta. A recording without an id gets one."""
     meta = {key: found.meta[key] for key in _COUNTS if _is_count(found.meta.get(key))}
     for key in ("created_at", "last_run"):
         if _TIME.fullmatch(str(found.meta.get(key, ""))):
@@ -106,7 +106,7 @@ def _with_plain_meta(found: Statistics, content: bytes) -> Statistics:
 
 
 def _session(session: str, recordings: str) -> str:
-    """Return a session that nothing is recorded into here, the same for the same recordings."""
+    """Return the session's name here: equal for equal recordings. Nothing is recorded into it."""
     try:
         stem = store.check_session(session[:48])
     except ValueError:
@@ -115,7 +115,7 @@ def _session(session: str, recordings: str) -> str:
 
 
 def _includes(path: Path, new: Statistics) -> bool:
-    """Whether a file has all that a new one has."""
+    """Whether a file already has everything that a new one has."""
     try:
         known = locked_file.read(path)
     except (StatisticsError, OSError):

@@ -1,7 +1,7 @@
-"""Number formats: how a quantized weight is rounded, searched, and what it weighs.
+"""Number formats: how a quantized weight is searched and rounded, and how many bytes it takes.
 
-A format is a frozen value. What holds it in memory is `loader/engine/layout.py`, what names its
-keys in files is `loader/files/layer_formats.py`; a new format is an entry here and there.
+A format is a frozen value. `loader/engine/layout.py` holds its weights in memory, and
+`loader/files/layer_formats.py` knows its keys in files. A new format is an entry in each of them.
 """
 
 from .fp8 import FP8_PLAIN, FP8_SCALED, fp8_format

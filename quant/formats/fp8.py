@@ -14,11 +14,12 @@ from ..search import Found, SearchSettings, search_amax
 
 @dataclasses.dataclass(frozen=True)
 class FP8Format:
-    """FP8 with a scale a layer, or with the fixed grid of the numbers themselves.
+    """FP8 with one scale for each layer (V2), or without a scale (V1).
 
     Attributes:
-        name: as NumberFormat's.
-        scaled: V2: the weight is stored times 448 / amax. Else V1: clipped at amax, as it is.
+        name: as in NumberFormat.
+        scaled: True for V2, which stores the weight times 448 / amax. False for V1, which stores
+            the weight itself, clipped at amax.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What every number format can do."""
+"""What every number format provides."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class NumberFormat(Protocol):
     """A way to store a weight in fewer bits.
 
     Attributes:
-        name: that nodes, files and the panel use.
-        title: of the numbers, for people.
-        item_bytes: of one weight.
-        scale_bytes: of what is stored beside a layer's weights.
+        name: the word that nodes, files and the panel use.
+        title: the name of the numbers, for people.
+        item_bytes: bytes of one weight.
+        scale_bytes: bytes of the scale that is stored beside a layer's weights.
     """
 
     name: str

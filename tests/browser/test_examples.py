@@ -33,7 +33,7 @@ RUN = """async () => {
     await app.queuePrompt(0)
 }"""
 LINE = """(type) => app.graph._nodes.find((node) => node.type === type)
-    .widgets.find((widget) => widget.name === "$$node-text-preview")?.value"""
+    .widgets.find((widget) => widget.name === "hswq_line")?.value"""
 
 
 def overlap(a: list, b: list) -> bool:

@@ -17,6 +17,7 @@ RELEASES = {
     "0.18.2": ("2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
 }
 DEFAULT_RELEASE = "0.30.0"
+NEWEST = "newest"  # release: see newest.py
 # The newest frontend, which users may choose: its version and its wheel's sha256.
 FRONTEND = ("1.58.1", "37912597537a731a8f421179618a736c24184c5bdbfa327f38b2fb7c291852d9")
 
@@ -57,18 +58,21 @@ class Host(NamedTuple):
         }
 
 
-def choose_host(release: str | None) -> Host:
-    """A pinned release, or COMFYUI_PATH's tree on what that runs on already."""
+def choose_host(chosen: str | None) -> Host:
+    """A release, or a folder's ComfyUI, --comfyui's or COMFYUI_PATH's, on what it runs on."""
     given = os.environ.get("COMFYUI_PATH")
-    if not given:
-        release = release or DEFAULT_RELEASE
+    if given and chosen:
+        raise SetupError("both COMFYUI_PATH and --comfyui are given; choose one.")
+    release = chosen or DEFAULT_RELEASE
+    if not given and release in (*RELEASES, NEWEST):
         home = DEV if release == DEFAULT_RELEASE else DEV / f"comfyui-{release}"
         return Host(home / "ComfyUI", home / "venv", home / "base", release=release)
-    if release:
-        raise SetupError("both COMFYUI_PATH and --comfyui are given; choose one.")
-    tree = Path(given).expanduser().absolute()
+    tree = Path(given or chosen).expanduser().absolute()
     if not ((tree / "main.py").is_file() and (tree / "comfy").is_dir()):
-        raise SetupError(f"COMFYUI_PATH is {tree}, where there is no ComfyUI (main.py, comfy/).")
+        known = f"{tree} has no ComfyUI (main.py, comfy/)"
+        if given:
+            raise SetupError(f"COMFYUI_PATH: {known}.")
+        raise SetupError(f"--comfyui: {known} and is no release ({', '.join(RELEASES)}, {NEWEST}).")
     lender = find_lender(tree)
     venv = DEV / (f"venv-{digest(lender)[:8]}" if lender else "venv")
     return Host(tree, venv, DEV / "base", lender=lender)

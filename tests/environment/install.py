@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from .host import FRONTEND, RELEASES, ROOT, Host, SetupError, digest
+from . import newest
+from .host import FRONTEND, NEWEST, RELEASES, ROOT, Host, SetupError, digest
 from .steps import DEV, SCRAP, discard, ensure, execute, only_one
 
 TESTS = ROOT / "tests"
@@ -92,6 +93,11 @@ def lend(lender: Path, packages: Path) -> None:
 
 
 def ensure_comfyui(host: Host) -> None:
+    if host.release == NEWEST:
+        tag = newest.tag(newest.REPOSITORY)
+        stamp = stamp_of(host.comfyui, "fetched")
+        ensure(f"ComfyUI {tag}", stamp, tag, lambda: newest.fetch(host, newest.REPOSITORY, tag))
+        return
     inputs, stamp = digest(host.comfyui, *RELEASES[host.release]), stamp_of(host.comfyui, "fetched")
     ensure(f"ComfyUI {host.release}", stamp, inputs, lambda: fetch_comfyui(host))
 
@@ -163,7 +169,7 @@ def ensure_requirements(host: Host) -> None:
     files = [TEST_REQUIREMENTS]
     if not host.lender:
         files.insert(0, host.comfyui / "requirements.txt")
-    inputs = digest(*TORCH, *(file.read_text("utf-8") for file in files))
+    inputs = digest(*TORCH, *(file.read_text("utf-8") for file in files), *newest.state(host))
     stamp = stamp_of(host.venv, "requirements")
     ensure("Requirements", stamp, inputs, lambda: install_requirements(host, files))
 
@@ -171,6 +177,8 @@ def ensure_requirements(host: Host) -> None:
 def install_requirements(host: Host, files: list[Path]) -> Iterable[Path]:
     pins = () if host.lender else TORCH  # named again, so that pip leaves torch as it is
     install(host, *pins, *(word for file in files for word in ("-r", file)))
+    if host.release == NEWEST:  # newer than its requirements ask for, as users may have them
+        install(host, "--upgrade", "--no-deps", *newest.PACKAGES)
     installed = (*host.packages.iterdir(), *host.python.parent.iterdir())
     return [path for path in installed if not path.name.startswith(("__pycache__", "~"))]
 

@@ -2,11 +2,13 @@
 
 import importlib.util
 import io
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from environment import newest
 from environment.host import RELEASES, ROOT, Host, SetupError, choose_host, python_of
 from environment.install import is_whole, unpack
 from environment.steps import ensure, explain
@@ -142,8 +144,19 @@ class TestChooseHost:
 
     def test_not_comfyui(self, tree):
         (tree / "main.py").unlink()
-        with pytest.raises(SetupError, match=r"COMFYUI_PATH is .*ComfyUI, where there is no"):
+        with pytest.raises(SetupError, match=r"COMFYUI_PATH: .*ComfyUI has no ComfyUI"):
             choose_host(None)
+
+    def test_a_folder_is_as_good_as_its_variable(self, tree, monkeypatch):
+        host = choose_host(None)
+        monkeypatch.delenv("COMFYUI_PATH")
+        assert choose_host(str(tree)) == host
+        assert host.comfyui == tree
+
+    def test_neither_a_folder_nor_a_release(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("COMFYUI_PATH", raising=False)
+        with pytest.raises(SetupError, match=r"--comfyui: .*0\.99\.0 has no .* and is no release"):
+            choose_host(str(tmp_path / "0.99.0"))
 
     def test_two_answers_to_one_question(self, tree):
         with pytest.raises(SetupError, match="choose one"):
@@ -154,6 +167,37 @@ class TestChooseHost:
         host = Host(tmp_path / "ComfyUI", tmp_path / "venv", tmp_path / "base")
         assert host.environment["PATH"].startswith(str(host.python.parent))
         assert "PYTHONPATH" not in host.environment
+
+
+class TestNewest:
+    @pytest.fixture
+    def repository(self, tmp_path) -> str:
+        """A git repository whose releases were not made in their order."""
+        folder = tmp_path / "repository"
+
+        def git(*words: str) -> None:
+            own = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+            subprocess.run(["git", "-C", folder, *own, *words], check=True, capture_output=True)
+
+        folder.mkdir()
+        git("init")
+        for version in ("0.9.1", "0.30.0", "0.4.0"):
+            (folder / "main.py").write_text(version)
+            git("add", "main.py")
+            git("commit", "-m", version)
+            git("tag", f"v{version}")
+        git("tag", "latest")
+        return folder.as_uri()
+
+    def test_is_the_highest_release(self, repository, tmp_path):
+        assert newest.tag(repository) == "v0.30.0"
+        host = Host(tmp_path / "home" / "ComfyUI", tmp_path / "venv", tmp_path / "base")
+        (path,) = newest.fetch(host, repository, "v0.30.0")
+        assert (path.name, path.read_text()) == ("main.py", "0.30.0")
+
+    def test_without_network_a_folder_is_asked_for(self, tmp_path):
+        with pytest.raises(SetupError, match="give its folder: --comfyui FOLDER"):
+            newest.tag((tmp_path / "nothing").as_uri())
 
 
 class TestCommandLine:

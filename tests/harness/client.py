@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import struct
 import time
 import urllib.error
 import urllib.parse
@@ -18,7 +17,6 @@ import torch
 import websocket
 
 PROMPT_SECONDS = 240
-_TEXT = 3  # ComfyUI's BinaryEventTypes.TEXT: a line that a node shows
 
 
 class RejectedError(Exception):
@@ -55,7 +53,7 @@ class Run:
 
     Attributes:
         outputs: what output nodes showed, by node id.
-        texts: lines that nodes showed while they ran, by node id.
+        texts: lines that nodes showed, by node id.
         executed: ids of the nodes that ran, in order.
         cached: ids of the nodes whose earlier result was used.
     """
@@ -153,16 +151,12 @@ class Client:
 
 
 def _events(connection: websocket.WebSocket) -> Iterator[dict]:
-    """Give JSON events, and a node's lines as events of type "text"."""
+    """Give JSON events; pictures of a sampling are passed over."""
     end = time.monotonic() + PROMPT_SECONDS
     while time.monotonic() < end:
         message = connection.recv()
         if isinstance(message, str):
             yield json.loads(message)
-        elif struct.unpack(">I", message[:4])[0] == _TEXT:
-            (length,) = struct.unpack(">I", message[4:8])
-            node, text = message[8 : 8 + length], message[8 + length :]
-            yield {"type": "text", "data": {"node": node.decode(), "text": text.decode()}}
     raise TimeoutError(f"the prompt has not ended after {PROMPT_SECONDS} s")
 
 
@@ -171,9 +165,7 @@ def _follow(events: Iterator[dict], prompt_id: str, on_event: Callable[[dict], N
     run = Run()
     for event in events:
         kind, data = event["type"], event.get("data", {})
-        if kind == "text":
-            run.texts.setdefault(data["node"], []).append(data["text"])
-        elif data.get("prompt_id") != prompt_id:
+        if data.get("prompt_id") != prompt_id:
             continue
         on_event(event)
         if kind == "execution_success":
@@ -189,6 +181,7 @@ def _take(run: Run, kind: str, data: dict) -> None:
         run.cached.extend(data["nodes"])
     elif kind == "executed":
         run.outputs[data["node"]] = data["output"]
+        run.texts.setdefault(data["node"], []).extend((data["output"] or {}).get("text", []))
     elif kind == "execution_error":
         raise ExecutionError(data)
     elif kind == "execution_interrupted":

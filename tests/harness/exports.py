@@ -15,7 +15,7 @@ from hswq.loader import store
 from hswq.loader.engine.model_structure import layers_of
 from hswq.loader.engine.quantizer import quantizing_device
 from hswq.loader.files.fingerprints import fingerprint
-from hswq.loader.files.model_file import load_tensors
+from hswq.loader.files.model_file import ModelFile
 from hswq.loader.host.folders import register_folder
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import ExportSettings, export
@@ -60,7 +60,7 @@ def decisions(plan: Plan) -> list[LayerPlan]:
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Return the layers' weights, where the loader searches them."""
-    layers = layers_of(str(checkpoint), *load_tensors(str(checkpoint)))
+    layers = layers_of(ModelFile(checkpoint))
     return {name: weight.to(quantizing_device()) for name, weight in layers.items()}
 
 

@@ -25,9 +25,11 @@ from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.converter import convert
 from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
+from hswq.loader.engine.model_structure import detect
 from hswq.loader.files.errors import ModelFileError
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.layer_formats import FILE_FORMATS
+from hswq.loader.files.model_file import ModelFile
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import export
 from hswq.loader.jobs.search import search
@@ -231,7 +233,7 @@ class TestDiffusersLayout:
 
     def test_is_searched_ahead(self, files):
         planner = functools.partial(make_planner, None, 0.25, scaled=True, settings=QUICKLY)
-        (own, _), (theirs, searched) = (search(path, planner()) for path in files)
+        (own, _), (theirs, searched) = (search(ModelFile(path), planner()) for path in files)
         assert theirs == own
         assert searched == len(own.layers) > 0
 
@@ -295,3 +297,15 @@ def weights(model: comfy.sd.CLIP | comfy.sd.VAE | None) -> dict[str, torch.Tenso
     found = {} if network is None else network.state_dict()
     # It is in no file, so nobody sets it.
     return {key: value for key, value in found.items() if "clip_l.transformer.text_proj" not in key}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_ends_are_found(entries, tmp_path, name):
+    """The first and the last projection, whatever they are called."""
+    path = ARCHITECTURES[name].write(tmp_path / "model.safetensors")
+    expected = {"input_blocks.0.0", "out.2"}
+    if name == "Flux":
+        expected = {"img_in", "final_layer.linear"}
+    elif name in ("Lumina 2", "Z-Image"):
+        expected = {"x_embedder", "final_layer.linear"}
+    assert detect(ModelFile(path)).ends == expected

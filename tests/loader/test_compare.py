@@ -120,7 +120,7 @@ class TestRefused:
 
     def test_too_small_ones(self):
         small = pictures()[:, :10]
-        with pytest.raises(ValueError, match=r"1 x 56 x 10 pixels .* needs 11 pixels"):
+        with pytest.raises(ValueError, match=r"1 x 56 x 10 pixels .* needs at least 11 pixels"):
             compare(small, small)
 
     def test_none(self):

@@ -121,7 +121,8 @@ class TestFile:
             "format": "pt", "modelspec.title": "Mine", "hswq.version": "1",
             "hswq.format": "scaled", "hswq.mode": "scaled", "hswq.keep_ratio": "0.5",
             "hswq.source": "mine.safetensors", "hswq.source_fingerprint": fingerprint(path),
-            "hswq.statistics": "auto", "hswq.samples": str(SAMPLES),
+            "hswq.statistics": "auto", "hswq.samples": str(SAMPLES), "hswq.dtype": "F16",
+            "hswq.readers": "ComfyUI's own loaders, and HSWQ's",
         }  # fmt: skip
 
     def test_searches_the_loaders_plan_and_keeps_it(self, checkpoint, statistics, plans):
@@ -156,6 +157,24 @@ class TestSources:
         assert kept == {torch.float16 if dtype is torch.float32 else dtype}
         stored = load_checkpoint(str(target), None, only_model=True)[0]
         assert not same(held(stored), held(loaded_by_us(path, plan)))
+
+    @pytest.mark.parametrize("keep_ratio", [0.0, 0.25])
+    def test_of_several_dtypes(self, checkpoint, statistics, folders, keep_ratio):
+        """What is left in 16 bit does not say what the model is in."""
+        tensors = {
+            name: tensor.bfloat16() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+            for name, tensor in load_file(checkpoint).items()
+        }
+        path = str(folders / "mixed.safetensors")
+        save_file(tensors, path)
+        record(path, statistics)
+        target, plan = written(path, wanted("scaled, convs too", keep_ratio=keep_ratio))
+        assert {tensor.dtype for tensor in tensors.values()} >= {torch.bfloat16, torch.float16}
+        stored = load_checkpoint(str(target), None, only_model=True)[0]
+        ours = loaded_by_us(path, plan)
+        assert not same(held(stored), held(ours))
+        networks = (one.model.diffusion_model for one in (stored, ours))
+        assert len({part.dtype for one in networks for part in one.parameters()}) == 1
 
     def test_a_pickled_one(self, recorded, folders):
         path = str(folders / "toy.ckpt")

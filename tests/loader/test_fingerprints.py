@@ -14,7 +14,7 @@ import pytest
 from harness.modelfiles import an_hour_older, model_file, restart, rewritten
 from hswq.loader.files.errors import ModelFileError
 from hswq.loader.files.fingerprints import DAMAGED, fingerprint, known
-from hswq.loader.files.model_file import read_fingerprint
+from hswq.loader.files.model_file import ModelFile
 from hswq.loader.host.folders import FOLDER
 
 FORGED = "ab" * 32
@@ -63,10 +63,10 @@ class TestOnce:
     @pytest.mark.parametrize("again", [lambda: None, restart], ids=["in memory", "after a start"])
     def test_for_each_version(self, path, tmp_path, again):
         before = fingerprint(path)
-        assert before == read_fingerprint(path)
+        assert before == ModelFile(path).read_fingerprint()
         rewritten(path, other_weights(tmp_path))
         again()
-        assert fingerprint(path) == known(path) == before != read_fingerprint(path)
+        assert fingerprint(path) == known(path) == before != ModelFile(path).read_fingerprint()
 
     def test_another_process_finds_it(self, path, kept, tmp_path):
         before = fingerprint(path)
@@ -86,7 +86,7 @@ class TestOnce:
         again()
         assert known(path) is None
         second = fingerprint(path)
-        assert second == read_fingerprint(path) != before
+        assert second == ModelFile(path).read_fingerprint() != before
         rewritten(path, Path(path).read_bytes() + b"\0")
         again()
         assert known(path) is None
@@ -98,7 +98,7 @@ class TestOnce:
         before = fingerprint(path)
         rewritten(path, content)
         assert known(path) is None
-        assert fingerprint(path) == read_fingerprint(path) != before
+        assert fingerprint(path) == ModelFile(path).read_fingerprint() != before
         assert not kept.exists()
 
     def test_links_share_what_is_known(self, path, kept, tmp_path):
@@ -136,7 +136,7 @@ class TestDamagedModel:
             fingerprint(path)
         rewritten(path, whole)
         assert known(path) == DAMAGED
-        assert fingerprint(path) == known(path) == read_fingerprint(path)
+        assert fingerprint(path) == known(path) == ModelFile(path).read_fingerprint()
 
 
 class TestFile:
@@ -161,7 +161,7 @@ class TestFile:
     def test_that_is_damaged_is_begun_anew(self, path, kept, damaged):
         write(kept, path, damaged)
         found = fingerprint(path)
-        assert found == read_fingerprint(path)
+        assert found == ModelFile(path).read_fingerprint()
         assert files_in(kept) == {path: entry(path, found)}
 
     @pytest.mark.parametrize("obstacle", ["a file for the folder", "a folder for the file"])
@@ -210,7 +210,7 @@ class TestFile:
         for thread in threads:
             thread.join()
         assert {path: entry[2] for path, entry in files_in(kept).items()} == {
-            path: read_fingerprint(path) for path in paths
+            path: ModelFile(path).read_fingerprint() for path in paths
         }
 
     def test_a_script_without_the_folder_has_none(self, path, kept, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from hswq.calibration import Statistics, monitored_layers
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
 from hswq.loader.files.errors import ModelFileError
-from hswq.loader.files.model_file import load_tensors
+from hswq.loader.files.model_file import ModelFile
 from hswq.quant import Planner, SearchSettings, quantize
 from safetensors.torch import load_file
 from toy.checkpoint import make_checkpoint, make_diffusion_model
@@ -107,7 +107,7 @@ class TestWeights:
 
     def test_are_read_without_inference_mode(self, checkpoint):
         """So that keeping them takes no copy."""
-        tensors, _ = load_tensors(str(checkpoint))
+        tensors = ModelFile(str(checkpoint)).tensors
         assert not any(tensor.is_inference() for tensor in tensors.values())
 
     @pytest.mark.parametrize("keep_ratio", [0.0, 1.0])

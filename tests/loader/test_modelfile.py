@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import random
@@ -11,14 +12,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.modelfiles import an_hour_older, rewritten
+from hswq.loader.engine import loading, model_structure
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.files import model_file
 from hswq.loader.files.errors import ModelFileError
-from hswq.loader.files.model_file import is_stored_quantized, load_tensors, read_fingerprint
+from hswq.loader.files.model_file import ModelFile
 from hswq.loader.files.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, read_header
+from hswq.loader.nodes import loaders
 from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
 MUTATIONS = int(os.environ.get("HSWQ_MUTATIONS", "500"))
+
+
+def fingerprint_of(path: Path) -> str:
+    return ModelFile(path).read_fingerprint()
 
 
 @pytest.fixture
@@ -71,8 +79,8 @@ class TestHeader:
             try:
                 for entry in read_header(str(path)).values():
                     assert 0 <= entry.start <= entry.end <= path.stat().st_size
-                read_fingerprint(str(path))
-                load_tensors(str(path))
+                fingerprint_of(path)
+                assert ModelFile(path).tensors
             except ModelFileError as error:
                 refused += 1
                 assert path.name in str(error)
@@ -132,7 +140,7 @@ class TestHeader:
         path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
         assert read_header(str(path))["0.weight"].dtype == dtype
         with pytest.raises(ModelFileError, match=f"is quantized already, its 0.weight to {dtype}"):
-            is_stored_quantized(str(path))
+            assert ModelFile(path).is_quantized
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
     @pytest.mark.timeout(20)
@@ -151,37 +159,71 @@ class TestHeader:
 
 class TestIsStoredQuantized:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
-    def test_reads_each_version_of_a_ckpt_once(self, tmp_path, dtype):
+    def test_reads_a_ckpt_once(self, tmp_path, dtype):
         """It takes memory for all of the file, twice over while the file is being loaded."""
         path = tmp_path / "model.ckpt"
         torch.save({"0.weight": torch.ones(4, 4).to(dtype)}, path)
         quantized = dtype is torch.float8_e4m3fn
-        assert is_stored_quantized(str(path)) == quantized
-        rewritten(str(path), b"damaged".ljust(path.stat().st_size))
-        assert is_stored_quantized(str(path)) == quantized
-        an_hour_older(path)
+        file = ModelFile(path)
+        assert file.is_quantized == quantized
+        path.write_bytes(b"damaged")
+        assert list(file.own) == list(file.tensors) == ["0.weight"]
         with pytest.raises(ModelFileError, match=r"model\.ckpt cannot be read"):
-            is_stored_quantized(str(path))
+            assert ModelFile(path).is_quantized
 
 
 class TestFingerprint:
     def test_is_of_the_weights_and_not_of_the_name(self, checkpoint, tmp_path):
         renamed = tmp_path / "another name.safetensors"
         renamed.write_bytes(checkpoint.read_bytes())
-        assert read_fingerprint(str(renamed)) == read_fingerprint(str(checkpoint))
+        assert fingerprint_of(renamed) == fingerprint_of(checkpoint)
         other = make_checkpoint(tmp_path / "finetune.safetensors", seed=1)
-        assert read_fingerprint(str(other)) != read_fingerprint(str(checkpoint))
+        assert fingerprint_of(other) != fingerprint_of(checkpoint)
 
     def test_is_the_same_of_a_ckpt(self, checkpoint, tmp_path):
-        tensors, _ = load_tensors(str(checkpoint))
+        tensors = ModelFile(str(checkpoint)).tensors
         torch.save({"state_dict": tensors}, tmp_path / "toy.ckpt")
-        assert read_fingerprint(str(tmp_path / "toy.ckpt")) == read_fingerprint(str(checkpoint))
+        assert fingerprint_of(tmp_path / "toy.ckpt") == fingerprint_of(checkpoint)
 
     def test_changes_with_the_file(self, small):
-        before = read_fingerprint(str(small))
+        before = fingerprint_of(small)
         data = bytearray(small.read_bytes())
         length = struct.unpack("<Q", data[:8])[0]
         places = json.loads(data[8 : 8 + length])["model.diffusion_model.3.weight"]["data_offsets"]
         data[8 + length + places[0]] ^= 1
         small.write_bytes(data)
-        assert read_fingerprint(str(small)) != before
+        assert fingerprint_of(small) != before
+
+
+class TestOpenedOnce:
+    """A load asks one ModelFile; what ComfyUI itself parses is its own."""
+
+    @pytest.fixture
+    def counted(self, monkeypatch) -> collections.Counter:
+        calls = collections.Counter()
+        for module, name in (
+            (model_file, "read_header"),
+            (model_file, "diffusion_model_prefix"),
+            (model_structure, "detect"),
+            (loading, "detect"),
+        ):
+            monkeypatch.setattr(module, name, self.counting(getattr(module, name), calls))
+        return calls
+
+    @staticmethod
+    def counting(function, calls):
+        def counting(*args):
+            calls[function.__name__] += 1
+            return function(*args)
+
+        return counting
+
+    def test_by_a_load(self, checkpoint, planner, counted):
+        load_checkpoint(ModelFile(checkpoint), planner())
+        assert counted == {"read_header": 1, "diffusion_model_prefix": 1, "detect": 1}
+
+    def test_by_a_node(self, folder, recorded, counted):
+        wanted = loaders._Wanted("auto", "scaled", 0.25, "fail")
+        name = os.path.basename(recorded)
+        loaders._load(None, "checkpoints", name, wanted, load_checkpoint, load_checkpoint)
+        assert counted == {"read_header": 1, "diffusion_model_prefix": 1, "detect": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import comfy.sd
@@ -16,6 +17,7 @@ from harness.inprocess import (
     held,
     load,
     load_partly,
+    parts,
     patched,
     same,
     sample,
@@ -163,3 +165,61 @@ class TestLora:
         tensors = saved(models.quantized, "without")
         unload()
         assert not differing(tensors, current(models.quantized))
+
+
+class TestStateDict:
+    """As extensions use it, which save, copy or exchange a network's weights themselves."""
+
+    @pytest.fixture(params=[True, False], ids=["scaled", "compatible"])
+    def own(self, legacy, checkpoint, planner, request) -> ModelPatcher:
+        """A model for the test alone."""
+        return load_checkpoint(str(checkpoint), planner(scaled=request.param), only_model=True)[0]
+
+    def test_goes_back_in(self, own):
+        network, before, latent = own.model.diffusion_model, held(own), sample(own)
+        network.load_state_dict(network.state_dict())
+        assert not same(held(own), before)
+        assert sample(own).equal(latent)
+
+    def test_can_be_saved_and_read_without_our_code(self, own, tmp_path):
+        network, before = own.model.diffusion_model, held(own)
+        torch.save(network.state_dict(), tmp_path / "saved.pt")
+        saved = torch.load(tmp_path / "saved.pt", weights_only=True)
+        assert saved.keys() == network.state_dict().keys()
+        for layer in own.get_attachment(ATTACHMENT).layers:
+            value = saved[f"{layer}.weight"]
+            assert value.dtype is torch.float16
+            assert type(value) is torch.Tensor
+            assert value.equal(weight(own, layer).half())
+        network.load_state_dict(saved)
+        assert not same(held(own), before)
+
+    def test_takes_other_weights_in_its_formats(self, own):
+        network, before = own.model.diffusion_model, held(own)
+        other = {
+            key: 3 * (value.dequantize() if len(parts(value)) > 1 else value)
+            for key, value in network.state_dict().items()
+        }
+        network.load_state_dict(other)
+        after = held(own)
+        for key, expected in other.items():
+            found = comfy.utils.get_attr(network, key)
+            assert len(after[key]) == len(before[key])
+            assert found.dtype == expected.dtype
+            found = found.dequantize() if len(parts(found)) > 1 else found
+            assert distance(found, expected) < 0.05, key
+
+    def test_of_a_copy_is_its_own(self, own):
+        network, before = own.model.diffusion_model, held(own)
+        copied = copy.deepcopy(network)
+        kinds = [(type(one), one.requires_grad) for one in network.parameters()]
+        assert [(type(one), one.requires_grad) for one in copied.parameters()] == kinds
+        for one, other in zip(network.parameters(), copied.parameters(), strict=True):
+            for part, copied_part in zip(parts(one), parts(other), strict=True):
+                assert part.dtype is copied_part.dtype
+                assert part.float().equal(copied_part.float())
+                assert part.data_ptr() != copied_part.data_ptr()
+        with torch.no_grad():
+            for value in copied.parameters():
+                value.mul_(0) if len(parts(value)) == 1 else value._qdata.zero_()
+        assert not same(held(own), before)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness.modelfiles import an_hour_older, model_file, restart, rewritten
 from hswq.loader.files.fingerprints import fingerprint, known
-from hswq.loader.files.model_file import load_tensors, read_fingerprint
+from hswq.loader.files.model_file import ModelFile
 from hswq.loader.jobs.model_files import find_source
 
 
@@ -25,7 +25,7 @@ def models(folders: Path) -> Path:
 def wanted(models: Path) -> str:
     """The fingerprint of mine.safetensors, which nothing is known of."""
     model_file(models / "another.safetensors", seed=1)
-    return read_fingerprint(model_file(models / "mine.safetensors"))
+    return ModelFile(model_file(models / "mine.safetensors")).read_fingerprint()
 
 
 class TestFindSource:
@@ -75,7 +75,7 @@ class TestFindSource:
 
     def test_a_ckpt_is_read_by_its_name_alone(self, models, wanted):
         folder_paths.folder_names_and_paths["checkpoints"][1].add(".ckpt")
-        tensors, _ = load_tensors(str(models / "mine.safetensors"))
+        tensors = ModelFile(str(models / "mine.safetensors")).tensors
         ckpt = models / "mine.ckpt"
         torch.save({"state_dict": tensors}, ckpt)
         an_hour_older(ckpt)

@@ -13,7 +13,7 @@ from harness.inprocess import alike, held, same, sample
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
 from hswq.loader.files.errors import ModelFileError
-from hswq.loader.files.model_file import is_stored_quantized
+from hswq.loader.files.model_file import ModelFile
 from hswq.quant import Plan, fp8_format, quantize
 from safetensors.torch import load_file, save_file
 
@@ -87,7 +87,7 @@ class TestPublished:
         if contents == BARE:
             tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
         save_file(tensors, path)
-        assert is_stored_quantized(str(path))
+        assert ModelFile(str(path)).is_quantized
         if contents == WHOLE:
             return load_checkpoint(str(path), None, only_model=True)[0]
         return load_diffusion_model(str(path), None)
@@ -149,13 +149,13 @@ class TestRefused:
             load_checkpoint(broken(**changes), None, only_model=True)
 
     def test_a_16_bit_file_taken_for_a_quantized_one(self, checkpoint):
-        assert not is_stored_quantized(str(checkpoint))
+        assert not ModelFile(str(checkpoint)).is_quantized
         with pytest.raises(ModelFileError, match=r"toy\.safetensors is not quantized"):
             load_checkpoint(str(checkpoint), None)
 
     def test_a_quantized_file_to_be_quantized(self, models, checkpoint, tmp_path):
         plan = models.quantized.get_attachment(ATTACHMENT)
         path = store(checkpoint, plan, tmp_path / "v1.safetensors", "original V1")
-        assert is_stored_quantized(str(path))
+        assert ModelFile(str(path)).is_quantized
         with pytest.raises(ModelFileError, match=r"v1\.safetensors is quantized already"):
             load_checkpoint(str(path), plan)

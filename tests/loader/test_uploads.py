@@ -159,7 +159,7 @@ class TestRefused:
         link.symlink_to(checkpoint)
         forged = statistics(2, fingerprint=fingerprint(str(link)))
         forged = Statistics({"time_embed.0": forged["layer0"], **forged}, forged.meta)
-        message = f"{NAME} has a layer 'layer0', which checkpoints/toy.safetensors has not"
+        message = f"{NAME} has a layer 'layer0', which is not in checkpoints/toy.safetensors"
         with pytest.raises(ValueError, match=message):
             take_in(content(tmp_path, forged), NAME)
         assert not list(folder.glob("*.pt"))

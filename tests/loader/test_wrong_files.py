@@ -9,10 +9,10 @@ import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from helpers import make_planner
-from hswq.loader.engine.loading import check_model, load_checkpoint, load_diffusion_model
-from hswq.loader.engine.model_structure import layers_of
+from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
+from hswq.loader.engine.model_structure import find_layers, layers_of
 from hswq.loader.files.errors import ModelFileError
-from hswq.loader.files.model_file import is_stored_quantized, load_tensors
+from hswq.loader.files.model_file import ModelFile
 from hswq.quant import Planner, SearchSettings
 from safetensors.torch import save_file
 from toy.checkpoint import UNET_PREFIX, checkpoint_tensors
@@ -32,8 +32,8 @@ def planner() -> Planner:
 WAYS = {
     "checkpoint loader": lambda path: load_checkpoint(path, planner()),
     "diffusion model loader": lambda path: load_diffusion_model(path, planner()),
-    "stock loader for now": check_model,
-    "export": lambda path: layers_of(path, *load_tensors(path)),
+    "stock loader for now": lambda path: find_layers(ModelFile(path)),
+    "export": lambda path: layers_of(ModelFile(path)),
 }
 
 
@@ -165,7 +165,7 @@ class TestQuantizedOtherwise:
         path, dtype = quantized_otherwise
         name = Path(path).name
         with pytest.raises(ModelFileError, match=f"^{name} is quantized already, .* to {dtype}: "):
-            is_stored_quantized(path)
+            assert ModelFile(path).is_quantized
 
     @pytest.mark.parametrize("way", ["checkpoint loader", "diffusion model loader"])
     def test_by_the_loaders_too(self, quantized_otherwise, way):

@@ -182,7 +182,7 @@ class TestMakePlan:
         statistics = {"layer0": Measured(1, torch.ones(channels))}
         plan = make_plan(weights(1), statistics, 0, True, QUICK)
         (warning,) = plan.warnings
-        assert f"layer0 has 4 input channels, its statistics {channels}" in warning
+        assert f"layer0 has 4 input channels, but its statistics have {channels}" in warning
         assert plan.quantized == ["layer0"]
 
     @pytest.mark.parametrize(("shape", "channels"), [((6, 4), 1), ((6, 4), 4), ((6,), 1)])

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,22 +51,12 @@ def envelope(server: ComfyUIServer, workflow: Path, home: Path) -> dict:
 
 
 def lines_shown(client: Client, action: Callable[[], object]) -> list[str]:
-    """Return what nodes show to every page that is open while a prompt runs."""
-    with client.events("onlooker") as events:
-        action()
-        return list(lines_until_idle(events))
-
-
-def lines_until_idle(events: Iterator[dict]) -> Iterator[str]:
-    busy = False
-    for event in events:
-        if event["type"] == "text":
-            yield event["data"]["text"]
-        elif event["type"] == "status":
-            remaining = event["data"]["status"]["exec_info"]["queue_remaining"]
-            if busy and not remaining:
-                return
-            busy = busy or remaining > 0
+    """Return what nodes told of the prompt that an action runs, as ComfyUI's history has it."""
+    before = client.get_json("/history").keys()
+    action()
+    history = client.get_json("/history")
+    (prompt,) = history.keys() - before
+    return [text for out in history[prompt]["outputs"].values() for text in out.get("text", [])]
 
 
 def loaded_layers(client: Client) -> dict[str, str]:

@@ -1,0 +1,76 @@
+// The line in which a node tells what its last run did. ComfyUI brings it as the node's text
+// output, and keeps that while the page is open; over a reload this browser tab keeps it. It is
+// no part of the workflow: a new line makes no change that ComfyUI would save, undo or run for.
+
+import { app } from "../../../scripts/app.js";
+
+const NAME = "hswq_line";
+const KEPT = "HSWQ.lines";
+const PADDING = 30, LETTER = 6.6, ROW = 18; // pixels, of a letter in the mean; see styles/nodes.css
+
+const isOurs = (type) => type?.startsWith("HSWQ");
+const keptLines = () => JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
+const placeOf = (node) => `${node.graph.rootGraph.id}/${node.graph.id}/${node.id}`;
+
+function lineWidget(node) {
+  const element = document.createElement("div");
+  element.className = "hswq-node-line";
+  element.setAttribute("role", "status");
+  const rows = () =>
+    Math.ceil((LETTER * element.textContent.length) / Math.max(node.size[0] - PADDING, PADDING));
+  const widget = node.addDOMWidget(NAME, NAME, element, {
+    serialize: false, // not into the prompt; below: not into the workflow
+    hideInPanel: true,
+    getValue: () => element.textContent,
+    setValue: (text) => (element.textContent = text),
+    getMinHeight: () => ROW * (rows() + 1),
+    getMaxHeight: () => ROW * (rows() + 1),
+  });
+  widget.serialize = false;
+  return widget;
+}
+
+function show(node, text) {
+  const widget = node.widgets?.find(({ name }) => name === NAME) ?? lineWidget(node);
+  widget.value = text;
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.setDirtyCanvas?.(true, true);
+}
+
+/** Show a node's text output, and keep it; an output without text changes nothing. */
+function take(node, output) {
+  const text = output?.text?.[0];
+  if (!text) return;
+  sessionStorage.setItem(KEPT, JSON.stringify({ ...keptLines(), [placeOf(node)]: text }));
+  show(node, text);
+}
+
+/** Return a node by its place in ComfyUI's outputs: its id, in a subgraph after the subgraph's. */
+function nodeAt(place) {
+  const [id, subgraph] = place.split(":").reverse();
+  const graph = subgraph ? app.rootGraph.subgraphs.get(subgraph) : app.rootGraph;
+  return graph?.getNodeById(id);
+}
+
+/** What ComfyUI asks an extension: see app.registerExtension. */
+export const nodeLines = {
+  beforeRegisterNodeDef({ prototype }, { name }) {
+    if (!isOurs(name)) return;
+    const { onExecuted } = prototype;
+    prototype.onExecuted = function (output) {
+      onExecuted?.call(this, output);
+      take(this, output);
+    };
+  },
+  loadedGraphNode(node) {
+    const text = isOurs(node.comfyClass) && keptLines()[placeOf(node)];
+    if (text) show(node, text);
+  },
+  onNodeOutputsUpdated(outputs) { // of the workflow that the user has changed to
+    for (const [place, output] of Object.entries(outputs)) {
+      const node = nodeAt(place);
+      if (isOurs(node?.comfyClass)) take(node, output);
+    }
+  },
+};

@@ -1,0 +1,42 @@
+// What ComfyUI's settings dialog offers. ComfyUI keeps the values; loader/host/settings.py reads
+// them, with the same defaults, where each sampling starts.
+
+import { change } from "./panel/state.mjs";
+
+const setting = (id, name, type, defaultValue, tooltip, more) => ({
+  id: `HSWQ.${id}`,
+  category: ["HSWQ", "Recording", id],
+  name,
+  type,
+  defaultValue,
+  tooltip,
+  ...more,
+});
+
+/** The settings, the last one shown first. */
+export const SETTINGS = [
+  setting(
+    "Budget",
+    "Budget (% of a step)",
+    "slider",
+    2,
+    "About how much longer a sampling step may take because it is recorded.",
+    { attrs: { min: 0.5, max: 20, step: 0.5 } },
+  ),
+  setting(
+    "Target",
+    "Images to record of each model",
+    "number",
+    256,
+    "When so many images of a model are recorded, its recording ends by itself.",
+    { attrs: { min: 32, max: 4096, step: 1 } },
+  ),
+  setting(
+    "Record",
+    "Record while I sample",
+    "boolean",
+    true,
+    "Statistics of 16-bit models. The HSWQ loader quantizes a model by them.",
+    { onChange: (recording) => change({ recording }) },
+  ),
+];
