@@ -6,11 +6,14 @@ Pure torch; knows nothing of ComfyUI.
 from .atomic import atomic_file, sweep
 from .files import StatisticsError, load_statistics, save_statistics
 from .monitor import DualMonitor, monitored_layers
+from .noise_levels import LEVELS, NOISE_LEVELS, noise_levels, seen_levels
 from .rotation import Rotation
 from .sketch import Sketch, merge_sketches
 from .statistics import LayerStatistics, Statistics
 
 __all__ = [
+    "LEVELS",
+    "NOISE_LEVELS",
     "DualMonitor",
     "LayerStatistics",
     "Rotation",
@@ -21,6 +24,8 @@ __all__ = [
     "load_statistics",
     "merge_sketches",
     "monitored_layers",
+    "noise_levels",
     "save_statistics",
+    "seen_levels",
     "sweep",
 ]

@@ -9,6 +9,8 @@ from types import MappingProxyType
 
 import torch
 
+from .noise_levels import NOISE_LEVELS, merged_levels
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerStatistics:
@@ -142,6 +144,10 @@ class Statistics(Mapping[str, LayerStatistics]):
             for key in ("samples", "total_steps")
         }
         meta = {**other.meta, **self.meta, **counts}
+        meta.pop(NOISE_LEVELS, None)
+        # Sums of nothing, which merging begins with, have seen no level and hide none.
+        parts = [part.meta for part in (self, other) if part]
+        meta |= merged_levels(parts)
         if self.fingerprint is None and other.fingerprint is not None:
             meta["fingerprint"] = other.fingerprint  # also where this one's says None
         return Statistics(layers, meta)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 
 import folder_paths
 
-from ...calibration import Statistics, StatisticsError, load_statistics
+from ...calibration import Statistics, StatisticsError, load_statistics, seen_levels
 from ...quant import Decider, KnownPlan, Plan, Planner, QuantizeSettings
 from .. import store
 from ..host import folders
-from ..store.search_cache import find_findings, findings_key, keep_findings
+from ..store.search_cache import find_findings, findings_key, keep_findings, note_use
 
 AUTO = "auto"
 KEEP_16_BIT = "load in 16 bit"
@@ -39,7 +40,11 @@ class Choice:
 
     def keep(self, plan: Plan) -> None:
         """Keep what was found for the Plan, for the next load."""
-        if self.key is not None and not isinstance(self.decider, KnownPlan):
+        if self.key is None:
+            return
+        if isinstance(self.decider, KnownPlan):
+            note_use(self.key)
+        else:
             keep_findings(self.key, plan, self.samples)
 
 
@@ -51,12 +56,12 @@ def statistics_choices() -> list[str]:
 def statistics_state(choice: str, fingerprint: str | None) -> tuple:
     """Return what changes when a node should run again for its statistics.
 
-    Of "auto" it is the milestone that was reached, of a file its size and time.
+    Of "auto" it is what tells the statistics of the last milestone, of a file its size and time.
     """
     if choice == AUTO:
-        known = None if fingerprint is None else store.statistics_of(fingerprint)
+        known = None if fingerprint is None else store.quantizing_statistics(fingerprint)
         usable = known is not None and store.is_usable(known)
-        return AUTO, milestone(known.samples) if usable else 0
+        return AUTO, statistics_version(AUTO, known) if usable else None
     status = os.stat(folder_paths.get_full_path_or_raise(folders.FOLDER, choice))
     return choice, status.st_size, status.st_mtime_ns
 
@@ -104,28 +109,17 @@ def choose(
     return Choice(None, f"16 bit for now: {recorded} recorded; the HSWQ panel keeps count")
 
 
-def milestone(samples: int) -> int:
-    """Return the last number of samples at which the loader makes a new Plan, 0 before the first.
-
-    They are 32, 64, 128 and the target: in between, the same workflow gives the same picture.
-    """
-    target = store.target()
-    if samples >= target:
-        return target
-    reached = 0
-    step = store.USABLE_SAMPLES
-    while step <= samples:
-        reached, step = step, step * 2
-    return reached
-
-
 def _recorded(statistics: Statistics | None) -> str:
-    """Return how much of what a model needs was recorded."""
-    samples = 0 if statistics is None else statistics.samples
-    missing = 0 if statistics is None else store.missing_layers(statistics)
-    if samples >= store.USABLE_SAMPLES and missing:
-        return f"{len(statistics)} of {len(statistics) + missing} layers"
-    return f"{samples} of {store.USABLE_SAMPLES} images"
+    """Return how much of what a model needs was recorded, of what is missing."""
+    if statistics is None:
+        return f"0 of {store.USABLE_SAMPLES} images"
+    layers = len(statistics)
+    return {
+        store.IMAGES: f"{statistics.samples} of {store.USABLE_SAMPLES} images",
+        store.LAYERS: f"{layers} of {layers + store.missing_layers(statistics)} layers",
+        store.CALLS: f"{store.fewest_calls(statistics)} of {store.USABLE_CALLS} calls of a layer",
+        store.NOISE: f"{seen_levels(statistics.meta)} of {store.USABLE_LEVELS} noise levels",
+    }[store.missing(statistics)]
 
 
 def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | None) -> Choice:
@@ -160,7 +154,7 @@ def planner_for(
 
 def _statistics(choice: str, fingerprint: str | None, name: str) -> Statistics | None:
     if choice == AUTO:
-        return None if fingerprint is None else store.statistics_of(fingerprint)
+        return None if fingerprint is None else store.quantizing_statistics(fingerprint)
     statistics = load_statistics(folder_paths.get_full_path_or_raise(folders.FOLDER, choice))
     if None not in (statistics.fingerprint, fingerprint) and statistics.fingerprint != fingerprint:
         raise StatisticsError(
@@ -173,10 +167,13 @@ def _statistics(choice: str, fingerprint: str | None, name: str) -> Statistics |
 def statistics_version(choice: str, statistics: Statistics) -> str:
     """Return what tells statistics from others that a new Plan shall be made for.
 
-    Recorded ones count as the same until the next milestone, unless they were begun anew.
+    Recorded ones are told by their sums; they are the same until the next milestone.
     """
     if choice == AUTO:
-        begun = [statistics.meta.get(key) for key in ("created_at", store.RECORDING)]
-        return f"{begun} {milestone(statistics.samples)}"
+        sums = [
+            (name, one.output_sum, one.output_square_sum, one.calls, one.input_calls)
+            for name, one in statistics.items()
+        ]
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
     with open(folder_paths.get_full_path_or_raise(folders.FOLDER, choice), "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()

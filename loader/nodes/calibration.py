@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from ...calibration import Statistics
 from .. import store
 from ..engine.patchers import identity, is_quantized
+from ..recording.noise_levels import levels_of
 from ..recording.recorder import WRAPPER, Recording, record, unrecordable
 from .inputs import CATEGORY, say
 
@@ -72,9 +73,9 @@ def _calibration(session: str, node_id: str | None) -> Callable:
             logging.warning("HSWQ: this sampling was not recorded: %s", reason)
 
         name = os.path.basename(name)
-        with record(
-            patcher, noise.shape[0], Recording(its_fingerprint, session, name, saved, failed)
-        ):
+        meta = levels_of(patcher, args, kwargs)
+        recording = Recording(its_fingerprint, session, name, saved, failed, meta=meta)
+        with record(patcher, noise.shape[0], recording):
             return executor(noise, *args, **kwargs)
 
     return sample

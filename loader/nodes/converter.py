@@ -12,6 +12,7 @@ from ..engine.adopt import ATTACHMENT
 from ..engine.converter import convert
 from ..engine.patchers import identity
 from ..jobs import choice
+from ..jobs.links import watch
 from .inputs import (
     CATEGORY,
     COMPATIBLE,
@@ -61,9 +62,9 @@ class HSWQConverter(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, statistics: str, **_) -> tuple:
-        """Run again when the chosen statistics file changes."""
-        return choice.statistics_state(statistics, None)
+    def fingerprint_inputs(cls, **_) -> int:
+        """Run again at a new milestone, or when the statistics file changes."""
+        return watch.changes()
 
     @classmethod
     def execute(
@@ -79,6 +80,7 @@ class HSWQConverter(io.ComfyNode):
         search = SearchSettings(bins, candidates, refinements)
         settings = QuantizeSettings(NUMBER_FORMATS[mode], BySensitivity(keep_ratio), search)
         path, its_fingerprint = identity(model) or (type(model.model).__name__, None)
+        watch.note(choice.statistics_state, statistics, its_fingerprint)
         # A Plan is kept for a file's own weights; here there may be LoRAs on them.
         chosen = choice.choose(
             statistics, its_fingerprint, os.path.basename(path), settings, choice.FAIL, keep=False

@@ -19,6 +19,7 @@ from ..engine.model_structure import find_layers, sixteen_bit_options
 from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
 from ..jobs import choice
+from ..jobs.links import watch
 from .inputs import CATEGORY, SCALED, keep_ratio_input, line, mode_input, statistics_input, summary
 
 _AS_STORED = "as the file has it"
@@ -51,8 +52,16 @@ def _inputs() -> list[io.Input]:
     ]
 
 
-def _state(folder: str, name: str, statistics: str) -> tuple:
-    """Return what changes when a loader should run again: the file, or a milestone reached."""
+def _state(folder: str, name: str | None, statistics: str | None) -> tuple:
+    """Return what changes when a loader should run again: the file, or a milestone reached.
+
+    Args:
+        folder: of ComfyUI's.
+        name: of the file, None where it is linked.
+        statistics: "auto" or a file, None where it is linked.
+    """
+    if name is None or statistics is None:
+        return "linked", watch.changes()
     found = fingerprint(folder_paths.get_full_path_or_raise(folder, name))
     return found, *choice.statistics_state(statistics, found)
 
@@ -83,6 +92,7 @@ def _load(
         load_stock: loads a path as ComfyUI's own loader does, with model_options.
     """
     file = ModelFile(folder_paths.get_full_path_or_raise(folder, name))
+    watch.note(_state, folder, name, wanted.statistics)
     if file.is_quantized:
         loaded, about = load(file, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
     else:
@@ -132,7 +142,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, ckpt_name: str, statistics: str, **_) -> tuple:
+    def fingerprint_inputs(cls, ckpt_name: str | None, statistics: str | None, **_) -> tuple:
         return _state("checkpoints", ckpt_name, statistics)
 
     @classmethod
@@ -171,7 +181,7 @@ class HSWQDiffusionModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, unet_name: str, statistics: str, **_) -> tuple:
+    def fingerprint_inputs(cls, unet_name: str | None, statistics: str | None, **_) -> tuple:
         return _state("diffusion_models", unet_name, statistics)
 
     @classmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ...calibration import Statistics, StatisticsError, load_statistics
+from ...calibration import Statistics, StatisticsError, load_statistics, seen_levels
 from .. import store
 from ..engine.alive import Alive, alive_models
 from ..host import folders, settings
@@ -145,6 +145,7 @@ class Model:
             "samples": 0 if self.statistics is None else self.statistics.samples,
             "layers": 0 if self.statistics is None else len(self.statistics),
             "total_layers": self.total_layers,
+            "missing": _missing(self.statistics),
             "last_run": self.last_run,
             "sessions": [file.to_json() for file in self.files],
         }
@@ -262,6 +263,16 @@ def _read(path: Path) -> Statistics | str | None:
     return Statistics(layers, statistics.meta)
 
 
+def _missing(statistics: Statistics | None) -> dict | None:
+    """Return what else than images it takes until a model is ready: has so much of so much."""
+    what = None if statistics is None else store.missing(statistics)
+    if what == store.CALLS:
+        return {"what": what, "has": store.fewest_calls(statistics), "needs": store.USABLE_CALLS}
+    if what == store.NOISE:
+        return {"what": what, "has": seen_levels(statistics.meta), "needs": store.USABLE_LEVELS}
+    return None
+
+
 def _loaded(alive: Alive | None) -> dict | None:
     if alive is None:
         return None
@@ -281,6 +292,7 @@ def _without_file(noted: ModelStatus) -> dict:
         "samples": 0,
         "layers": 0,
         "total_layers": None,
+        "missing": None,
         "last_run": noted.last_run,
         "sessions": [],
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 
 from ...quant import NumberFormat, Planner, QuantizeSettings, bytes_of, expected_error
 from ..jobs.choice import AUTO, planner_for, statistics_version
 from ..jobs.model_files import Shapes, shapes_of
+from ..store import milestones
 from ..store.search_cache import findings_key
 from .catalogue import Model
 
@@ -45,6 +47,9 @@ def preview(model: Model, settings: QuantizeSettings) -> dict:
     Raises:
         ValueError: keep_ratio is out of range.
     """
+    kept = milestones.kept_of(model.fingerprint, model.statistics)
+    if kept is not None:
+        model = dataclasses.replace(model, statistics=kept)
     version = statistics_version(AUTO, model.statistics)
     planner = planner_for(
         model.statistics, settings, findings_key(model.fingerprint, version, settings)

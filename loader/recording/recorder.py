@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,7 @@ from ...calibration import (
 from .. import store
 from ..engine.patchers import identity, is_quantized, networks, patches, unknown_layers
 from ..host import settings
+from .noise_levels import levels_of
 from .status import (
     COMPLETE,
     FAILED,
@@ -98,7 +100,7 @@ class Recorder:
         def outer_sample(
             guider: comfy.samplers.CFGGuider, noise: torch.Tensor, *args, **kwargs
         ) -> torch.Tensor:
-            with self._recording(guider.model_patcher, noise):
+            with self._recording(guider.model_patcher, noise, args, kwargs):
                 return original(guider, noise, *args, **kwargs)
 
         self._patched = comfy.samplers.CFGGuider.outer_sample = outer_sample
@@ -115,14 +117,16 @@ class Recorder:
         return self.table.all()
 
     @contextmanager
-    def _recording(self, patcher: ModelPatcher, noise: torch.Tensor) -> Iterator[None]:
+    def _recording(
+        self, patcher: ModelPatcher, noise: torch.Tensor, args: tuple, kwargs: dict
+    ) -> Iterator[None]:
         target = rotation = None
         try:  # the picture must be made whatever happens here
             if not settings.current().record:
                 self.remove()
             target = self._target(patcher)
             rotation = target and self._rotation(target.fingerprint, patcher)
-            samples = noise.shape[0]
+            samples, meta = noise.shape[0], target and levels_of(patcher, args, kwargs)
         except Exception as error:
             target = None
             reason = f"recording failed: {error}"
@@ -141,8 +145,9 @@ class Recorder:
             self._note(target, FAILED, reason)
 
         recording = Recording(
-            target.fingerprint, store.PASSIVE_SESSION, target.name, saved, failed, self._is_on
-        )
+            target.fingerprint, store.PASSIVE_SESSION, target.name, saved, failed, self._is_on,
+            meta,
+        )  # fmt: skip
         with record(patcher, samples, recording, rotation):
             yield
 
@@ -218,6 +223,7 @@ class Recording(NamedTuple):
         saved: is called with the file's new content.
         failed: is called with what went wrong, and whether it will go wrong again.
         wanted: whether the statistics are still wanted when the sampling has ended.
+        meta: what else the statistics shall say.
     """
 
     fingerprint: str | None
@@ -228,6 +234,7 @@ class Recording(NamedTuple):
         "HSWQ: this sampling was not recorded: %s", reason
     )
     wanted: Callable[[], bool] = lambda: True
+    meta: Mapping = MappingProxyType({})
 
 
 @contextmanager
@@ -273,7 +280,7 @@ def _save(
     if not all(layer.finite for layer in delta.values()):
         _report(recording, "the sampling produced values that are not finite")
     elif delta:
-        meta = {**delta.meta, "samples": samples}
+        meta = {**delta.meta, **recording.meta, "samples": samples}
         patched = patches(patcher)
         if patched is not None:
             meta["lora"] = patched

@@ -20,7 +20,7 @@ DAMAGED = ".damaged"
 """What the name of a file that was set aside ends with."""
 
 _LOCK_SECONDS = 10  # a save takes a tenth of one
-_CACHED_FILES = 4
+_CACHED_FILES = 6
 # Windows replaces no file while somebody reads it, which takes a hundredth of a second.
 _PATIENCE = (0.05, 0.2, 0.5) if os.name == "nt" else ()
 

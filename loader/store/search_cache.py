@@ -6,6 +6,7 @@ none.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -88,7 +89,7 @@ def _in_range(number: float | None) -> bool:
 
 
 def keep_findings(key: str, plan: Plan, samples: int) -> None:
-    """Keep what a Plan has found, and forget the files not written for longest.
+    """Keep what a Plan has found, and forget the files not used for longest.
 
     A file that cannot be written is no reason to fail: the next load searches again.
     """
@@ -103,6 +104,12 @@ def keep_findings(key: str, plan: Plan, samples: int) -> None:
     except OSError as error:
         logging.warning("HSWQ: the plan is not kept for the next load: %s", error)
     changed()
+
+
+def note_use(key: str) -> None:
+    """Note that what was found was used now, so that it is kept for longer than what was not."""
+    with contextlib.suppress(OSError):  # gone, or of a folder that cannot be written
+        os.utime(_path(key))
 
 
 def forget_findings(fingerprint: str) -> None:

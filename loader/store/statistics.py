@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...calibration import LayerStatistics, Statistics, StatisticsError
 from ..files.names import is_reserved
-from ..host import settings
 from ..host.events import changed
 from ..host.folders import statistics_folder
-from . import locked_file, sketch_file
+from . import locked_file, milestones, sketch_file
+from .readiness import target
+from .totals import MERGED, RECORDING, total_of
 
 PASSIVE_SESSION = "recorded"
 """Session of the statistics that grow in the background."""
 
-RECORDING, MERGED = "recording", "merged"
-"""In a file's meta: the id of what was recorded into it, and the ids that were merged into it."""
-
-SENT = "sent"
-"""In a file's meta: somebody uploaded it."""
-
-USABLE_SAMPLES = 32
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHORT = 16  # hex digits of the fingerprint in a file's name
 
@@ -87,41 +80,13 @@ def statistics_of(fingerprint: str) -> Statistics | None:
     return total_of(found)
 
 
-def total_of(found: Sequence[Statistics]) -> Statistics | None:
-    """Return the sums of a model's files, each recording once; None of no files.
+def quantizing_statistics(fingerprint: str) -> Statistics | None:
+    """Return what a model is quantized by: all that was recorded at its last milestone.
 
-    What is said of the model itself is what nobody sent.
+    Before the first one it is all that was recorded, which `is_usable` refuses.
     """
-    counted = {id(statistics) for statistics in once_each(found)}
-    parts = [statistics for statistics in found if id(statistics) in counted]
-    parts.sort(key=_is_theirs)
-    return functools.reduce(Statistics.merge, parts) if parts else None
-
-
-def recordings(statistics: Statistics) -> frozenset[str]:
-    """Return which recordings a file sums up: its own, and those that were merged into it."""
-    own, merged = (statistics.meta.get(key) for key in (RECORDING, MERGED))
-    return frozenset(f"{own or ''} {merged or ''}".split())
-
-
-def once_each(found: Iterable[Statistics]) -> list[Statistics]:
-    """Return those to count, so that no recording counts twice.
-
-    What nobody sent comes first, whatever a file from elsewhere says; then the largest.
-    """
-    counted: set[str] = set()
-    chosen = []
-    for statistics in sorted(found, key=lambda one: (_is_theirs(one), -one.samples)):
-        its = recordings(statistics)
-        if counted.isdisjoint(its):
-            chosen.append(statistics)
-            counted |= its
-    return chosen
-
-
-def _is_theirs(statistics: Statistics) -> bool:
-    """Whether somebody sent a file."""
-    return bool(statistics.meta.get(SENT))
+    total = statistics_of(fingerprint)
+    return None if total is None else milestones.at_milestone(fingerprint, total)
 
 
 def state() -> tuple[int, int]:
@@ -130,32 +95,6 @@ def state() -> tuple[int, int]:
         return target(), os.stat(statistics_folder()).st_mtime_ns
     except FileNotFoundError:
         return target(), 0
-
-
-def target() -> int:
-    """Return the samples at which passive recording ends."""
-    return settings.current().target
-
-
-def missing_layers(statistics: Statistics) -> int:
-    """Return how many of the model's layers were never measured, as far as the file says."""
-    layers = statistics.meta.get("layers")
-    return max(0, layers - len(statistics)) if type(layers) is int else 0
-
-
-def is_complete(statistics: Statistics) -> bool:
-    """Whether passive recording is over: at the target, once every layer has been measured.
-
-    A layer that was not by twice the target is one that this model does not call.
-    """
-    goal = 2 * target() if missing_layers(statistics) else target()
-    return statistics.samples >= goal
-
-
-def is_usable(statistics: Statistics) -> bool:
-    """Whether a model can be quantized by what was recorded of it: of every layer, and enough."""
-    measured = not missing_layers(statistics) or is_complete(statistics)
-    return measured and statistics.samples >= USABLE_SAMPLES
 
 
 def add_statistics(
@@ -185,6 +124,8 @@ def add_statistics(
         total = delta if total is None else total.merge(delta)
         total = Statistics(_in_order(total, order), {**total.meta, "last_run": now})
         locked_file.write(total, path)
+    if fingerprint is not None:
+        _keep_milestone(fingerprint)
     changed()
     return total
 
@@ -209,8 +150,17 @@ def replace_merged(merged: Statistics, session: str) -> Path:
         created = before.meta.get("created_at") if same else None
         meta = {**merged.meta, "session": session, "created_at": created or _now()}
         locked_file.write(Statistics(merged, meta), path)
+    _keep_milestone(merged.fingerprint)
     changed()
     return path
+
+
+def _keep_milestone(fingerprint: str) -> None:
+    """Keep what the model is quantized by, if this was a milestone; the file is safe already."""
+    try:
+        quantizing_statistics(fingerprint)
+    except (OSError, ValueError) as error:  # of its other sessions
+        logging.warning("HSWQ: %s", error)
 
 
 def _now() -> str:
@@ -240,6 +190,7 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
             except OSError as error:
                 failed.append(error)
     changed()
+    milestones.forget(fingerprint)
     if failed:
         raise failed[0]
     return removed

@@ -7,6 +7,7 @@ import pytest
 from environment.install import FRONTEND_FOLDER
 from harness.client import Client
 from harness.fixtures import (
+    ENOUGH_STEPS,
     client,
     forget_statistics,
     pytest_runtest_makereport,
@@ -52,7 +53,7 @@ def newest_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIS
 def statistics(server: ComfyUIServer) -> tuple[str, bytes]:
     """Name and bytes of a file of 40 recorded images; recorded once for all tests."""
     forget_statistics(server)
-    Client(server.url).run(text_to_latent(stock_loader(), batch=40, steps=1))
+    Client(server.url).run(text_to_latent(stock_loader(), batch=40, steps=ENOUGH_STEPS))
     (path,) = (server.models / "hswq").glob("*.pt")
     return path.name, path.read_bytes()
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from harness.client import Client
-from harness.fixtures import forget_statistics
+from harness.fixtures import ENOUGH_STEPS, forget_statistics
 from harness.panelpage import PanelPage
 from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
@@ -35,7 +35,9 @@ def panel(browser: Browser, host: ComfyUIServer) -> Iterator[PanelPage]:
 
 def sample(host: ComfyUIServer, images: int) -> None:
     """Sample from elsewhere, so that only what the server tells the page can show it."""
-    Client(host.url).run(text_to_latent(stock_loader(), batch=images, steps=1, seed=images))
+    Client(host.url).run(
+        text_to_latent(stock_loader(), batch=images, steps=ENOUGH_STEPS, seed=images)
+    )
 
 
 def plan_of(host: ComfyUIServer, ratio: float) -> dict:

@@ -19,6 +19,9 @@ from harness.server import ComfyUIServer
 
 PROBE_NODES = Path(__file__).parent / "probe_nodes"
 FREE_SECONDS = 60
+ENOUGH_STEPS = 8
+"""Of one sampling that measures each layer often enough, at enough levels of noise."""
+
 LORA = "toy_lora.safetensors"
 
 
@@ -53,7 +56,7 @@ def change_settings(server: ComfyUIServer, settings: dict) -> None:
 @pytest.fixture
 def recorded(client: Client) -> Client:
     """A user of a server that has recorded enough of the toy to load it in FP8."""
-    client.run(text_to_latent(stock_loader(), batch=32, steps=1))
+    client.run(text_to_latent(stock_loader(), batch=32, steps=ENOUGH_STEPS))
     free(client)
     return client
 

@@ -12,6 +12,7 @@ import pytest
 from hswq.calibration import load_statistics
 
 from harness.client import Client
+from harness.fixtures import ENOUGH_STEPS
 from harness.http import BYTES, JSON, Answer, Connection
 from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
@@ -65,7 +66,7 @@ class Panel:
 
 def sampled(client: Client, samples: int = 4, **how) -> None:
     """Sample with the toy so that it is recorded."""
-    client.run(text_to_latent(stock_loader(), batch=samples, steps=1, **how))
+    client.run(text_to_latent(stock_loader(), batch=samples, steps=ENOUGH_STEPS, **how))
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ class Soak:
     def _prompt(self, loader: dict, batch: int) -> Prompt:
         """Return a prompt that ComfyUI has no result of yet."""
         self._seed += 1
-        return text_to_latent(loader, batch=batch, steps=1, seed=self._seed)
+        return text_to_latent(loader, batch=batch, steps=4, seed=self._seed)
 
     def _maybe_with_lora(self, prompt: Prompt) -> Prompt:
         strength = self._random.choice((None, None, 0.5, 1.0))

@@ -101,7 +101,7 @@ def made(request, entries, tmp_path_factory) -> Recorded:
         names = list(monitored_layers(sixteen_bit.model.diffusion_model))
         try:
             with measured(sixteen_bit, names) as calls:
-                sample(sixteen_bit, architecture, SAMPLES, steps=1)
+                sample(sixteen_bit, architecture, SAMPLES, steps=store.USABLE_CALLS)
         finally:
             recorder.remove()
         statistics = store.statistics_of(fingerprint(str(checkpoint)))

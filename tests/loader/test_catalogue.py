@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness.exports import SAMPLES, record
-from hswq.calibration import LayerStatistics, Statistics, save_statistics
+from hswq.calibration import NOISE_LEVELS, LayerStatistics, Statistics, save_statistics
 from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.converter import convert
@@ -41,8 +41,8 @@ FINGERPRINT = "ab" * 32
 READY = catalogue.READY
 
 
-def some(samples: int, layers: int = 3, of: int = 3, **meta) -> Statistics:
-    one = LayerStatistics(1.0, 2.0, 1, torch.ones(4, dtype=torch.float64), 1)
+def some(samples: int, layers: int = 3, of: int = 3, calls: int = 8, **meta) -> Statistics:
+    one = LayerStatistics(8.0, 16.0, calls, torch.ones(4, dtype=torch.float64), calls)
     facts = {"samples": samples, "layers": of, "model": "toy.safetensors"}
     return Statistics({f"layer{n}": one for n in range(layers)}, {**facts, **meta})
 
@@ -112,6 +112,34 @@ class TestState:
         with status.sampling(FINGERPRINT), status.sampling(FINGERPRINT), status.sampling(None):
             assert known.status()["models"][0]["sampling"]
         assert not known.status()["models"][0]["sampling"]
+
+
+class TestMissing:
+    """What the panel says, and the loader's line."""
+
+    @pytest.mark.parametrize(
+        ("facts", "told", "line"),
+        [
+            ({"calls": 3}, {"what": "calls", "has": 3, "needs": 8}, "3 of 8 calls of a layer"),
+            (
+                {NOISE_LEVELS: "9 9 0 0 0 0 0 0"},
+                {"what": "noise", "has": 2, "needs": 4},
+                "2 of 4 noise levels",
+            ),
+            ({"layers": 2}, None, "2 of 3 layers"),
+        ],
+    )
+    def test_is_told(self, facts, told, line):
+        add(40, **facts)
+        (model,) = Catalogue(list).models()
+        assert model.to_json()["missing"] == told
+        assert model.state() == (RECORDING, None)
+        asked = choice.AUTO, FINGERPRINT, "toy", QuantizeSettings(), choice.KEEP_16_BIT
+        assert choice.choose(*asked).about.startswith(f"16 bit for now: {line} recorded")
+
+    def test_is_nothing_once_it_is_ready(self):
+        add(40)
+        assert Catalogue(list).models()[0].to_json()["missing"] is None
 
 
 class TestFiles:

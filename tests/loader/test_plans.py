@@ -23,7 +23,6 @@ from hswq.quant import (
     BySensitivity,
     Findings,
     KnownPlan,
-    Plan,
     Planner,
     QuantizeSettings,
     SearchSettings,
@@ -99,7 +98,8 @@ class TestKeptPlan:
         plan = model.get_attachment(ATTACHMENT)
         first.keep(plan)
         higher = chosen(of, dataclasses.replace(rough, selection=BySensitivity(0.5))).decider
-        assert isinstance(higher, Plan)
+        assert isinstance(higher, KnownPlan)
+        higher = higher.plan
         assert set(higher.quantized) < set(plan.quantized)
         assert all(higher.layers[name] == plan.layers[name] for name in higher.quantized)
         everything = dataclasses.replace(rough, selection=BySensitivity(0.0))
@@ -145,27 +145,29 @@ class TestKeptPlan:
         search_cache.keep_findings(key, plan, 256)
         assert search_cache.find_findings(key) == Findings.of(plan, 256)
 
-    def test_the_oldest_are_forgotten(self, models, folder):
+    def test_those_used_longest_ago_are_forgotten(self, models, folder):
         plan = models.quantized.get_attachment(ATTACHMENT)
         for number in range(70):
             search_cache.keep_findings(f"{number:040d}", plan, 32)
         assert len(list((folder / "plans").glob("*.json"))) == 64
         assert search_cache.find_findings(f"{69:040d}") == Findings.of(plan, 32)
 
+    def test_of_a_model_in_use_stays(self, checkpoint, statistics, models, folder):
+        of = fingerprint(str(checkpoint))
+        record(statistics, of, 40)
+        plan = models.quantized.get_attachment(ATTACHMENT)
+        chosen(of).keep(plan)
+        for number in range(70):
+            search_cache.keep_findings(f"{number:040d}", plan, 32)
+            again = chosen(of)
+            assert isinstance(again.decider, KnownPlan)
+            again.keep(again.decider.plan)
+
 
 def signed(text: str) -> str:
     """Return a kept file with another text after its first line, under the right checksum."""
     text = text.partition("\n")[2] or text
     return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
-
-
-class TestMilestone:
-    @pytest.mark.parametrize(
-        ("samples", "reached"),
-        [(0, 0), (31, 0), (32, 32), (63, 32), (64, 64), (255, 128), (256, 256), (5000, 256)],
-    )
-    def test_is_the_last_doubling(self, samples, reached):
-        assert choice.milestone(samples) == reached
 
 
 class TestDiffusionModelAlone:

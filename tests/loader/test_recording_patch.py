@@ -107,7 +107,7 @@ class TestOff:
 def complete(model, checkpoint, recorder, choose) -> Path:
     """The file of a model at its target, sampled once since."""
     choose(Target=32, Budget=100)
-    sample(model, batch=32)
+    sample(model, batch=32, steps=store.USABLE_CALLS)
     assert recorder.status()[-1].state == COMPLETE
     sample(model)
     return next(statistics_folder().glob("*.pt"))
@@ -133,7 +133,7 @@ class TestAtTheTarget:
 
         def once() -> float:
             start = time.perf_counter()
-            with recorder._recording(model, Noise):
+            with recorder._recording(model, Noise, (), {}):
                 pass
             return time.perf_counter() - start
 

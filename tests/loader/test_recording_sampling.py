@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from harness.inprocess import alike, patched, sample
 from harness.patches import patch_file
 from harness.recording import hooks, recorded
-from hswq.calibration import DualMonitor, monitored_layers
+from hswq.calibration import NOISE_LEVELS, DualMonitor, monitored_layers
 from hswq.loader import store
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.recording import recorder as recording
@@ -47,6 +47,19 @@ class TestPassive:
     def test_records_batches(self, model, checkpoint, recorder):
         sample(model, batch=3)
         assert recorded(checkpoint).samples == 3
+
+    def test_notes_the_levels_of_noise(self, model, checkpoint, recorder):
+        for steps in (8, 1):
+            sample(model, steps=steps)
+        assert recorded(checkpoint).meta[NOISE_LEVELS] == "2 1 1 1 1 1 1 1"
+
+    def test_of_a_strange_schedule_notes_no_levels(self, model, checkpoint, recorder):
+        class Strange(type(model.get_model_object("model_sampling"))):
+            percent_to_sigma = None
+
+        model.add_object_patch("model_sampling", Strange(model.model.model_config))
+        sample(model)
+        assert NOISE_LEVELS not in recorded(checkpoint).meta
 
     def test_notes_a_lora(self, model, checkpoint, recorder):
         sample(patched(model, patch_file("LoRA")))

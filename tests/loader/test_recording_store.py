@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from hswq.calibration import LayerStatistics, Statistics, load_statistics
+from hswq.calibration import NOISE_LEVELS, LayerStatistics, Statistics, load_statistics
 from hswq.loader import store
 from hswq.loader.host.folders import FOLDER
 from hswq.loader.panel.catalogue import Catalogue
@@ -203,19 +203,48 @@ class TestOneThatCannotBeRead:
         assert store.statistics_of(FINGERPRINT) is None
 
 
+def measured(samples: int, layers: int = 3, calls: int = 8, **meta) -> Statistics:
+    """Statistics of so many images, whose layers were measured so often."""
+    one = LayerStatistics(1.0, 2.0, calls, torch.ones(4, dtype=torch.float64), calls)
+    facts = {"samples": samples, "layers": 3, **meta}
+    return Statistics({f"layer{n}": one for n in range(layers)}, facts)
+
+
 class TestUsable:
     def test_with_every_layer_and_enough_samples(self):
-        assert store.is_usable(delta(samples=32))
-        assert not store.is_usable(delta(samples=31))
+        assert store.is_usable(measured(32))
+        assert store.missing(measured(31)) == store.IMAGES
 
     def test_not_while_a_layer_is_missing(self):
-        assert store.missing_layers(delta(layers=2)) == 1
-        assert not store.is_usable(delta(layers=2, samples=300))
-        assert not store.is_complete(delta(layers=2, samples=300))
+        assert store.missing_layers(measured(300, layers=2)) == 1
+        assert store.missing(measured(300, layers=2)) == store.LAYERS
+        assert not store.is_complete(measured(300, layers=2))
 
-    def test_a_layer_that_the_model_never_calls(self):
-        assert store.is_complete(delta(layers=2, samples=512))
-        assert store.is_usable(delta(layers=2, samples=512))
+    def test_not_of_one_large_batch(self):
+        """32 images of 20 steps, measured by turns: the layers kept are others each time."""
+        assert store.missing(measured(32, calls=1)) == store.CALLS
+        assert not store.is_complete(measured(300, calls=7))
+        assert store.is_usable(measured(32, calls=8))
+
+    def test_not_of_a_few_levels_of_noise(self):
+        low = {NOISE_LEVELS: "0 0 0 0 0 0 9 99"}
+        assert store.missing(measured(32, calls=100, **low)) == store.NOISE
+        assert store.is_usable(measured(32, **{NOISE_LEVELS: "1 0 1 0 0 1 0 1"}))
+
+    @pytest.mark.parametrize("levels", ["9 9", "many", 7, "-1 0 0 0 0 0 0 0", ""])
+    def test_files_that_do_not_say_which_levels(self, levels):
+        assert store.is_usable(measured(32, **{NOISE_LEVELS: levels}))
+
+    def test_what_is_never_seen_is_waited_for_no_longer(self):
+        """A layer that the model never calls, a user who never samples elsewhere."""
+        never = (
+            measured(512, layers=2),
+            measured(512, calls=1),
+            measured(256, **{NOISE_LEVELS: "9 0 0 0 0 0 0 0"}),
+        )
+        for one in never:
+            assert store.is_complete(one)
+            assert store.is_usable(one)
 
     @pytest.mark.parametrize("layers", [None, "many", -1, True, 2.5])
     def test_files_that_do_not_say_how_many_layers(self, layers):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from harness.client import Client
+from harness.fixtures import ENOUGH_STEPS
 from harness.packing import NAME, comfy
 from harness.prompts import hswq_loader, text_to_latent
 from harness.server import ComfyUIServer
@@ -84,7 +85,7 @@ class TestServer:
 
     def test_from_nothing_to_fp8(self, packed_server: ComfyUIServer, client: Client):
         """Generate, and generate again: installing and opening the template come before."""
-        first = client.run(text_to_latent(hswq_loader(), batch=32, steps=1))
+        first = client.run(text_to_latent(hswq_loader(), batch=32, steps=ENOUGH_STEPS))
         assert first.text("loader").startswith("16 bit for now")
         second = client.run(text_to_latent(hswq_loader(), seed=1))
         assert second.text("loader").startswith("198 layers FP8, 66 in 16 bit; 32 of 256 images")

@@ -151,7 +151,7 @@ class TestStatistics:
         free(client)
         (path,) = (server.models / "hswq").glob(f"*.{PASSIVE}.pt")
         saved = torch.load(path, weights_only=True)
-        torch.save({**saved, "meta": {**saved["meta"], "samples": 256}}, path)
+        torch.save({**saved, "meta": {**saved["meta"], "samples": 512}}, path)
         complete = path.read_bytes()
         without = client.latent(client.run(sampling(PASSIVE, seed=5)))
         assert path.read_bytes() == complete

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 from harness.client import Client, ExecutionError, InterruptedPromptError, RejectedError
-from harness.fixtures import change_settings, free
+from harness.fixtures import ENOUGH_STEPS, change_settings, free
 from harness.panel import PREVIEW, SESSION, Panel, sampled
 from harness.prompts import (
     CHECKPOINT,
@@ -45,7 +45,7 @@ class TestStatus:
         assert model == {
             "id": model["id"], "name": CHECKPOINT, "source": f"checkpoints/{CHECKPOINT}",
             "state": "recording", "reason": None, "sampling": False, "loaded": None,
-            "samples": 4, "layers": 264, "total_layers": 264,
+            "samples": 4, "layers": 264, "total_layers": 264, "missing": None,
         }  # fmt: skip
         assert (session["session"], session["samples"]) == (SESSION, 4)
         assert session["file"].endswith(f".{model['id']}.{SESSION}.pt")
@@ -169,7 +169,7 @@ class TestStatistics:
         assert (first["layer"], first["kind"], first["shape"]) == (
             "time_embed.0", "Linear", [128, 32],
         )  # fmt: skip
-        assert (first["parameters"], first["calls"]) == (128 * 32, 1)
+        assert (first["parameters"], first["calls"]) == (128 * 32, ENOUGH_STEPS)
         assert first["sensitivity"] > 0
         assert {row["kind"] for row in rows} == {"Linear", "Conv2d"}
 

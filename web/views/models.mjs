@@ -71,6 +71,7 @@ function coverage({ layers, total_layers }) {
 function remarks(model) {
   const isGone = model.id && !model.source;
   return [
+    model.missing && line(t(`missing ${model.missing.what}`, model.missing)),
     model.reason && line(t(model.reason)),
     model.loaded && line(icon("bolt"), t("loaded", model.loaded)),
     isGone && line(icon("question-circle"), t("gone")),

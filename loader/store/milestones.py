@@ -1,0 +1,71 @@
+"""A model's statistics as they were at its last milestone, by which everything quantizes it.
+
+The file lies beside the recorded ones and is no session: nothing lists it or counts it. It is
+written when a milestone is reached, or first used, and holds the total of all sessions then. It
+stands until the total reaches another milestone, or lacks a recording that it holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ...calibration import Statistics, StatisticsError
+from ..host.folders import statistics_folder
+from . import locked_file
+from .readiness import milestone
+from .totals import origins
+
+_SHORT = 16  # hex digits of the fingerprint in a file's name
+
+
+def at_milestone(fingerprint: str, total: Statistics) -> Statistics:
+    """Return what a model is quantized by, kept from now on; the total itself while not usable.
+
+    Args:
+        fingerprint: of the model's weights.
+        total: of all its sessions, as they are now.
+    """
+    if not milestone(total):
+        return total
+    path = _path(fingerprint)
+    try:
+        kept = kept_of(fingerprint, total)
+        if kept is None:
+            with locked_file.locked(path):
+                kept = kept_of(fingerprint, total)  # another process may have been quicker
+                if kept is None:
+                    locked_file.write(total, path)
+    except OSError as error:
+        logging.warning("HSWQ: what the model is quantized by is not kept: %s", error)
+        return total
+    return total if kept is None else kept
+
+
+def kept_of(fingerprint: str, total: Statistics) -> Statistics | None:
+    """Return what is kept of the total's last milestone; None where nothing is."""
+    try:
+        kept = locked_file.read(_path(fingerprint))
+    except FileNotFoundError:
+        return None
+    except (OSError, StatisticsError) as error:
+        logging.warning("HSWQ: %s; it is made again", error)
+        return None
+    same = kept.fingerprint == fingerprint and milestone(kept) == milestone(total)
+    return kept if same and origins(kept) <= origins(total) else None
+
+
+def forget(fingerprint: str) -> None:
+    """Remove what is kept of a model.
+
+    Raises:
+        OSError: it cannot be removed, or another process keeps its lock.
+    """
+    path = _path(fingerprint)
+    if path.exists():
+        with locked_file.locked(path):
+            path.unlink(missing_ok=True)
+
+
+def _path(fingerprint: str) -> Path:
+    return statistics_folder() / f"{fingerprint[:_SHORT]}.milestone"
