@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -44,7 +44,11 @@ class DualMonitor:
     """
 
     def __init__(
-        self, model: torch.nn.Module, share: float = 1.0, rotation: Rotation | None = None
+        self,
+        model: torch.nn.Module,
+        share: float = 1.0,
+        rotation: Rotation | None = None,
+        layers: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
         """Take what to measure.
 
@@ -53,11 +57,12 @@ class DualMonitor:
             share: of the layers to measure in each forward of the model. Below 1 they take
                 turns, and a call of the model itself begins a forward.
             rotation: goes on with the turns of an earlier monitor; `share` is its.
+            layers: to measure, by name; None for all of the model's.
         """
         self.error: Exception | None = None
         self._failed: str | None = None
         self._model = model
-        self._layers = monitored_layers(model)
+        self._layers = monitored_layers(model) if layers is None else dict(layers)
         if rotation is None and share != 1:
             rotation = Rotation(list(self._layers), share)
         self._rotation = rotation if rotation is not None and len(rotation) > 1 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -70,6 +70,31 @@ class Planner:
         self._reasons = reasons_of(self._ranked, self.keep_ratio)
         self._layers: dict[str, LayerPlan] = {}
         self._searched: dict[str, torch.Tensor] = {}
+        if known is not None:
+            self.restrict(known.layers)
+
+    def unknown(self, layers: Collection[str]) -> list[str]:
+        """Return the measured layers that are not among a model's."""
+        return [name for name in self._statistics or {} if name not in layers]
+
+    def restrict(self, layers: Collection[str]) -> list[str]:
+        """Leave out statistics of layers that the model does not have; return their names.
+
+        A node may have put such layers into it while it was measured. Where the model has layers
+        that were not measured, the statistics are another model's: then they stay as they are,
+        and `finish` refuses them.
+
+        Args:
+            layers: names of all Linear and Conv2d layers of the model.
+        """
+        unknown = self.unknown(layers)
+        if not unknown or not layers or any(name not in self._statistics for name in layers):
+            return []
+        self._statistics = {k: one for k, one in self._statistics.items() if k in layers}
+        if not self.known.layers:
+            self._ranked = self._statistics
+            self._reasons = reasons_of(self._ranked, self.keep_ratio)
+        return unknown
 
     def quantizes(self, name: str) -> bool:
         """Whether a layer becomes FP8."""

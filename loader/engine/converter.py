@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 
 import comfy.lora
 import comfy.model_management as memory
@@ -14,9 +13,11 @@ from comfy.model_patcher import ModelPatcher
 from ...calibration import monitored_layers
 from ...quant import Plan, Planner
 from .adopt import adopt
+from .identity import identity
+from .network import own_layers
 from .operations import hswq_operations
-from .patchers import identity, is_quantized
-from .quantizer import Quantizer
+from .patchers import is_quantized
+from .quantizer import Quantizer, restrict
 
 _PREFIX = "diffusion_model."
 
@@ -39,7 +40,9 @@ def convert(
     original = patcher
     patcher = patcher.clone(disable_dynamic=True) if disable_dynamic else patcher
     base = patcher.model
-    quantizer = Quantizer(source, len(monitored_layers(base.diffusion_model)))
+    layers = own_layers(original)
+    restrict(source, layers, type(base).__name__)
+    quantizer = Quantizer(source, len(layers))
     weights = _Weights(patcher)
     operations = hswq_operations(
         lambda name, _: quantizer.decide(name, weights.patched(f"{name}.weight")),
@@ -57,8 +60,8 @@ def convert(
     weights.forget()
     # Without Dynamic VRAM it would keep the 16-bit weights in memory, for clones on other GPUs.
     converted.cached_patcher_init = (convert, (original, plan)) if original.is_dynamic() else None
-    name, its_fingerprint = identity(original) or (type(base).__name__, None)
-    adopt(converted, plan, os.path.basename(name), its_fingerprint)
+    its = identity(original)
+    adopt(converted, plan, its.name if its else type(base).__name__, its and its.fingerprint)
     return converted
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 
 import comfy.hooks
@@ -19,15 +20,16 @@ from comfy.quant_ops import QuantizedTensor
 from ...calibration import monitored_layers
 from ...quant import FP8_MAX, LayerPlan, Plan, Planner
 from ..files.errors import ModelFileError
-from ..files.fingerprints import fingerprint
 from ..files.layer_formats import MODEL_MARKERS
 from ..files.model_file import diffusion_model_prefix, is_stored_quantized, load_tensors
+from ..files.versions import version_of
 from .adopt import adopt
+from .identity import remember
 from .matmul import description, multiply_in_fp8
 from .model_structure import check_whole, detect, explained, find_layers
 from .operations import hswq_operations
 from .originals import Originals
-from .quantizer import Quantizer, make_room
+from .quantizer import Quantizer, make_room, restrict
 
 STORED = "as the file has it"
 """Reason in the Plan of a model whose file is quantized already."""
@@ -165,6 +167,7 @@ class _Load:
         self, path: str, source: Plan | Planner | None, *, checkpoint: bool, to_host: bool
     ) -> None:
         self._path, self._name = path, os.path.basename(path)
+        self._version = version_of(Path(path))
         self.tensors, self.metadata = load_tensors(path)
         found = detect(self.tensors, self.metadata, self._name)
         if checkpoint and found.alone:  # ComfyUI would load it without our operations
@@ -182,6 +185,9 @@ class _Load:
             self.tensors.pop(prefix + marker, None)
         self._quantizer, self.resident, decide = None, False, _keep
         if source is not None:
+            if isinstance(source, Planner) and source.unknown(found.layers):
+                layers = find_layers(self._name, self.tensors, self.metadata)
+                restrict(source, layers, self._name)
             self.resident = not to_host and make_room(source, found.layers)
             self._quantizer = Quantizer(source, len(found.layers), resident=self.resident)
             decide = self._quantizer.decide
@@ -199,7 +205,9 @@ class _Load:
         else:
             plan, again = _plan_as_stored(patcher), None
         _check_quantized(self._name, patcher, plan)
-        adopt(patcher, plan, self._name, fingerprint(self._path))
+        layers = monitored_layers(patcher.model.diffusion_model)
+        its = remember(patcher.model, self._path, self._version, layers)
+        adopt(patcher, plan, self._name, its and its.fingerprint)
         if fp8_matmul:
             multiply_in_fp8(patcher, plan)
             logging.info("HSWQ: %s: %s", self._name, description(patcher))

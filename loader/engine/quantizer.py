@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 
 import comfy.model_management as memory
 import comfy.utils
@@ -67,6 +68,22 @@ class Quantizer:
         self._transfer.finish()
         source, self._source = self._source, None
         return source.finish()
+
+
+def restrict(source: Plan | Planner, layers: Collection[str], name: str) -> None:
+    """Leave out statistics of layers that a node had put into a model, and say so.
+
+    Args:
+        source: a Plan needs no statistics any more.
+        layers: names of the model's own Linear and Conv2d layers.
+        name: of the model, for the log.
+    """
+    left_out = source.restrict(layers) if isinstance(source, Planner) else []
+    if left_out:
+        logging.warning(
+            "HSWQ: %s: its statistics name %d layers that it does not have, such as %s; "
+            "they are left out", name, len(left_out), left_out[0]
+        )  # fmt: skip
 
 
 def make_room(source: Plan | Planner, layers: Mapping[str, int]) -> bool:

@@ -16,7 +16,7 @@ import torch
 from ...calibration import atomic_file
 from ...quant import Plan, QuantizeSettings, quantize
 from ..engine.model_structure import layers_of
-from ..engine.quantizer import WORK_BYTES, quantizing_device
+from ..engine.quantizer import WORK_BYTES, quantizing_device, restrict
 from ..engine.transfer import Transfer
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
@@ -169,6 +169,7 @@ class _Export:
 
     def __init__(self, source: _Source, chosen: Choice, settings: ExportSettings) -> None:
         self._source, self._chosen = source, chosen
+        restrict(chosen.source, source.layers, source.name)
         self._plan: Plan | None = None
         self._half = _sixteen_bit_dtype(source.layers.values())
         file_format = settings.file_format

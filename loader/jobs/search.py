@@ -10,7 +10,7 @@ import comfy.utils
 
 from ...quant import Plan, Planner, QuantizeSettings
 from ..engine.model_structure import find_layers
-from ..engine.quantizer import WORK_BYTES, quantizing_device
+from ..engine.quantizer import WORK_BYTES, quantizing_device, restrict
 from ..engine.transfer import Transfer
 from ..files.fingerprints import fingerprint
 from ..files.model_file import check_16_bit, load_tensors
@@ -50,6 +50,7 @@ def search_all(path: str, statistics: str, *, scaled: bool) -> str:
 def search(path: str, planner: Planner) -> tuple[Plan, int]:
     """Return the Plan, and how many layers were searched for it."""
     layers = find_layers(os.path.basename(path), *load_tensors(path))
+    restrict(planner, layers, os.path.basename(path))
     transfer = Transfer(quantizing_device())
     memory.free_memory(WORK_BYTES, transfer.device)
     progress = comfy.utils.ProgressBar(len(layers))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...quant import QuantizeSettings, SearchSettings
 from ..engine.adopt import ATTACHMENT
 from ..engine.converter import convert
-from ..engine.patchers import identity
+from ..engine.identity import identity
 from ..jobs import choice
 from .inputs import (
     CATEGORY,
@@ -79,10 +77,11 @@ class HSWQConverter(io.ComfyNode):
     ) -> io.NodeOutput:
         search = SearchSettings(bins, candidates, refinements)
         settings = QuantizeSettings(mode == SCALED, keep_ratio, search)
-        path, its_fingerprint = identity(model) or (type(model.model).__name__, None)
+        its = identity(model)
+        name = its.name if its else type(model.model).__name__
         # A Plan is kept for a file's own weights; here there may be LoRAs on them.
         chosen = choice.choose(
-            statistics, its_fingerprint, os.path.basename(path), settings, choice.FAIL, keep=False
+            statistics, its and its.fingerprint, name, settings, choice.FAIL, keep=False
         )
         converted = convert(model, chosen.source)
         say(cls.hidden.unique_id, summary(converted.get_attachment(ATTACHMENT), chosen.about))
