@@ -69,26 +69,33 @@ def is_compiled(patcher: ModelPatcher) -> bool:
     """Whether any part of what a MODEL samples with is compiled by torch, in whatever way."""
     if patcher.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
         return True
-    model = patcher.model
-    own = (model, patcher.object_patches_backup.get(PREFIX, model.diffusion_model))
-    called = [getattr(model, "apply_model", None), *patcher.object_patches.values(), *own]
-    return any(map(_is_compiled, called)) or any(
-        _is_compiled(part) for layer in own[1:] for part in layer.modules()
-    )
+    called = [patcher.model, getattr(patcher.model, "apply_model", None)]
+    called += [*patcher.object_patches.values(), *_own_parts(patcher)]
+    return any(map(_is_compiled, called))
+
+
+def _own_parts(patcher: ModelPatcher) -> Iterator[object]:
+    """Yield a network's modules and their forwards, but for those that a clone has replaced."""
+    originals = {
+        key: one
+        for key, one in patcher.object_patches_backup.items()
+        if key.startswith(f"{PREFIX}.")
+    }
+    network = patcher.object_patches_backup.get(PREFIX, patcher.model.diffusion_model)
+    for name, part in network.named_modules(prefix=PREFIX):
+        if not any(f"{name}.".startswith(f"{key}.") for key in originals):
+            yield part
+            yield originals.get(f"{name}.forward", part.forward)
+    for one in originals.values():
+        yield from one.modules() if isinstance(one, torch.nn.Module) else [one]
 
 
 def _is_compiled(part: object) -> bool:
+    """Tell a module or function that torch.compile has made or changed."""
     if isinstance(part, torch.nn.Module):
-        compiled = part._compiled_call_impl is not None or isinstance(part, OptimizedModule)
-        return compiled or _is_of_dynamo(part.forward)
-    return _is_of_dynamo(part)
-
-
-def _is_of_dynamo(function: object) -> bool:
-    """Tell what torch.compile returns from what torch.compiler.disable does."""
-    return hasattr(function, "_torchdynamo_orig_callable") and not getattr(
-        function, "_torchdynamo_disable", False
-    )
+        return part._compiled_call_impl is not None or isinstance(part, OptimizedModule)
+    disabled = getattr(part, "_torchdynamo_disable", False)  # by torch.compiler
+    return hasattr(part, "_torchdynamo_orig_callable") and not disabled
 
 
 def is_changed(patcher: ModelPatcher) -> bool:

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-BLOCK = "middle_block.1"
+BLOCK = "middle_block.1.transformer_blocks.0"
 Change = Callable[[ModelPatcher], None]
 
 

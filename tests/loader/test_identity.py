@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,6 +92,12 @@ class TestOverwritten:
         os.replace(new, own)
         sample(model)
         assert "not those of its file" in recorder.status()[-1].reason
+
+
+@pytest.fixture(autouse=True)
+def hidden(monkeypatch):
+    """What ComfyUI gives to the node."""
+    monkeypatch.setattr(HSWQCalibration, "hidden", SimpleNamespace(unique_id=None))
 
 
 def calibrate(patcher, session: str = "mine"):

@@ -9,9 +9,16 @@ from harness.inprocess import conditioning, load_16_bit, sample
 from harness.recording import hooks, recorded
 from hswq.calibration import monitored_layers
 from hswq.loader import store
+from hswq.loader.engine import loading
+from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.jobs.choice import choose as choose_statistics
+from hswq.loader.jobs.export import ExportSettings, export
 from hswq.loader.recording.status import NOT_RECORDED
+from hswq.quant import QuantizeSettings, SearchSettings
 from toy.checkpoint import make_checkpoint
+
+SETTINGS = QuantizeSettings(True, 0.25, SearchSettings(256, 20, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +128,14 @@ class TestPoisonedFile:
         sample(model)
         assert list(recorded(checkpoint)) == names
         assert recorded(checkpoint).samples == 33
+
+    def test_loads_and_exports(self, model, checkpoint, poisoned, names, tmp_path, caplog):
+        choice = choose_statistics(
+            "auto", fingerprint(str(checkpoint)), "toy", SETTINGS, "fail", keep=False
+        )
+        loaded = loading.load_checkpoint(str(checkpoint), choice.source, only_model=True)[0]
+        assert list(loaded.get_attachment(ATTACHMENT).layers) == names
+        assert caplog.text.count("76 layers that it does not have") == 1
+        target = tmp_path / "exported.safetensors"
+        exported = export(str(checkpoint), target, ExportSettings("scaled", "auto", 0.25, "fail"))
+        assert set(exported.plan.layers) == set(names)
