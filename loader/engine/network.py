@@ -9,7 +9,6 @@ import comfy.model_management as memory
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from torch._dynamo import OptimizedModule
 
 from ...calibration import monitored_layers
 
@@ -17,12 +16,15 @@ PREFIX = "diffusion_model"
 BYPASS_LORA = "bypass_lora"
 """Key of ComfyUI's injections that put a LoRA beside a layer: they add no module."""
 
+_ORIGINAL = "_orig_mod"
+"""Where torch.compile's module has the one that it compiles; importing its class takes seconds."""
+
 
 def own_network(patcher: ModelPatcher) -> torch.nn.Module:
     """Return the diffusion model itself, neither a clone's replacement nor a compiled one."""
     network = patcher.object_patches_backup.get(PREFIX, patcher.model.diffusion_model)
-    while isinstance(network, OptimizedModule):
-        network = network._orig_mod
+    while _ORIGINAL in network._modules:
+        network = network._modules[_ORIGINAL]
     return network
 
 
@@ -93,7 +95,7 @@ def _own_parts(patcher: ModelPatcher) -> Iterator[object]:
 def _is_compiled(part: object) -> bool:
     """Tell a module or function that torch.compile has made or changed."""
     if isinstance(part, torch.nn.Module):
-        return part._compiled_call_impl is not None or isinstance(part, OptimizedModule)
+        return part._compiled_call_impl is not None or _ORIGINAL in part._modules
     disabled = getattr(part, "_torchdynamo_disable", False)  # by torch.compiler
     return hasattr(part, "_torchdynamo_orig_callable") and not disabled
 
