@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -56,6 +56,7 @@ class DualMonitor:
         model: torch.nn.Module,
         share: float = 1.0,
         rotation: Rotation | None = None,
+        layers: Mapping[str, torch.nn.Module] | None = None,
         *,
         sketched: float | None = None,
     ) -> None:
@@ -68,11 +69,12 @@ class DualMonitor:
             rotation: goes on with the turns of an earlier monitor; `share` is its.
             sketched: share of an input's measured calls that go into its sketch; 0 keeps none,
                 and None takes half of them where layers take turns, else all.
+            layers: to measure, by name; None for all of the model's.
         """
         self.error: Exception | None = None
         self._failed: str | None = None
         self._model = model
-        self._layers = monitored_layers(model)
+        self._layers = monitored_layers(model) if layers is None else dict(layers)
         if rotation is None and share != 1:
             rotation = Rotation(list(self._layers), share)
         self._rotation = rotation if rotation is not None and len(rotation) > 1 else None

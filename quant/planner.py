@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
@@ -45,6 +45,12 @@ class Decider(Protocol):
     def input_amax(self, name: str) -> float | None:
         """Return the largest |x| of a layer's input, None where it is not known."""
 
+    def unknown(self, layers: Collection[str]) -> list[str]:
+        """Return the measured layers that are not among a model's."""
+
+    def restrict(self, layers: Collection[str]) -> list[str]:
+        """Leave out measured layers that the model does not have; return their names."""
+
     def finish(self) -> Plan:
         """Return the Plan of all layers that were asked about."""
 
@@ -81,6 +87,12 @@ class KnownPlan:
     def input_amax(self, name: str) -> float | None:
         """Return the largest |x| of a layer's input, None where it is not known."""
         return self.plan.input_amax(name)
+
+    def unknown(self, _: Collection[str]) -> list[str]:
+        """Return no layers: a Plan needs no statistics any more."""
+        return []
+
+    restrict = unknown
 
     def finish(self) -> Plan:
         """Return the Plan."""
@@ -134,6 +146,31 @@ class Planner:
         self._reasons = selection.choose(self._ranked)
         self._layers: dict[str, LayerPlan] = {}
         self._searched: dict[str, torch.Tensor] = {}
+        if known is not None:
+            self.restrict(known.layers)
+
+    def unknown(self, layers: Collection[str]) -> list[str]:
+        """Return the measured layers that are not among a model's."""
+        return [name for name in self._statistics or {} if name not in layers]
+
+    def restrict(self, layers: Collection[str]) -> list[str]:
+        """Leave out statistics of layers that the model does not have; return their names.
+
+        A node may have put such layers into it while it was measured. Where the model has layers
+        that were not measured, the statistics are another model's: then they stay as they are,
+        and `finish` refuses them.
+
+        Args:
+            layers: names of all Linear and Conv2d layers of the model.
+        """
+        unknown = self.unknown(layers)
+        if not unknown or not layers or any(name not in self._statistics for name in layers):
+            return []
+        self._statistics = {k: one for k, one in self._statistics.items() if k in layers}
+        if not self.known.layers:
+            self._ranked = self._statistics
+            self._reasons = self.selection.choose(self._ranked)
+        return unknown
 
     def quantizes(self, name: str) -> bool:
         """Whether a layer is quantized."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import uuid
 
 import comfy.lora
@@ -16,9 +15,11 @@ from ...calibration import monitored_layers
 from ...quant import Decider, Plan, decider_of
 from .adopt import adopt
 from .bound import as_built, check_free
+from .identity import identity
+from .network import own_layers
 from .operations import hswq_operations
-from .patchers import identity, is_quantized
-from .quantizer import Quantizer
+from .patchers import is_quantized
+from .quantizer import Quantizer, restrict
 
 _PREFIX = "diffusion_model."
 
@@ -48,7 +49,9 @@ def _convert(original: ModelPatcher, patcher: ModelPatcher, decider: Decider) ->
     if is_quantized(patcher):
         raise ValueError("this model is quantized already: HSWQ needs its 16-bit weights")
     base = patcher.model
-    quantizer = Quantizer(decider, len(monitored_layers(base.diffusion_model)))
+    layers = own_layers(original)
+    restrict(decider, layers, type(base).__name__)
+    quantizer = Quantizer(decider, len(layers))
     weights = _Weights(patcher)
     operations = hswq_operations(
         lambda name, _, device: quantizer.decide(name, weights.patched(f"{name}.weight"), device),
@@ -66,8 +69,8 @@ def _convert(original: ModelPatcher, patcher: ModelPatcher, decider: Decider) ->
     weights.forget()
     # Without Dynamic VRAM it would keep the 16-bit weights in memory, for clones on other GPUs.
     converted.cached_patcher_init = (convert, (original, plan)) if original.is_dynamic() else None
-    name, its_fingerprint = identity(original) or (type(base).__name__, None)
-    adopt(converted, plan, os.path.basename(name), its_fingerprint)
+    its = identity(original)
+    adopt(converted, plan, its.name if its else type(base).__name__, its and its.fingerprint)
     return converted
 
 

@@ -17,15 +17,15 @@ from comfy.quant_ops import QuantizedTensor
 from ...calibration import monitored_layers
 from ...quant import FP8_MAX, Decider, LayerPlan, Plan, Reason, decider_of, fp8_format
 from ..files.errors import ModelFileError
-from ..files.fingerprints import fingerprint
 from ..files.layer_formats import MODEL_MARKERS
 from ..files.model_file import ModelFile, opened
 from .adopt import adopt
+from .identity import remember
 from .matmul import description, multiply_in_fp8
 from .model_structure import Structure, check_whole, detect, explained, find_layers
 from .operations import hswq_operations
 from .originals import Originals
-from .quantizer import Quantizer, make_room
+from .quantizer import Quantizer, make_room, restrict
 
 
 def load_checkpoint(
@@ -166,6 +166,8 @@ class _Load:
         self.quantizer, self.resident, decide = None, False, _keep
         if how is not None:
             decider = decider_of(how)
+            if decider.unknown(structure.layers):
+                restrict(decider, find_layers(file), file.name)
             self.resident = not to_host and make_room(decider, structure.layers)
             self.quantizer = Quantizer(decider, len(structure.layers), resident=self.resident)
             decide = self.quantizer.decide
@@ -193,7 +195,8 @@ def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool) -> None:
     else:
         plan, again = _plan_as_stored(patcher), None
     _check_quantized(name, patcher, plan)
-    adopt(patcher, plan, name, fingerprint(load.file))
+    its = remember(patcher.model, load.file, monitored_layers(patcher.model.diffusion_model))
+    adopt(patcher, plan, name, its and its.fingerprint)
     if fp8_matmul:
         multiply_in_fp8(patcher, plan)
         logging.info("HSWQ: %s: %s", name, description(patcher))

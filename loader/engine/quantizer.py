@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 
 import comfy.model_management as memory
 import comfy.utils
@@ -70,6 +71,22 @@ class Quantizer:
         self._transfer.finish()
         decider, self._decider = self._decider, None
         return decider.finish()
+
+
+def restrict(decider: Decider, layers: Collection[str], name: str) -> None:
+    """Leave out statistics of layers that a node had put into a model, and say so.
+
+    Args:
+        decider: which a Planner's statistics are taken from.
+        layers: names of the model's own Linear and Conv2d layers.
+        name: of the model, for the log.
+    """
+    left_out = decider.restrict(layers)
+    if left_out:
+        logging.warning(
+            "HSWQ: %s: its statistics name %d layers that it does not have, such as %s; "
+            "they are left out", name, len(left_out), left_out[0]
+        )  # fmt: skip
 
 
 def make_room(decider: Decider, layers: Mapping[str, int]) -> bool:

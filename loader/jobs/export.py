@@ -14,7 +14,7 @@ import torch
 from ...calibration import atomic_file
 from ...quant import BySensitivity, Plan, QuantizeSettings
 from ..engine.model_structure import layers_of, stored_dtype
-from ..engine.quantizer import WORK_BYTES, quantizing_device
+from ..engine.quantizer import WORK_BYTES, quantizing_device, restrict
 from ..engine.transfer import Transfer
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
@@ -171,6 +171,7 @@ class _Export:
 
     def __init__(self, source: _Source, chosen: Choice, settings: ExportSettings) -> None:
         self._source, self._chosen = source, chosen
+        restrict(chosen.source, source.layers, source.name)
         self._plan: Plan | None = None
         self._half = _sixteen_bit_dtype(source.layers.values())
         file_format = settings.file_format

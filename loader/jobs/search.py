@@ -9,7 +9,7 @@ import comfy.utils
 
 from ...quant import BySensitivity, Decider, KnownPlan, NumberFormat, Plan, QuantizeSettings
 from ..engine.model_structure import find_layers
-from ..engine.quantizer import WORK_BYTES, quantizing_device
+from ..engine.quantizer import WORK_BYTES, quantizing_device, restrict
 from ..engine.transfer import Transfer
 from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
@@ -51,6 +51,7 @@ def search_all(path: str, statistics: str, number_format: NumberFormat) -> str:
 def search(file: ModelFile, decider: Decider) -> tuple[Plan, int]:
     """Return the Plan, and how many layers were searched for it."""
     layers = find_layers(file)
+    restrict(decider, layers, file.name)
     transfer = Transfer(quantizing_device())
     memory.free_memory(WORK_BYTES, transfer.device)
     progress = comfy.utils.ProgressBar(len(layers))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 
 import torch
@@ -13,9 +12,11 @@ from comfy_api.latest import io
 
 from ...calibration import Statistics
 from .. import store
-from ..engine.patchers import identity, is_quantized
+from ..engine.identity import identity
+from ..engine.patchers import is_quantized
 from ..recording.noise_levels import levels_of
-from ..recording.recorder import WRAPPER, Recording, record, unrecordable
+from ..recording.reasons import unrecordable
+from ..recording.recorder import WRAPPER, Recording, record
 from .inputs import CATEGORY, say
 
 
@@ -63,7 +64,7 @@ def _calibration(session: str, node_id: str | None) -> Callable:
         reason = unrecordable(patcher)
         if reason is not None:
             raise ValueError(f"this model cannot be calibrated: {reason}")
-        name, its_fingerprint = identity(patcher) or (session, None)
+        model = identity(patcher)
 
         def saved(total: Statistics) -> None:
             say(node_id, f"{total.samples} of {store.target()} images in {session!r}")
@@ -72,9 +73,8 @@ def _calibration(session: str, node_id: str | None) -> Callable:
             say(node_id, f"not recorded: {reason}")
             logging.warning("HSWQ: this sampling was not recorded: %s", reason)
 
-        name = os.path.basename(name)
         meta = levels_of(patcher, args, kwargs)
-        recording = Recording(its_fingerprint, session, name, saved, failed, meta=meta)
+        recording = Recording(model.fingerprint, session, model.name, saved, failed, meta=meta)
         with record(patcher, noise.shape[0], recording):
             return executor(noise, *args, **kwargs)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings, SearchSettings
 from ..engine.adopt import ATTACHMENT
 from ..engine.converter import convert
-from ..engine.patchers import identity
+from ..engine.identity import identity
 from ..jobs import choice
 from ..jobs.links import watch
 from .inputs import (
@@ -79,11 +77,12 @@ class HSWQConverter(io.ComfyNode):
     ) -> io.NodeOutput:
         search = SearchSettings(bins, candidates, refinements)
         settings = QuantizeSettings(NUMBER_FORMATS[mode], BySensitivity(keep_ratio), search)
-        path, its_fingerprint = identity(model) or (type(model.model).__name__, None)
-        watch.note(choice.statistics_state, statistics, its_fingerprint)
+        its = identity(model)
+        watch.note(choice.statistics_state, statistics, its and its.fingerprint)
+        name = its.name if its else type(model.model).__name__
         # A Plan is kept for a file's own weights; here there may be LoRAs on them.
         chosen = choice.choose(
-            statistics, its_fingerprint, os.path.basename(path), settings, choice.FAIL, keep=False
+            statistics, its and its.fingerprint, name, settings, choice.FAIL, keep=False
         )
         converted = convert(model, chosen.decider)
         text = summary(converted.get_attachment(ATTACHMENT), chosen.about)

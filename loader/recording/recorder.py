@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-import comfy.samplers
+import comfy.model_management as memory
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...calibration import (
-    DualMonitor,
-    Rotation,
-    Statistics,
-    kernels,
-    merge_sketches,
-    monitored_layers,
-)
+from ...calibration import DualMonitor, Rotation, Statistics, kernels, merge_sketches
 from .. import store
-from ..engine.patchers import identity, is_quantized, networks, patches, unknown_layers
+from ..engine.identity import identity
+from ..engine.network import own_layers, own_network
+from ..engine.patchers import patches, with_clones
 from ..host import settings
 from .noise_levels import levels_of
+from .patch import SamplingPatch
+from .reasons import NO_FILE, unrecordable
 from .status import (
     COMPLETE,
     FAILED,
     NOT_RECORDED,
-    QUANTIZED,
     RECORDING,
     ModelStatus,
     StatusTable,
@@ -61,7 +56,7 @@ class Target(NamedTuple):
 
 
 class Recorder:
-    """Records every sampling once installed; the one patch of ComfyUI that this extension makes.
+    """Records every sampling once installed.
 
     Attributes:
         enabled: whether samplings are recorded, as long as the settings say so too.
@@ -75,8 +70,7 @@ class Recorder:
         self._failed: dict[str, str] = {}  # fingerprint: what went wrong in measuring
         self._rotations: dict[str, tuple[tuple, Rotation]] = {}
         self._complete: WeakKeyDictionary[torch.nn.Module, tuple] = WeakKeyDictionary()
-        self._original: Callable | None = None
-        self._patched: Callable | None = None
+        self._patch = SamplingPatch(self._recording)
 
     def follow_settings(self) -> None:
         """Be installed while the settings say so; asked for every prompt that is queued.
@@ -90,27 +84,14 @@ class Recorder:
             self.remove()
 
     def install(self) -> None:
-        """Wrap `CFGGuider.outer_sample`, through which every sampler goes. Idempotent."""
+        """Be around every sampling. Idempotent."""
         self.enabled = True
-        if self._original is not None:
-            return
-        self._original = original = comfy.samplers.CFGGuider.outer_sample
-
-        @functools.wraps(original)
-        def outer_sample(
-            guider: comfy.samplers.CFGGuider, noise: torch.Tensor, *args, **kwargs
-        ) -> torch.Tensor:
-            with self._recording(guider.model_patcher, noise, args, kwargs):
-                return original(guider, noise, *args, **kwargs)
-
-        self._patched = comfy.samplers.CFGGuider.outer_sample = outer_sample
+        self._patch.install()
 
     def remove(self) -> None:
-        """Put ComfyUI's own function back, unless somebody wrapped ours since: then fall silent."""
+        """Take the patch out, unless somebody wrapped it since: then fall silent."""
         self.enabled = False
-        if self._original is not None and (comfy.samplers.CFGGuider.outer_sample is self._patched):
-            comfy.samplers.CFGGuider.outer_sample = self._original
-            self._original = self._patched = None
+        self._patch.remove()
 
     def status(self) -> list[ModelStatus]:
         """Return what recording does, of every model sampled with since ComfyUI started."""
@@ -162,19 +143,18 @@ class Recorder:
         if WRAPPER in patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
             return None
         found = identity(patcher)
-        if found is None:
-            reason = unrecordable(patcher) or "it is a merge or was not loaded from a file"
-            name = type(patcher.model).__name__
+        if found is None or not found.is_of_file:
+            reason = unrecordable(patcher) or NO_FILE
+            name = type(patcher.model).__name__ if found is None else found.name
             self.table.note(ModelStatus(name, None, NOT_RECORDED, 0, reason))
             return None
-        path, fingerprint = found
-        known = store.statistics_of(fingerprint)
-        target = Target(os.path.basename(path), fingerprint, known.samples if known else 0)
+        known = store.statistics_of(found.fingerprint)
+        target = Target(found.name, found.fingerprint, known.samples if known else 0)
         if known and store.is_complete(known):
             self._note(target, COMPLETE)
             self._complete[patcher.model] = state  # nothing to look up until that changes
             return None
-        failure = self._failed.get(fingerprint)
+        failure = self._failed.get(found.fingerprint)
         reason = failure or unrecordable(patcher)
         if reason is not None:
             self._note(target, FAILED if failure else NOT_RECORDED, reason)
@@ -188,7 +168,7 @@ class Recorder:
     def _rotation(self, fingerprint: str, patcher: ModelPatcher) -> Rotation:
         """Return whose turn it is; the turns of few-step samplings go on in the next one."""
         share = share_of(settings.current().budget, torch.device(patcher.load_device))
-        names = tuple(monitored_layers(patcher.model.diffusion_model))
+        names = tuple(own_layers(patcher))
         known = self._rotations.get(fingerprint)
         if known is None or known[0] != (share, names):
             known = self._rotations[fingerprint] = (share, names), Rotation(names, share)
@@ -200,17 +180,6 @@ def share_of(budget: float, device: torch.device) -> float:
     in_one_launch = device.type == "cpu" or kernels.usable(device)
     share = SHARE_PER_PERCENT if in_one_launch else SHARE_PER_PERCENT_WITHOUT_TRITON
     return min(1.0, budget * share)
-
-
-def unrecordable(patcher: ModelPatcher) -> str | None:
-    """Return why a model's statistics would not be those of 16-bit weights, None if they are."""
-    if is_quantized(patcher):
-        return QUANTIZED
-    if patcher.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
-        return "it is compiled"
-    if patcher.model.diffusion_model.training:
-        return "it is being trained"
-    return unknown_layers(patcher)
 
 
 class Recording(NamedTuple):
@@ -255,13 +224,14 @@ def record(
     with ExitStack() as hooks:
         monitors = []
         try:
-            for network in networks(patcher):
-                monitors.append(hooks.enter_context(DualMonitor(network, rotation=rotation)))
+            for one in with_clones(patcher):
+                monitor = DualMonitor(own_network(one), rotation=rotation, layers=own_layers(one))
+                monitors.append(hooks.enter_context(monitor))
             hooks.enter_context(sampling(recording.fingerprint))
         except Exception as error:
             hooks.close()
             monitors = []
-            _report(recording, f"it cannot be measured: {error}", for_good=True)
+            _report(recording, f"it cannot be measured: {error}", not _is_out_of_memory(error))
         yield
     if monitors and recording.wanted():
         _save(patcher, samples, recording, monitors)
@@ -275,7 +245,7 @@ def _save(
         delta = functools.reduce(Statistics.merge, others, first)
         sketches = functools.reduce(merge_sketches, (one.sketches() for one in monitors))
     except Exception as error:
-        _report(recording, str(error), for_good=True)
+        _report(recording, str(error), not _is_out_of_memory(error))
         return
     if not all(layer.finite for layer in delta.values()):
         _report(recording, "the sampling produced values that are not finite")
@@ -286,13 +256,16 @@ def _save(
             meta["lora"] = patched
         delta = Statistics(delta, meta)
         try:
-            names = monitored_layers(patcher.model.diffusion_model)
             its = recording.fingerprint, recording.session, recording.name
-            total = store.add_statistics(delta, *its, names)
+            total = store.add_statistics(delta, *its, own_layers(patcher))
             recording.saved(total)
             store.hold_sketches(sketches, total, store.statistics_path(*its), samples)
         except Exception as error:
             _report(recording, str(error))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return any(memory.is_oom(one) for one in (error, error.__cause__) if one is not None)
 
 
 def _report(recording: Recording, reason: str, for_good: bool = False) -> None:

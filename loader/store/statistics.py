@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from ...calibration import LayerStatistics, Statistics, StatisticsError
@@ -102,13 +102,13 @@ def add_statistics(
     fingerprint: str | None,
     session: str,
     model_name: str,
-    order: Iterable[str] = (),
+    order: Collection[str] = (),
 ) -> Statistics:
     """Add new sums to a model's file under its lock, and return the file's new content.
 
     Two processes that record the same model add up. A damaged file is set aside as `.damaged`.
     `order` names the model's layers as they come in it: that decides between equal
-    sensitivities, and a sampling need not have measured all layers.
+    sensitivities, and a sampling need not have measured all layers. Others are dropped.
 
     Raises:
         OSError: the file cannot be written; it is left as it was.
@@ -122,7 +122,8 @@ def add_statistics(
         meta[RECORDING] = secrets.token_hex(8)
         delta = Statistics(delta, {**meta, **delta.meta, "fingerprint": fingerprint})
         total = delta if total is None else total.merge(delta)
-        total = Statistics(_in_order(total, order), {**total.meta, "last_run": now})
+        known = {"layers": len(order)} if order else {}
+        total = Statistics(_of_model(total, order), {**total.meta, **known, "last_run": now})
         locked_file.write(total, path)
     if fingerprint is not None:
         _keep_milestone(fingerprint)
@@ -167,9 +168,11 @@ def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def _in_order(statistics: Statistics, order: Iterable[str]) -> dict[str, LayerStatistics]:
-    first = {name: statistics[name] for name in order if name in statistics}
-    return {**first, **statistics}
+def _of_model(statistics: Statistics, order: Collection[str]) -> dict[str, LayerStatistics]:
+    """Keep the model's own layers, where they are known: a node may have put in others."""
+    if not order:
+        return dict(statistics)
+    return {name: statistics[name] for name in order if name in statistics}
 
 
 def remove_statistics(fingerprint: str, session: str | None = None) -> int:

@@ -15,7 +15,7 @@ from harness.inprocess import distance, held, load, parts, patched, same, sample
 from harness.patches import patch_file
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.converter import convert
-from hswq.loader.engine.patchers import identity
+from hswq.loader.engine.identity import identity
 from torch import Tensor
 
 Merge = Callable[[ModelPatcher, ModelPatcher], ModelPatcher]
@@ -97,8 +97,8 @@ class TestMerge:
         assert sample(models.quantized).equal(latent)
         unload()
         assert not same(held(models.quantized), before)
-        assert identity(models.quantized) is not None
-        assert identity(merged) is None, "a merge has no statistics of its own"
+        assert identity(models.quantized).is_of_file
+        assert not identity(merged).is_of_file, "a merge has other weights than the file"
 
     def test_is_converted_from_16_bit_weights(self, models):
         merged = ModelMergeSimple().merge(models.sixteen_bit, finetune(models.sixteen_bit), 0.5)[0]

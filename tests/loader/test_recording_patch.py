@@ -55,6 +55,27 @@ class TestPatch:
         sample(model)
         assert recorded(checkpoint).samples == 2
 
+    def test_that_another_has_taken_out(self, model, checkpoint, recorder):
+        """By putting back what it had found, before we came."""
+        CFGGuider.outer_sample = CFGGuider.outer_sample.__wrapped__
+        sample(model)
+        assert recorded(checkpoint) is None
+        recorder.follow_settings()
+        sample(model)
+        assert recorded(checkpoint).samples == 1
+
+    def test_of_another_that_did_not_show_yet_counts_once(self, model, checkpoint, recorder):
+        """Before the first sampling nothing tells whether it leads to us."""
+        inner = CFGGuider.outer_sample
+        CFGGuider.outer_sample = lambda *args, **kwargs: inner(*args, **kwargs)
+        for _ in range(3):
+            recorder.follow_settings()
+            top = CFGGuider.outer_sample
+            sample(model)
+        recorder.follow_settings()
+        assert CFGGuider.outer_sample is top
+        assert recorded(checkpoint).samples == 3
+
 
 class TestOff:
     """A prompt that is queued calls `follow_settings` (tests/server/test_recording.py)."""

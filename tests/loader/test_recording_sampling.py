@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 
+import comfy.sd
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from harness.inprocess import alike, patched, sample
+from harness.inprocess import alike, load_16_bit, patched, sample
 from harness.patches import patch_file
 from harness.recording import hooks, recorded
 from hswq.calibration import NOISE_LEVELS, DualMonitor, monitored_layers
@@ -65,6 +66,11 @@ class TestPassive:
         sample(patched(model, patch_file("LoRA")))
         assert recorded(checkpoint).meta["lora"].startswith("patches on ")
 
+    def test_notes_a_lora_beside_the_weights(self, model, checkpoint, recorder):
+        lora = patch_file("LoRA")
+        sample(comfy.sd.load_bypass_lora_for_models(model, None, lora, 1.0, 0.0)[0])
+        assert recorded(checkpoint).meta["lora"] == "LoRAs beside the weights"
+
 
 class TestStatus:
     def test_of_a_model_that_is_recorded(self, model, checkpoint, recorder):
@@ -104,7 +110,8 @@ class TestStatus:
         finally:
             model.model.diffusion_model.eval()
 
-    def test_of_an_unknown_file(self, model, recorder):
+    def test_of_an_unknown_file(self, checkpoint, recorder):
+        model = load_16_bit(checkpoint)
         model.cached_patcher_init = None
         assert "not loaded from a file" in self.why_not(recorder, model)
 
@@ -150,6 +157,19 @@ class TestInTheWay:
         assert caplog.text.count("broken") == 1
         assert hooks(model) == 0
         assert recorded(checkpoint) is None
+
+    def test_memory_that_was_too_small_once(self, model, checkpoint, recorder, monkeypatch):
+        def fail(*_):
+            raise torch.OutOfMemoryError("too small")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DualMonitor, "_add", fail)
+            sample(model)
+        assert recorder.status()[-1].state == FAILED
+        assert recorded(checkpoint) is None
+        sample(model)
+        assert recorder.status()[-1].state == RECORDING
+        assert recorded(checkpoint).samples == 1
 
     @pytest.mark.parametrize("broken", ["identity", "unrecordable", "share_of"])
     def test_what_else_fails(self, model, recorder, monkeypatch, broken):

@@ -1,0 +1,61 @@
+"""The one patch of ComfyUI that this extension makes: around `CFGGuider.outer_sample`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+
+CFGGuider = comfy.samplers.CFGGuider
+
+
+class SamplingPatch:
+    """Runs something around every sampling, also where other extensions patch the same."""
+
+    def __init__(
+        self, around: Callable[[ModelPatcher, torch.Tensor, tuple, dict], AbstractContextManager]
+    ) -> None:
+        """Start uninstalled; `around` is called with each sampling's MODEL, noise and
+        other arguments."""
+        self._around = around
+        self._ours: Callable | None = None
+        self._before: Callable | None = None
+        self._above: Callable | None = None
+        self._guiders: set[int] = set()
+
+    def install(self) -> None:
+        """Wrap what ComfyUI calls now, unless that leads to us. Idempotent.
+
+        Another extension may have wrapped our function, or put back what was there before it.
+        Which of both shows when it is called. Wrapped twice, we run once.
+        """
+        if CFGGuider.outer_sample not in (self._ours, self._above):
+            self._before = CFGGuider.outer_sample
+            self._ours = CFGGuider.outer_sample = self._wrapped(self._before)
+
+    def remove(self) -> None:
+        """Put back what was there, unless somebody wrapped ours since."""
+        if self._ours is not None and CFGGuider.outer_sample is self._ours:
+            CFGGuider.outer_sample = self._before
+            self._ours = None
+
+    def _wrapped(self, inner: Callable) -> Callable:
+        @functools.wraps(inner)
+        def outer_sample(
+            guider: comfy.samplers.CFGGuider, noise: torch.Tensor, *args, **kwargs
+        ) -> torch.Tensor:
+            if id(guider) in self._guiders:
+                return inner(guider, noise, *args, **kwargs)
+            self._above = CFGGuider.outer_sample
+            self._guiders.add(id(guider))
+            try:
+                with self._around(guider.model_patcher, noise, args, kwargs):
+                    return inner(guider, noise, *args, **kwargs)
+            finally:
+                self._guiders.discard(id(guider))
+
+        return outer_sample

@@ -1,0 +1,33 @@
+"""A few of the samplings that `dev.py bench compositions` composes at random."""
+
+from __future__ import annotations
+
+import pytest
+from harness.compositions import check, compose, parts_of
+from harness.inprocess import load_16_bit
+from harness.recording import recorded
+from hswq.loader.engine import loading
+from toy.checkpoint import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another model in 16 bit."""
+    path = tmp_path_factory.mktemp("other") / "other.safetensors"
+    return load_16_bit(make_checkpoint(path, seed=1))
+
+
+@pytest.fixture(scope="module")
+def compatible(checkpoint, planner):
+    """The toy quantized in compatible mode."""
+    return loading.load_checkpoint(str(checkpoint), planner(scaled=False), only_model=True)[0]
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_composition(seed, models, other, compatible, checkpoint, recorder, choose, folder, legacy):
+    choose(Budget=100)
+    stock, scaled = models
+    check(
+        compose(seed),
+        parts_of(stock, scaled, compatible.clone(), other, recorded, folder, checkpoint),
+    )
