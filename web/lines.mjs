@@ -6,7 +6,9 @@ import { app } from "../../scripts/app.js";
 
 const NAME = "hswq_line";
 const KEPT = "HSWQ.lines";
-const PADDING = 30, LETTER = 6.6, ROW = 18; // pixels, of a letter in the mean; see hswq.css
+// Pixels: a letter's width in the mean and a row's height, as hswq.css has them; around the text,
+// with ComfyUI's margin around any element on a node.
+const LETTER = 6.6, ROW = 18, AROUND = { width: 40, height: 34 };
 
 const isOurs = (type) => type?.startsWith("HSWQ");
 const keptLines = () => JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
@@ -16,15 +18,17 @@ function lineWidget(node) {
   const element = document.createElement("div");
   element.className = "hswq-node-line";
   element.setAttribute("role", "status");
-  const rows = () =>
-    Math.ceil((LETTER * element.textContent.length) / Math.max(node.size[0] - PADDING, PADDING));
+  const height = () => {
+    const width = Math.max(node.size[0] - AROUND.width, AROUND.width);
+    return AROUND.height + ROW * Math.ceil((LETTER * element.textContent.length) / width);
+  };
   const widget = node.addDOMWidget(NAME, NAME, element, {
     serialize: false, // not into the prompt; below: not into the workflow
     hideInPanel: true,
     getValue: () => element.textContent,
     setValue: (text) => (element.textContent = text),
-    getMinHeight: () => ROW * (rows() + 1),
-    getMaxHeight: () => ROW * (rows() + 1),
+    getMinHeight: height,
+    getMaxHeight: height,
   });
   widget.serialize = false;
   return widget;
