@@ -42,7 +42,7 @@ class Originals:
         original = original.to(weight.device)
         data, scale = quantize(original, amax, scaled=self.plan.scaled)
         same = data.view(torch.uint8).equal(weight._qdata.view(torch.uint8))
-        return original.to(weight.dtype) if same and scale.equal(weight._params.scale) else None
+        return original.to(weight.dtype) if same and scale.equal(weight.params.scale) else None
 
     @functools.cached_property
     def _entries(self) -> dict[str, TensorEntry]:

@@ -70,7 +70,7 @@ QUANTIZING = Part(
         "disable_weight_init.Conv2d disable_weight_init.Linear manual_cast manual_cast.Conv2d "
         "manual_cast.Linear run_every_op uncast_bias_weight",
         "comfy.quant_ops": "QuantizedTensor._copy_with QuantizedTensor._layout_cls "
-        "QuantizedTensor._params QuantizedTensor._qdata "
+        "QuantizedTensor._params QuantizedTensor._qdata QuantizedTensor.params "
         "TensorCoreFP8E4M3Layout TensorCoreFP8E4M3Layout.Params register_layout_class",
         "comfy.sd": "CLIP CLIP.patcher VAE VAE.patcher load_checkpoint_clip_patcher "
         "load_checkpoint_guess_config load_checkpoint_vae_patcher load_diffusion_model "
