@@ -1,37 +1,60 @@
-"""What ComfyUI loads: the list of nodes, and the start of recording."""
+"""What ComfyUI loads: the list of nodes, the start of recording and of the panel."""
 
 from __future__ import annotations
+
+import logging
 
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
+from .host import selfcheck
 from .host.folders import register_folder
-from .jobs.leftovers import sweep_folders
-from .nodes import NODES
-from .panel.events import StatusEvents
-from .panel.routes import add_routes, status
-from .recording.recorder import recorder
+from .nodes import nodes_of
 
 
 class HSWQExtension(ComfyExtension):
-    """The extension's entry into ComfyUI."""
+    """The extension's entry into ComfyUI; what this ComfyUI lacks something for stays off."""
 
     async def on_load(self) -> None:
-        """Make the statistics folder known and start recording."""
+        """Make the statistics folder known, start recording and the panel."""
+        self._parts, off = selfcheck.working()
+        if off is not None:
+            logging.warning("HSWQ %s", off)
         register_folder()
-        sweep_folders()
-        recorder.follow_settings()
         server = PromptServer.instance
-        server.add_on_prompt_handler(_follow_settings)
-        add_routes(server)
-        StatusEvents(server, status).start()
+        if selfcheck.QUANTIZING in self._parts:
+            _sweep()
+        if selfcheck.RECORDING in self._parts:
+            _start_recording(server)
+        if selfcheck.PANEL in self._parts:
+            _start_panel(server)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes."""
-        return NODES
+        return nodes_of(self._parts)
 
 
-def _follow_settings(prompt: dict) -> dict:
-    """Let recording follow the settings; the prompt goes on as it is."""
+def _sweep() -> None:
+    from .jobs.leftovers import sweep_folders
+
+    sweep_folders()
+
+
+def _start_recording(server: PromptServer) -> None:
+    from .recording.recorder import recorder
+
+    def follow_settings(prompt: dict) -> dict:
+        """Let recording follow the settings; the prompt goes on as it is."""
+        recorder.follow_settings()
+        return prompt
+
     recorder.follow_settings()
-    return prompt
+    server.add_on_prompt_handler(follow_settings)
+
+
+def _start_panel(server: PromptServer) -> None:
+    from .panel.events import StatusEvents
+    from .panel.routes import add_routes, status
+
+    add_routes(server)
+    StatusEvents(server, status).start()

@@ -79,7 +79,7 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
     @classmethod
     def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict:
         """Carry the scales over a patch (ComfyUI calls this for LoRA under Dynamic VRAM)."""
-        params = qtensor._params
+        params = qtensor.params
         return {"clipping_scale": params.scale, "input_scale": params.input_scale}
 
     @classmethod

@@ -235,7 +235,7 @@ def _plan_as_stored(patcher: ModelPatcher) -> Plan:
     for name, layer in monitored_layers(patcher.model.diffusion_model).items():
         weight = layer.weight
         quantized = isinstance(weight, QuantizedTensor)
-        amax = weight._params.scale.item() * FP8_MAX if quantized else None
+        amax = weight.params.scale.item() * FP8_MAX if quantized else None
         input_amax = getattr(layer, "stored_input_amax", None)
         layers[name] = LayerPlan(name, amax, Reason.STORED, input_amax=input_amax)
     scaled = any(layer.amax not in (None, FP8_MAX) for layer in layers.values())

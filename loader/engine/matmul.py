@@ -101,7 +101,7 @@ def description(patcher: ModelPatcher) -> str:
     if not usable(patcher.load_device):
         return f"{patcher.load_device} has no FP8 matrix products"
     weights = patcher.model.diffusion_model.parameters()
-    params = [weight._params for weight in weights if isinstance(weight, QuantizedTensor)]
+    params = [weight.params for weight in weights if isinstance(weight, QuantizedTensor)]
     return f"{sum(param.input_scale is not None for param in params)} multiply in FP8"
 
 

@@ -232,7 +232,7 @@ class _Quantizable:
             return old.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed)
         # As much is clipped as the Plan does, on no finer grid: without a patch (small layers under
         # Dynamic VRAM) an FP16 file's bytes stay. It is the first rounding, so to the nearest.
-        plan, scale = self._originals.plan, old._params.scale.to(amax.device)
+        plan, scale = self._originals.plan, old.params.scale.to(amax.device)
         share = (plan.layers[self._name].amax / amax.double()).clamp(max=1.0)
         limit = weight.abs().amax() * share
         if plan.number_format.scaled:

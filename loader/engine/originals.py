@@ -58,7 +58,7 @@ class Originals:
         original = original.to(weight.device)
         data, scale = self.plan.number_format.quantize(original, amax)
         same = data.view(torch.uint8).equal(weight._qdata.view(torch.uint8))
-        return original.to(weight.dtype) if same and scale.equal(weight._params.scale) else None
+        return original.to(weight.dtype) if same and scale.equal(weight.params.scale) else None
 
     def _read(self, name: str) -> torch.Tensor | None:
         try:

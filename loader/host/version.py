@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from . import selfcheck
+
 OLDEST = "0.27.0"
 """The oldest ComfyUI that the tests pass on; pyproject.toml says the same.
 
@@ -20,6 +22,9 @@ def problem() -> str | None:
     version = _version()
     if _numbers(version) < _numbers(OLDEST):
         return f"HSWQ needs ComfyUI {OLDEST} or newer, this is {version or 'an older one'}"
+    missing = selfcheck.lacking(selfcheck.BASE)
+    if missing:
+        return f"HSWQ needs {selfcheck.listed(missing)}, which this ComfyUI lacks"
     import comfy.quant_ops
 
     if not hasattr(comfy.quant_ops.QuantizedTensor, "requantize_from_float"):

@@ -1,20 +1,31 @@
 """The nodes: adapters between ComfyUI's graph and the rooms that do the work."""
 
-from .calibration import HSWQCalibration
-from .compare import HSWQCompare
-from .converter import HSWQConverter
-from .export import HSWQExport
-from .loaders import HSWQCheckpointLoader, HSWQDiffusionModelLoader
-from .merge import HSWQMergeStatistics
-from .plan import HSWQPlan
+from __future__ import annotations
 
-NODES = [
-    HSWQCheckpointLoader,
-    HSWQDiffusionModelLoader,
-    HSWQCalibration,
-    HSWQConverter,
-    HSWQExport,
-    HSWQMergeStatistics,
-    HSWQPlan,
-    HSWQCompare,
-]
+from comfy_api.latest import io
+
+from ..host.selfcheck import COMPARING, QUANTIZING, RECORDING, Part
+
+
+def nodes_of(parts: list[Part]) -> list[type[io.ComfyNode]]:
+    """Return the nodes of some parts, importing no other."""
+    from .merge import HSWQMergeStatistics
+
+    nodes = [HSWQMergeStatistics]
+    if QUANTIZING in parts:
+        from .converter import HSWQConverter
+        from .export import HSWQExport
+        from .loaders import HSWQCheckpointLoader, HSWQDiffusionModelLoader
+        from .plan import HSWQPlan
+
+        nodes += [HSWQCheckpointLoader, HSWQDiffusionModelLoader, HSWQConverter, HSWQExport]
+        nodes.append(HSWQPlan)
+    if RECORDING in parts:
+        from .calibration import HSWQCalibration
+
+        nodes.append(HSWQCalibration)
+    if COMPARING in parts:
+        from .compare import HSWQCompare
+
+        nodes.append(HSWQCompare)
+    return nodes

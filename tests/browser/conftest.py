@@ -11,7 +11,6 @@ from harness.fixtures import (
     client,
     forget_statistics,
     pytest_runtest_makereport,
-    server,
     toy_server,
 )
 from harness.panelpage import PanelPage
@@ -19,7 +18,7 @@ from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-__all__ = ["client", "pytest_runtest_makereport", "server"]
+__all__ = ["client", "pytest_runtest_makereport"]
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
@@ -41,11 +40,18 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def newest_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
-    """A server like the other, with the newest frontend."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
+    """A server with the toy and the newest frontend, as most users have it."""
     assert FRONTEND_FOLDER.is_dir(), "run `dev.py test` once, which fetches it"
     options = ("--front-end-root", str(FRONTEND_FOLDER))
     with toy_server(tmp_path_factory.mktemp("newest"), options) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pinned_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
+    """A server like the other, with the frontend that ComfyUI pins; for a few tests."""
+    with toy_server(tmp_path_factory.mktemp("pinned")) as server:
         yield server
 
 

@@ -37,11 +37,13 @@ SET = "([id, value]) => app.extensionManager.setting.set(id, value)"
 FORGET = "() => sessionStorage.removeItem('HSWQ.lines')"
 SAVED = "() => JSON.stringify(app.graph.serialize())"
 SENT = "async () => JSON.stringify((await app.graphToPrompt()).output)"
+CUT_OFF = """() => [...document.querySelectorAll(".hswq-node-line")]
+    .filter((one) => one.scrollHeight > one.clientHeight).map((one) => one.textContent)"""
 SETTLED_MILLISECONDS = 1500  # a frontend that clears lines does so within a second
 
 
 @pytest.fixture(
-    params=[("server", False), ("newest_server", False), ("newest_server", True)],
+    params=[("pinned_server", False), ("server", False), ("server", True)],
     ids=["pinned", "newest", "newest-nodes-2.0"],
 )
 def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
@@ -90,6 +92,7 @@ def expect_lines(page: Page, *texts: str) -> None:
     for text in texts:
         expect(lines(page).filter(has_text=text)).to_have_count(1)
     expect(lines(page)).to_have_count(len(texts))
+    assert page.evaluate(CUT_OFF) == []
 
 
 def reload(page: Page) -> None:

@@ -19,7 +19,7 @@ TEXTS = """() => [...document.querySelectorAll(".hswq-panel *")]
     .filter((one) => !one.children.length).map((one) => one.textContent).filter(Boolean)"""
 
 
-@pytest.fixture(params=["server", "newest_server"], ids=["pinned", "newest"])
+@pytest.fixture(params=["pinned_server", "server"], ids=["pinned", "newest"])
 def host(request: pytest.FixtureRequest) -> ComfyUIServer:
     """A server with the frontend that ComfyUI pins, then one with the newest."""
     return request.getfixturevalue(request.param)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hswq.loader.nodes import HSWQCompare
+from hswq.loader.nodes.compare import HSWQCompare
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 

@@ -6,10 +6,11 @@ import { app } from "../../../scripts/app.js";
 
 const NAME = "hswq_line";
 const KEPT = "HSWQ.lines";
-// In pixels, as styles/nodes.css has them.
-const PADDING = 30;
-const LETTER = 6.6; // width of a letter in the mean
+// Pixels, as styles/nodes.css has them: a letter's width in the mean, a row's height, and what is
+// around the text, with ComfyUI's margin around any element on a node.
+const LETTER = 6.6;
 const ROW = 18;
+const AROUND = { width: 40, height: 34 };
 
 const isOurs = (type) => type?.startsWith("HSWQ");
 const keptLines = () => JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
@@ -19,15 +20,17 @@ function lineWidget(node) {
   const element = document.createElement("div");
   element.className = "hswq-node-line";
   element.setAttribute("role", "status");
-  const rows = () =>
-    Math.ceil((LETTER * element.textContent.length) / Math.max(node.size[0] - PADDING, PADDING));
+  const height = () => {
+    const width = Math.max(node.size[0] - AROUND.width, AROUND.width);
+    return AROUND.height + ROW * Math.ceil((LETTER * element.textContent.length) / width);
+  };
   const widget = node.addDOMWidget(NAME, NAME, element, {
     serialize: false, // not into the prompt; below: not into the workflow
     hideInPanel: true,
     getValue: () => element.textContent,
     setValue: (text) => (element.textContent = text),
-    getMinHeight: () => ROW * (rows() + 1),
-    getMaxHeight: () => ROW * (rows() + 1),
+    getMinHeight: height,
+    getMaxHeight: height,
   });
   widget.serialize = false;
   return widget;

@@ -1,0 +1,169 @@
+"""What HSWQ takes from ComfyUI beside its public API, and what of it this ComfyUI has.
+
+None of these names is promised by ComfyUI. Where a release lacks one, what needs it stays off and
+says so; the rest works. tests/loader/test_selfcheck.py finds names that are missing here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    """What can be on or off by itself.
+
+    Attributes:
+        does: what a user has by it.
+        names: by module, of its attributes and of its classes' attributes.
+    """
+
+    does: str
+    names: dict[str, str]
+
+
+BASE = Part(
+    "all of HSWQ",
+    {
+        "comfy.model_base": "BaseModel BaseModel.diffusion_model",
+        "comfy.model_detection": "unet_prefix_from_state_dict",
+        "comfy.model_patcher": "ModelPatcher ModelPatcher.model",
+        "comfy.patcher_extension": "WrappersMP",
+        "comfy.quant_ops": "QuantizedTensor",
+        "comfy.utils": "load_torch_file",
+        "comfy_execution.utils": "get_executing_context",
+        "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list "
+        "get_folder_paths get_full_path_or_raise get_user_directory models_dir",
+        "server": "PromptServer PromptServer.instance",
+    },
+)
+"""What is imported whatever is on."""
+
+QUANTIZING = Part(
+    "loading, converting and exporting in FP8",
+    {
+        "comfy.float": "stochastic_rounding",
+        "comfy.hooks": "EnumHookMode EnumHookMode.MinVram",
+        "comfy.ldm.modules.attention": "FeedForward GEGLU",
+        "comfy.lora": "calculate_weight",
+        "comfy.model_base": "BaseModel.get_dtype BaseModel.manual_cast_dtype "
+        "BaseModel.model_config BaseModel.model_sampling BaseModel.model_type "
+        "BaseModel.state_dict_for_saving",
+        "comfy.model_detection": "convert_diffusers_mmdit model_config_from_diffusers_unet "
+        "model_config_from_unet",
+        "comfy.model_management": "LoadedModel LoadedModel.model_load OOM_EXCEPTION VRAMState "
+        "VRAMState.LOW_VRAM VRAMState.NO_VRAM current_loaded_models free_memory get_free_memory "
+        "get_torch_device get_total_memory lora_compute_dtype minimum_inference_memory "
+        "supports_cast supports_fp8_compute throw_exception_if_processing_interrupted unet_dtype "
+        "unet_manual_cast unet_offload_device vram_state",
+        "comfy.model_patcher": "ModelPatcher.cached_hook_patches ModelPatcher.cached_patcher_init "
+        "ModelPatcher.clone ModelPatcher.current_hooks ModelPatcher.get_attachment "
+        "ModelPatcher.get_clone_model_override ModelPatcher.get_key_patches "
+        "ModelPatcher.hook_backup ModelPatcher.is_dynamic ModelPatcher.load_device "
+        "ModelPatcher.model_size ModelPatcher.offload_device ModelPatcher.parent "
+        "ModelPatcher.patches ModelPatcher.set_attachments ModelPatcher.set_hook_mode "
+        "ModelPatcher.size",
+        "comfy.ops": "CastWeightBiasOp.bias_function CastWeightBiasOp.comfy_cast_weights "
+        "CastWeightBiasOp.weight_function cast_bias_weight disable_weight_init "
+        "disable_weight_init.Conv2d disable_weight_init.Linear manual_cast manual_cast.Conv2d "
+        "manual_cast.Linear run_every_op uncast_bias_weight",
+        "comfy.quant_ops": "QuantizedTensor._copy_with QuantizedTensor._layout_cls "
+        "QuantizedTensor._params QuantizedTensor._qdata QuantizedTensor.params "
+        "TensorCoreFP8E4M3Layout TensorCoreFP8E4M3Layout.Params register_layout_class",
+        "comfy.sd": "CLIP CLIP.patcher VAE VAE.patcher load_checkpoint_clip_patcher "
+        "load_checkpoint_guess_config load_checkpoint_vae_patcher load_diffusion_model "
+        "load_diffusion_model_state_dict load_state_dict_guess_config",
+        "comfy.supported_models_base": "BASE.custom_operations BASE.get_model "
+        "BASE.model_type BASE.quant_config BASE.supported_inference_dtypes BASE.unet_config",
+        "comfy.utils": "ProgressBar ProgressBar.update string_to_seed weight_dtype",
+        "folder_paths": "get_output_directory is_within_directory",
+    },
+)
+
+RECORDING = Part(
+    "recording",
+    {
+        "comfy.model_patcher": "ModelPatcher.add_wrapper_with_key ModelPatcher.cached_patcher_init "
+        "ModelPatcher.clone ModelPatcher.get_additional_models_with_key ModelPatcher.get_wrappers "
+        "ModelPatcher.hook_patches ModelPatcher.load_device ModelPatcher.patches "
+        "ModelPatcher.wrappers",
+        "comfy.ops": "CastWeightBiasOp",
+        "comfy.patcher_extension": "WrappersMP.APPLY_MODEL WrappersMP.OUTER_SAMPLE",
+        "comfy.samplers": "CFGGuider CFGGuider.model_patcher CFGGuider.outer_sample",
+        "server": "PromptServer.add_on_prompt_handler PromptServer.client_id "
+        "PromptServer.send_sync",
+    },
+)
+
+COMPARING = Part(
+    "comparing images",
+    {
+        "comfy.model_management": "get_torch_device intermediate_device intermediate_dtype",
+        "kornia.metrics": "psnr ssim",
+    },
+)
+
+PANEL = Part(
+    "the panel",
+    {
+        "comfy.cli_args": "args args.enable_cors_header",
+        "server": "PromptServer.loop PromptServer.routes PromptServer.send_sync "
+        "PromptServer.sockets",
+    },
+)
+
+PARTS = (QUANTIZING, RECORDING, COMPARING, PANEL)
+
+
+def lacking(part: Part) -> list[str]:
+    """Return what a part needs and this ComfyUI has not; of a lacking class no attributes."""
+    lacks: list[str] = []
+    for module, names in part.names.items():
+        for name in names.split():
+            whole = f"{module}.{name}"
+            if whole.rpartition(".")[0] not in lacks and not _has(module, name):
+                lacks.append(whole)
+    return lacks
+
+
+def working() -> tuple[list[Part], str | None]:
+    """Return the parts that lack nothing, and a sentence about the others if there are any."""
+    found = [(part, lacking(part)) for part in PARTS]
+    off = [part.does for part, names in found if names]
+    if not off:
+        return list(PARTS), None
+    names = dict.fromkeys(name for _, its_names in found for name in its_names)
+    told = f"works here without {listed(off)}: this ComfyUI has no {listed(names)}"
+    return [part for part, its_names in found if not its_names], told
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return words as a sentence has them."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _has(module: str, name: str) -> bool:
+    """Whether a module has an attribute, or its class one, in itself or in its instances."""
+    try:
+        owner = importlib.import_module(module)
+    except ImportError:
+        return False
+    *way, last = name.split(".")
+    for step in way:
+        if not hasattr(owner, step):
+            return False
+        owner = getattr(owner, step)
+    return hasattr(owner, last) or (inspect.isclass(owner) and _sets(owner, last))
+
+
+def _sets(owner: type, name: str) -> bool:
+    """Whether an instance gets an attribute when it is made."""
+    makers = (vars(base).get("__init__") for base in owner.__mro__)
+    return any(
+        name in inspect.unwrap(maker).__code__.co_names
+        for maker in makers
+        if inspect.isfunction(maker)
+    )
