@@ -4,6 +4,7 @@ import js from "@eslint/js";
 import globals from "globals";
 
 export default [
+  { ignores: [".*/", "node_modules/"] }, // what development sets up
   js.configs.recommended,
   {
     files: ["web/**/*.{js,mjs}"],

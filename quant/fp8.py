@@ -120,8 +120,7 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
     """Return `quantized * scale` in `dtype`, multiplied in FP32 so that FP16 cannot overflow.
 
     Args:
-        quantized: float8_e4m3fn tensor of any shape. Under torch.compile its device must be able
-            to cast it.
+        quantized: float8_e4m3fn tensor of any shape.
         scale: FP32 scalar tensor (weight_scale).
         dtype: of the result.
     """
@@ -131,7 +130,35 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
             return kernels.dequantize(quantized, scale, dtype)
         if not device_casts_fp8(device.type):
             return dequantize(quantized.cpu(), scale.cpu(), dtype).to(device)
+    elif compilers_lack_fp8():
+        return _dequantize_uncompiled(quantized, scale, dtype)
     return (quantized.to(torch.float32) * scale).to(dtype)
+
+
+@torch.compiler.assume_constant_result
+def compilers_lack_fp8() -> bool:
+    """Whether a GPU of this machine is from before Ada.
+
+    For those Triton refuses every kernel that is given a float8, even one that only takes its bytes
+    for integers, and so does what torch.compile makes.
+    """
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return False
+    devices = range(torch.cuda.device_count())
+    return any(torch.cuda.get_device_capability(device) < (8, 9) for device in devices)
+
+
+@torch.library.custom_op("hswq::dequantize", mutates_args=())
+def _dequantize_uncompiled(
+    quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Do what dequantize does, as one step of a compiled graph that is not compiled itself."""
+    return dequantize(quantized, scale, dtype)
+
+
+@_dequantize_uncompiled.register_fake
+def _(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_like(quantized, dtype=dtype)
 
 
 def quantize_input(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

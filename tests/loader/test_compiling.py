@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -10,6 +12,9 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from harness.inprocess import assert_same_effect, distance, held, patched, same, sample, unload
 from harness.patches import patch_file
+from hswq.quant import fp8
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 # Linear and Conv2d, quantized and kept; the whole model takes a compiler minutes.
 PARTS = [
@@ -38,6 +43,11 @@ def compiled(patcher: ModelPatcher, backend: str, **how) -> ModelPatcher:
     return clone
 
 
+def is_float8(node: torch.fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype is torch.float8_e4m3fn
+
+
 class TestParts:
     @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
     def test_compute_the_same(self, models, backend):
@@ -46,6 +56,26 @@ class TestParts:
         assert distance(sample(ours), latent) < NEAR
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(PARTS)
         assert not torch._dynamo.utils.counters["graph_break"]
+
+    def test_give_no_float8_to_what_is_compiled(self, models, monkeypatch):
+        """For a card from before Ada; a compiler refuses all kernels that are given one."""
+        latent = sample(models.quantized)
+        old_card = torch.compiler.assume_constant_result(lambda: True)
+        monkeypatch.setattr(fp8, "compilers_lack_fp8", old_card)
+        takers, results = [], []
+
+        def look(graph: torch.fx.GraphModule, _: list) -> Callable:
+            for node in graph.graph.nodes:
+                given = [one for one in node.all_input_nodes if is_float8(one)]
+                if given and node.op != "output":
+                    takers.append(str(node.target))
+                results.extend([node.name] if node.op != "placeholder" and is_float8(node) else [])
+            return make_boxed_func(graph.forward)
+
+        ours = compiled(models.quantized, aot_autograd(fw_compiler=look), keys=PARTS)
+        assert distance(sample(ours), latent) < NEAR
+        assert set(takers) == {"hswq.dequantize.default"}
+        assert not results
 
     def test_follow_loras(self, models):
         file, how = patch_file("LoRA"), {"keys": PARTS, "fullgraph": True}

@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 from helpers import DTYPES, gaussian
-from hswq.quant import FP8_MAX, dequantize, quantize
+from hswq.quant import FP8_MAX, dequantize, fp8, quantize
 from hswq.quant.fp8 import gated_input, positive_grid, quantize_input, quotient, round_to_grid
 
 GRID = torch.tensor(sorted({abs(value) for value in reference.GRID}), dtype=torch.float32)
@@ -253,3 +253,18 @@ class TestDequantize:
         stored = torch.tensor([448.0, -448.0], device=device).to(torch.float8_e4m3fn)
         scale = torch.tensor(2.0**7, device=device)
         assert dequantize(stored, scale, torch.float16).tolist() == [57344.0, -57344.0]
+
+    @pytest.mark.parametrize("old_card", [False, True])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("scale", [1.0, 0.0123, 3 / FP8_MAX])
+    def test_is_the_same_compiled(self, device, monkeypatch, old_card, dtype, scale):
+        constant = torch.compiler.assume_constant_result(lambda: old_card)
+        monkeypatch.setattr(fp8, "compilers_lack_fp8", constant)
+        torch.compiler.reset()
+        scale = torch.tensor(scale, device=device)
+        compiled = torch.compile(dequantize, backend="aot_eager", fullgraph=True)
+        found, expected = (
+            function(ALL_BYTES.to(device), scale, dtype) for function in (compiled, dequantize)
+        )
+        assert found.dtype is dtype
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
