@@ -1,8 +1,9 @@
-"""The HSWQ algorithm in plain torch: clipping search, FP8 rounding, and the Plan.
+"""The HSWQ algorithm in plain torch: clipping search, FP8 rounding (nearest or compensated), Plan.
 
 Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain mappings.
 """
 
+from .compensate import can_compensate, output_error, quantize_compensated
 from .findings import Findings, LayerFinding
 from .fp8 import FP8_MAX, dequantize, quantize
 from .histogram import WeightedHistogram, weighted_histogram
@@ -22,11 +23,14 @@ __all__ = [
     "QuantizeSettings",
     "SearchSettings",
     "WeightedHistogram",
+    "can_compensate",
     "dequantize",
     "expected_error",
     "make_plan",
     "optimal_amax",
+    "output_error",
     "quantize",
+    "quantize_compensated",
     "search_amax",
     "weighted_histogram",
     "weighted_mse",
