@@ -10,7 +10,6 @@ from hswq.quant import (
     compensate,
     compensate_kernels,
     dequantize,
-    feedback,
     kernels,
     output_error,
     quantize,
@@ -240,11 +239,13 @@ class TestOnAGPU:
         if not kernels.usable(torch.device("cuda")):
             pytest.skip("Triton is not usable here")
         weight, sketch = gaussian(200, 320).cuda(), sketch_of(inputs_of(320)).cuda()
-        found = feedback.feedback_of(sketch)
-        storing = storing_of(weight, 0.06, scaled=True)
+        found, storing = feedback_of(sketch), storing_of(weight, 0.06, scaled=True)
         columns = storing.scaled(weight.mT[found.order]).contiguous()
+        error = torch.zeros(len(sketch), len(weight), device="cuda")
         one, other = (
-            module.round_columns(columns, found, storing)
+            module.round_columns(
+                columns, columns, error.clone(), found.answers, found.directions, storing
+            ).view(torch.uint8)
             for module in (compensate, compensate_kernels)
         )
         assert (one != other).float().mean() < 0.02
