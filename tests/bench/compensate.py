@@ -28,9 +28,9 @@ def shapes() -> list[tuple[int, ...]]:
     """Return the shapes of SDXL's weights, of which ComfyUI's own class makes none."""
     model = UNetModel(
         **comfy.supported_models.SDXL.unet_config,
-        in_channels=4, out_channels=4, num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4],
-        num_classes="sequential", num_head_channels=64, device="meta",
-        operations=comfy.ops.disable_weight_init,
+        image_size=32, in_channels=4, out_channels=4, num_res_blocks=[2, 2, 2],
+        channel_mult=[1, 2, 4], num_classes="sequential", num_head_channels=64,
+        device="meta", operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     layers = monitored_layers(model).values()
     return [tuple(layer.weight.shape) for layer in layers][:: chosen.every]
