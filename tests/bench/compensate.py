@@ -30,6 +30,8 @@ def shapes() -> list[tuple[int, ...]]:
         **comfy.supported_models.SDXL.unet_config,
         image_size=32, in_channels=4, out_channels=4, num_res_blocks=[2, 2, 2],
         channel_mult=[1, 2, 4], num_classes="sequential", num_head_channels=64,
+        use_spatial_transformer=True, transformer_depth_middle=10,
+        transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
         device="meta", operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     layers = monitored_layers(model).values()
