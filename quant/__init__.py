@@ -1,8 +1,9 @@
-"""The HSWQ algorithm in plain torch: clipping search, FP8 rounding, and the Plan.
+"""The HSWQ algorithm in plain torch: clipping search, FP8 rounding (nearest or compensated), Plan.
 
 Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain mappings.
 """
 
+from .compensate import can_compensate, output_error, quantize_compensated
 from .findings import Findings, LayerFinding
 from .formats import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, NumberFormat, fp8_format
 from .formats.number_format import bytes_of
@@ -36,13 +37,16 @@ __all__ = [
     "Selection",
     "WeightedHistogram",
     "bytes_of",
+    "can_compensate",
     "decider_of",
     "dequantize",
     "expected_error",
     "fp8_format",
     "make_plan",
     "optimal_amax",
+    "output_error",
     "quantize",
+    "quantize_compensated",
     "search_amax",
     "weighted_histogram",
     "weighted_mse",

@@ -15,9 +15,10 @@ from . import compensate_kernels, kernels
 from .feedback import Feedback, feedback_of
 from .fp8 import Storing, quantize, storing_of
 
-CHECKED = 16
+CHECKED = 8
 """Last rows of a sketch, which rounding does not see: what they say of its error is true."""
 
+_AGAIN = 1  # times that all columns are rounded again
 _BLOCK = 32  # columns after which the rest of the matrix learns of their errors
 
 
@@ -60,12 +61,9 @@ def quantize_compensated(
     storing = storing_of(weight.to(device), amax, scaled=scaled)
     feedback = feedback_of(_seen(sketch).to(device))
     columns = storing.scaled(_columns(weight.to(device))[feedback.order]).to(torch.float32)
-    on_gpu = kernels.usable(device)
-    rounded = (compensate_kernels.round_columns if on_gpu else round_columns)(
-        columns, feedback, storing
-    )
-    stored = torch.empty_like(rounded)
-    stored[feedback.order] = rounded
+    rounded = _round(columns, feedback, storing)
+    stored = torch.empty_like(rounded, dtype=torch.uint8)
+    stored[feedback.order] = rounded.view(torch.uint8)
     by_channel = weight.movedim(1, 0).shape
     stored = stored.view(by_channel).movedim(0, 1).contiguous()
     return stored.view(torch.float8_e4m3fn).to(weight.device), storing.scale.to(weight.device)
@@ -103,49 +101,75 @@ def _columns(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().movedim(1, 0).flatten(1)
 
 
-def round_columns(columns: torch.Tensor, feedback: Feedback, storing: Storing) -> torch.Tensor:
+def _round(columns: torch.Tensor, feedback: Feedback, storing: Storing) -> torch.Tensor:
+    """Return (C, rows) float8_e4m3fn of columns (C, rows) FP32: GPTQ, then coordinate descent."""
+    one_pass = compensate_kernels.round_columns if kernels.usable(columns.device) else round_columns
+    directions = feedback.directions
+    error = columns.new_zeros(directions.shape[1], columns.shape[1])
+    stored = one_pass(columns, columns, error, feedback.answers, directions, storing)
+    alone = directions * feedback.shares
+    own = (alone * directions).sum(1, keepdim=True)
+    for _ in range(_AGAIN):
+        values = stored.to(torch.float32)
+        rest = columns - values
+        error = directions.mT @ rest
+        # A column's own error is no reason for it to move.
+        stored = one_pass(columns - own * rest, values, error, alone, directions, storing)
+    return stored
+
+
+def round_columns(
+    bases: torch.Tensor,
+    values: torch.Tensor,
+    error: torch.Tensor,
+    answers: torch.Tensor,
+    directions: torch.Tensor,
+    storing: Storing,
+) -> torch.Tensor:
     """Round one column after the other; compensate_kernels does the same in one launch.
 
     Args:
-        columns: (C, rows) FP32, scaled, in the order of the feedback.
-        feedback: of their inputs.
+        bases: (C, rows) FP32, scaled: where a column is to be if nothing else were wrong.
+        values: (C, rows) FP32, with which the error was computed.
+        error: (K, rows) FP32, of the output; this may change it.
+        answers: (C, K) FP32, how a column moves for each part of the error.
+        directions: (C, K) FP32, what a column that is lowered by 1 adds to each part.
         storing: says how a value is clipped.
 
     Returns:
-        (C, rows) uint8, bytes of float8_e4m3fn.
+        (C, rows) float8_e4m3fn.
     """
-    stored = torch.empty_like(columns, dtype=torch.float8_e4m3fn)
-    error = columns.new_zeros(feedback.answers.shape[1], columns.shape[1])
-    for start in range(0, len(columns), _BLOCK):
+    stored = torch.empty_like(bases, dtype=torch.float8_e4m3fn)
+    for start in range(0, len(bases), _BLOCK):
         part = slice(start, start + _BLOCK)
-        answers, directions = feedback.answers[part], feedback.directions[part]
-        wanted = torch.addmm(columns[part], answers, error)
-        rest = _round_block(columns[part], wanted, answers @ directions.mT, stored[part], storing)
-        error.addmm_(directions.mT, rest)
-    return stored.view(torch.uint8)
+        wanted = torch.addmm(bases[part], answers[part], error)
+        coupling = answers[part] @ directions[part].mT
+        lowered = _round_block(values[part], wanted, coupling, stored[part], storing)
+        error.addmm_(directions[part].mT, lowered)
+    return stored
 
 
 def _round_block(
-    columns: torch.Tensor,
+    values: torch.Tensor,
     wanted: torch.Tensor,
     coupling: torch.Tensor,
     stored: torch.Tensor,
     storing: Storing,
 ) -> torch.Tensor:
-    """Round a block's columns into `stored`, and return what is left of each.
+    """Round a block's columns into `stored`, and return how much each is lower by that.
 
     Args:
-        columns: (B, rows) FP32, as they are.
+        values: (B, rows) FP32, see round_columns.
         wanted: (B, rows) FP32, moved by the errors of all blocks before; this changes it.
-        coupling: (B, B) FP32, what a column's error adds to each column after it.
+        coupling: (B, B) FP32, what a column that is lowered by 1 adds to each one after it.
         stored: (B, rows) float8_e4m3fn.
         storing: says how a value is clipped.
     """
-    rest = torch.empty_like(columns)
+    lowered = torch.empty_like(values)
     for index, value in enumerate(wanted):
         # By FP32, from which torch casts many at a time.
         stored[index] = storing.clipped(value).to(torch.float32)
-        torch.sub(columns[index], stored[index].to(torch.float32), out=rest[index])
+        torch.sub(values[index], stored[index].to(torch.float32), out=lowered[index])
         after = slice(index + 1, None)
-        wanted[after].addr_(coupling[after, index], rest[index])
-    return rest
+        wanted[after].addr_(coupling[after, index], lowered[index])
+    return lowered

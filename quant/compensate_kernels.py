@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 
-from .feedback import Feedback
 from .fp8 import Storing
 from .kernels import tl, triton
 
@@ -16,29 +15,27 @@ _ROWS = 16  # a program
 _WARPS = 4
 
 
-def round_columns(columns: torch.Tensor, feedback: Feedback, storing: Storing) -> torch.Tensor:
-    """Round one column after the other, each moved by the errors of those before it.
-
-    Args:
-        columns: contiguous (C, rows) FP32 on a GPU, scaled, in the order of the feedback.
-        feedback: of their inputs, there.
-        storing: says how a value is clipped.
-
-    Returns:
-        (C, rows) uint8, bytes of float8_e4m3fn; see compensate.round_columns.
-    """
-    count, rows = columns.shape
-    stored = torch.empty_like(columns, dtype=torch.uint8)
-    size = feedback.answers.shape[1]
-    bound = torch.as_tensor(storing.bound, dtype=torch.float32, device=columns.device)
-    with torch.cuda.device_of(columns):  # Triton launches on the current device
+def round_columns(
+    bases: torch.Tensor,
+    values: torch.Tensor,
+    error: torch.Tensor,
+    answers: torch.Tensor,
+    directions: torch.Tensor,
+    storing: Storing,
+) -> torch.Tensor:
+    """Round one column after the other, in one launch; see compensate.round_columns."""
+    count, rows = bases.shape
+    size = len(error)
+    stored = torch.empty_like(bases, dtype=torch.uint8)
+    bound = torch.as_tensor(storing.bound, dtype=torch.float32, device=bases.device)
+    matrices = (one.contiguous() for one in (bases, values, error, answers, directions))
+    with torch.cuda.device_of(bases):  # Triton launches on the current device
         _round_columns[(triton.cdiv(rows, _ROWS),)](
-            columns, feedback.answers.contiguous(), feedback.directions.contiguous(), bound,
-            stored, count, rows, size,
+            *matrices, bound, stored, count, rows, size,
             HALF=storing.dtype is torch.float16, ROWS=_ROWS,
             SIZE=max(16, triton.next_power_of_2(size)), num_warps=_WARPS,
         )  # fmt: skip
-    return stored
+    return stored.view(torch.float8_e4m3fn)
 
 
 if triton is not None:
@@ -65,7 +62,7 @@ if triton is not None:
     # A single column would be a constant, which nothing can be taken from.
     @triton.jit(do_not_specialize=["count"])
     def _round_columns(
-        columns, answers, directions, bound, stored, count, rows, size,
+        bases, values, errors, answers, directions, bound, stored, count, rows, size,
         HALF: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -73,21 +70,25 @@ if triton is not None:
         part = tl.arange(0, SIZE)
         used = part < size
         limit = tl.load(bound)
-        error = tl.zeros((ROWS, SIZE), dtype=tl.float32)
-        value = tl.load(columns + row, mask=inside, other=0.0)
+        at = part.to(tl.int64)[None, :] * rows + row[:, None]
+        error = tl.load(errors + at, mask=used[None, :] & inside[:, None], other=0.0)
+        base = tl.load(bases + row, mask=inside, other=0.0)
+        value = tl.load(values + row, mask=inside, other=0.0)
         answer = tl.load(answers + part, mask=used, other=0.0)
         direction = tl.load(directions + part, mask=used, other=0.0)
         left = count
         while left > 0:
             # What the next column needs is under way while this one is computed.
             left -= 1
-            columns, answers, directions = columns + rows, answers + size, directions + size
-            next_value = tl.load(columns + row, mask=inside & (left > 0), other=0.0)
+            bases, values = bases + rows, values + rows
+            answers, directions = answers + size, directions + size
+            next_base = tl.load(bases + row, mask=inside & (left > 0), other=0.0)
+            next_value = tl.load(values + row, mask=inside & (left > 0), other=0.0)
             next_answer = tl.load(answers + part, mask=used & (left > 0), other=0.0)
             next_direction = tl.load(directions + part, mask=used & (left > 0), other=0.0)
-            wanted = value + tl.sum(error * answer[None, :], 1)
+            wanted = base + tl.sum(error * answer[None, :], 1)
             byte, rounded = _round_to_fp8(wanted, limit, HALF)
             tl.store(stored + row, byte, mask=inside)
             stored += rows
             error += (value - rounded)[:, None] * direction[None, :]
-            value, answer, direction = next_value, next_answer, next_direction
+            base, value, answer, direction = next_base, next_value, next_answer, next_direction

@@ -8,7 +8,8 @@ matrix inversion lemma, the column j, moved as GPTQ would have moved it by then,
 
     w_j + u . a_j   with   a_j = (lambda I + sum over the columns i from j on of s_i s_i^T)^-1 s_j
 
-which is exactly what GPTQ gives for H = S^T S + lambda I. No matrix is wider than K.
+which is exactly what GPTQ gives for H = S^T S + lambda I. No matrix is wider than K. Once all are
+rounded, each can be rounded again to where it makes up best for all others: coordinate descent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import dataclasses
 
 import torch
 
-_DAMPING = 0.05
+_DAMPING = 0.07
 _BLOCK = 64  # columns
 
 
@@ -31,11 +32,14 @@ class Feedback:
         order: (C,) int64, numbers of the columns, those of the largest inputs first.
         answers: (C, K) FP32, what a column adds to itself for each part of the error so far.
         directions: (C, K) FP32, what a column's own error adds to each part of it.
+        shares: (C, 1) FP32, what a column makes up for alone, when all others are rounded: times
+            its direction, this is its answer then.
     """
 
     order: torch.Tensor
     answers: torch.Tensor
     directions: torch.Tensor
+    shares: torch.Tensor
 
 
 def feedback_of(sketch: torch.Tensor, damping: float = _DAMPING) -> Feedback:
@@ -52,7 +56,8 @@ def feedback_of(sketch: torch.Tensor, damping: float = _DAMPING) -> Feedback:
     order = powers.argsort(descending=True, stable=True)
     columns = columns[order] / powers.mean().sqrt()
     answers = _answers(columns / damping**0.5) / damping**0.5
-    return Feedback(order, answers.to(torch.float32), columns.to(torch.float32))
+    shares = 1 / (columns.square().sum(1, keepdim=True) + damping)
+    return Feedback(order, *(part.to(torch.float32) for part in (answers, columns, shares)))
 
 
 def _answers(columns: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,9 @@ from helpers import gaussian
 from hswq.quant import (
     FP8_MAX,
     SearchSettings,
+    compensate,
+    compensate_kernels,
+    feedback,
     fp8,
     kernels,
     search_amax,
@@ -82,6 +85,42 @@ def gated_input_agrees() -> None:
         torch.testing.assert_close(found, expected)
 
 
+def compensated_rounding_agrees() -> None:
+    """Byte for byte but where a value lies next to a middle: sums add up in another order."""
+    for rows, channels, size in ((40, 30, 20), (3, 70, 112), (17, 1, 1)):
+        found = feedback.feedback_of(gaussian(size, channels) @ gaussian(channels, channels))
+        for dtype in (torch.float16, torch.float32):
+            weight = gaussian(channels, rows).to(dtype)
+            for amax, scaled in ((0.05, True), (0.03, True), (0.03, False), (1e9, False)):
+                storing = fp8.storing_of(weight, amax, scaled=scaled)
+                bases = storing.scaled(weight).to(torch.float32)
+                values, error = bases + gaussian(*bases.shape), gaussian(size, rows)
+                one, other = (
+                    module.round_columns(
+                        bases, values, error.clone(), found.answers, found.directions, storing
+                    )
+                    for module in (compensate, compensate_kernels)
+                )
+                different = one.view(torch.uint8) != other.view(torch.uint8)
+                assert different.float().mean() < 0.005, (rows, channels, size, scaled)
+
+
+def rounding_in_the_kernel_is_a_cast() -> None:
+    """Every value and every middle between two, with no column before that would move them."""
+    finite = [byte for byte in range(256) if byte & 0x7F != 0x7F]
+    grid = torch.tensor(finite, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    grid = grid.sort().values
+    values = torch.cat((grid, -grid, (grid[1:] + grid[:-1]) / 2, 2 * grid, grid / 64))[None]
+    # Adding nothing makes 0 of -0.
+    values = torch.cat((values, values.nextafter(torch.tensor(torch.inf)))) + 0.0
+    idle, none = torch.zeros(2, 16), torch.zeros(16, values.shape[1])
+    for dtype in (torch.float16, torch.float32):
+        storing = fp8.storing_of(values.to(dtype), FP8_MAX, scaled=True)
+        found = compensate_kernels.round_columns(values, values, none, idle, idle, storing)
+        expected = fp8.quantize(values.to(dtype), FP8_MAX, scaled=True)[0]
+        assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8)), dtype
+
+
 def main() -> None:
     channels = torch.linspace(0, 2, 24, dtype=torch.float64)
     for weight in (gaussian(16, 24), gaussian(16, 24, 3, 3), gaussian(5000, 2).to(torch.bfloat16)):
@@ -95,6 +134,8 @@ def main() -> None:
     dequantize_agrees()
     quantize_input_agrees()
     gated_input_agrees()
+    rounding_in_the_kernel_is_a_cast()
+    compensated_rounding_agrees()
 
 
 main()
