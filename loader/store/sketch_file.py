@@ -55,6 +55,8 @@ def beside(statistics: Path) -> Path:
 def write(statistics: Path, sketches: Sketches, origin: Origin) -> None:
     """Replace the sketches beside a statistics file whose lock is held, one in memory at a time.
 
+    The sketches are closed: some may be of the very file that is replaced.
+
     Raises:
         OSError: it cannot be written; it is left as it was.
     """
@@ -74,6 +76,7 @@ def write(statistics: Path, sketches: Sketches, origin: Origin) -> None:
             layout.write(file, str(place), data)
             layout.write(file, f"{place}{_SCALE}", scale)
         layout.write(file, _ROWS, rows)
+        sketches.close()  # Windows replaces no file that is mapped
 
 
 def _shapes(sketches: Sketches, groups: list[list[str]]) -> dict[str, tuple]:
@@ -185,6 +188,10 @@ class SketchFile(Sketches):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file = None
 
     def key(self, name: str) -> Hashable:
         """Return the sketch's number in the file."""

@@ -23,6 +23,9 @@ class Sketches(Mapping[str, Sketch]):
     def channels(self, name: str) -> int:
         """Return the input channels of a layer's sketch."""
 
+    def close(self) -> None:
+        """Let go of the files; nothing is read from then on."""
+
     def groups(self) -> dict[Hashable, list[str]]:
         """Return the layers of every sketch."""
         found: dict[Hashable, list[str]] = {}
@@ -102,6 +105,11 @@ class Total(Sketches):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def close(self) -> None:
+        """Let go of the parts' files."""
+        for part in self._parts:
+            part.close()
 
     def key(self, name: str) -> Hashable:
         """Return the keys in all parts."""

@@ -253,8 +253,8 @@ DAMAGE = {
     ),
     "another dtype": lambda path: rewritten(path, lambda t, _: t.update({"0": t["0"].float()})),
     "no scale": lambda path: rewritten(path, lambda t, _: t.pop("0.scale")),
-    "too few scales": lambda path: rewritten(
-        path, lambda t, _: t.update({"0.scale": t["1.scale"]})
+    "too many scales": lambda path: rewritten(
+        path, lambda t, _: t.update({"0.scale": t["1.scale"].clone()})
     ),
     "rows below 0": lambda path: rewritten(path, lambda t, _: t["rows"].fill_(-1)),
     "no rows": lambda path: rewritten(path, lambda t, _: t.pop("rows")),
