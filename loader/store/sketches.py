@@ -16,15 +16,10 @@ from pathlib import Path
 
 from ...calibration import Sketch, Statistics, StatisticsError, merge_sketches
 from . import locked_file, sketch_file
+from .readiness import USABLE_SAMPLES, target
 from .sketch_sets import Recorded, Sketches, Total
-from .statistics import (
-    RECORDING,
-    USABLE_SAMPLES,
-    once_each,
-    recordings,
-    statistics_files,
-    target,
-)
+from .statistics import statistics_files
+from .totals import RECORDING, once_each, recordings
 
 BYTES_A_SAMPLING = 8 << 20
 """Of sketches, to write on average: what takes a hundredth of a second or two."""
