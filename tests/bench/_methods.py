@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from hswq.calibration import Statistics, monitored_layers
 from hswq.quant import (
+    BySensitivity,
+    Reason,
     dequantize,
     optimal_amax,
     output_error,
     quantize,
     quantize_compensated,
 )
-from hswq.quant.plan import select_kept
 
 JITTER = 0.02  # of amax, up and down: it changes which way every weight is rounded
 ENDS = ("input_blocks.0.0", "out.2")
@@ -72,8 +73,9 @@ class Rounder:
 
     def kept(self, method: Method) -> frozenset[str]:
         """Return the layers that stay in 16 bit."""
-        chosen = select_kept(self._statistics, method.keep_ratio)
-        return chosen | set(ENDS) if method.ends else chosen
+        selection = BySensitivity(method.keep_ratio, frozenset(ENDS if method.ends else ()))
+        reasons = selection.choose(self._statistics).items()
+        return frozenset(name for name, reason in reasons if reason is not Reason.QUANTIZED)
 
     def bytes_kept(self, method: Method) -> float:
         """Return what the kept layers add to the FP8 bytes of all, as a share of them."""
