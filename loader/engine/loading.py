@@ -130,7 +130,7 @@ def _load_again(
     legacy: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """Load a model with the same Plan and sketches, for a clone with weights of its own, maybe elsewhere.
+    """Load a model as it was, for a clone with weights of its own, maybe on another GPU.
 
     ComfyUI keeps this and its arguments as `cached_patcher_init`, and takes the first for the path.
     """
