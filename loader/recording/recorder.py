@@ -257,9 +257,8 @@ def _save(
         delta = Statistics(delta, meta)
         try:
             its = recording.fingerprint, recording.session, recording.name
-            total = store.add_statistics(delta, *its, own_layers(patcher))
+            total = store.add_statistics(delta, *its, own_layers(patcher), sketches)
             recording.saved(total)
-            store.hold_sketches(sketches, total, store.statistics_path(*its), samples)
         except Exception as error:
             _report(recording, str(error))
 

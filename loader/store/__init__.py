@@ -3,6 +3,7 @@
 May import host, files, calibration and quant.
 """
 
+from .paths import check_session, statistics_files, statistics_path
 from .readiness import (
     CALLS,
     IMAGES,
@@ -20,18 +21,16 @@ from .readiness import (
     target,
 )
 from .sketch_sets import Sketches
-from .sketches import hold_sketches, replace_sketches, sketches_beside, sketches_of, write_held
+from .sketches import sketches_beside, sketches_of, write_held
 from .statistics import (
     PASSIVE_SESSION,
     add_statistics,
-    check_session,
+    quantizing_sketches,
     quantizing_statistics,
     remove_statistics,
     replace_merged,
     state,
-    statistics_files,
     statistics_of,
-    statistics_path,
 )
 from .totals import MERGED, RECORDING, SENT, once_each, recordings, total_of
 
@@ -51,18 +50,17 @@ __all__ = [
     "add_statistics",
     "check_session",
     "fewest_calls",
-    "hold_sketches",
     "is_complete",
     "is_usable",
     "milestone",
     "missing",
     "missing_layers",
     "once_each",
+    "quantizing_sketches",
     "quantizing_statistics",
     "recordings",
     "remove_statistics",
     "replace_merged",
-    "replace_sketches",
     "sketches_beside",
     "sketches_of",
     "state",

@@ -141,6 +141,6 @@ def _merge(sources: list[_Source], session: str, left_out: dict[str, str]) -> Ga
     meta.pop(store.RECORDING, None)
     meta.pop(store.SENT, None)
     meta[store.MERGED] = " ".join(sorted(recordings))
-    path = store.replace_merged(Statistics(total, meta), session)
-    store.replace_sketches(path, [one for one in sketches if one is not None])
+    found = [one for one in sketches if one is not None]
+    path = store.replace_merged(Statistics(total, meta), session, found)
     return Gathered(path, total.samples, len(parts))

@@ -2,7 +2,8 @@
 
 The file lies beside the recorded ones and is no session: nothing lists it or counts it. It is
 written when a milestone is reached, or first used, and holds the total of all sessions then. It
-stands until the total reaches another milestone, or lacks a recording that it holds.
+stands until the total reaches another milestone, or lacks a recording that it holds. The sketches
+of that moment lie beside it. Without any then, there are none until the next milestone.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from pathlib import Path
 
 from ...calibration import Statistics, StatisticsError
 from ..host.folders import statistics_folder
-from . import locked_file
+from . import locked_file, sketch_file
+from .paths import SHORT
 from .readiness import milestone
-from .totals import origins
-
-_SHORT = 16  # hex digits of the fingerprint in a file's name
+from .sketches import sketches_of
+from .totals import origins, recordings
 
 
 def at_milestone(fingerprint: str, total: Statistics) -> Statistics:
@@ -35,11 +36,34 @@ def at_milestone(fingerprint: str, total: Statistics) -> Statistics:
             with locked_file.locked(path):
                 kept = kept_of(fingerprint, total)  # another process may have been quicker
                 if kept is None:
-                    locked_file.write(total, path)
+                    _write(path, total)
     except OSError as error:
         logging.warning("HSWQ: what the model is quantized by is not kept: %s", error)
         return total
     return total if kept is None else kept
+
+
+def _write(path: Path, total: Statistics) -> None:
+    """Replace what is kept; its lock is held.
+
+    Sketches come first. Who is killed after them leaves a milestone whose sketches are of another,
+    which nothing reads; and the next use makes both again.
+    """
+    found = sketches_of(total.fingerprint)
+    if found is None:
+        sketch_file.beside(path).unlink(missing_ok=True)
+    else:
+        its = sketch_file.Origin(total.fingerprint, "", recordings(total), total.samples)
+        sketch_file.write(path, found, its)
+    locked_file.write(total, path)
+
+
+def kept_sketches(fingerprint: str, total: Statistics) -> sketch_file.SketchFile | None:
+    """Return the sketches kept with the total's last milestone; None where there were none."""
+    if not milestone(total):
+        return None
+    kept = at_milestone(fingerprint, total)
+    return sketch_file.open_beside(_path(fingerprint), kept, recordings(kept), kept.samples)
 
 
 def kept_of(fingerprint: str, total: Statistics) -> Statistics | None:
@@ -62,10 +86,12 @@ def forget(fingerprint: str) -> None:
         OSError: it cannot be removed, or another process keeps its lock.
     """
     path = _path(fingerprint)
-    if path.exists():
+    both = path, sketch_file.beside(path)
+    if any(one.exists() for one in both):
         with locked_file.locked(path):
-            path.unlink(missing_ok=True)
+            for one in both:
+                one.unlink(missing_ok=True)
 
 
 def _path(fingerprint: str) -> Path:
-    return statistics_folder() / f"{fingerprint[:_SHORT]}.milestone"
+    return statistics_folder() / f"{fingerprint[:SHORT]}.milestone"

@@ -6,6 +6,7 @@ rounding: without this file, or with one that is damaged, all else works as befo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -40,11 +41,13 @@ class Origin(NamedTuple):
         fingerprint: of the model's weights, None of a model without a file.
         session: of the recording.
         recordings: ids of what was recorded into them.
+        samples: of the milestone that they were kept at, None of a session's, which grow.
     """
 
     fingerprint: str | None
     session: str
     recordings: frozenset[str]
+    samples: int | None = None
 
 
 def beside(statistics: Path) -> Path:
@@ -89,7 +92,9 @@ def _shapes(sketches: Sketches, groups: list[list[str]]) -> dict[str, tuple]:
 
 
 def _metadata(origin: Origin, groups: list[list[str]]) -> dict[str, str]:
+    milestone = {} if origin.samples is None else {"samples": str(origin.samples)}
     return {
+        **milestone,
         "format": FORMAT,
         "size": str(SKETCH_SIZE),
         "fingerprint": origin.fingerprint or "",
@@ -110,7 +115,7 @@ def _rounded(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def open_beside(
-    path: Path, statistics: Statistics, recordings: frozenset[str]
+    path: Path, statistics: Statistics, recordings: frozenset[str], samples: int | None = None
 ) -> SketchFile | None:
     """Return the sketches of a statistics file, None where it has none of its own.
 
@@ -120,10 +125,11 @@ def open_beside(
         path: of the statistics file.
         statistics: what it holds.
         recordings: their ids.
+        samples: of a milestone, whose sketches must be of it; None of a session.
     """
     path = beside(path)
     try:
-        return SketchFile(path, statistics, recordings)
+        return SketchFile(path, statistics, recordings, samples)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, SafetensorError) as error:
@@ -136,10 +142,17 @@ class SketchFile(Sketches):
 
     Attributes:
         recordings: ids of what was recorded into it.
+        version: what tells it from what it was or will be; a SHA-256 (hex).
     """
 
-    def __init__(self, path: Path, statistics: Statistics, recordings: frozenset[str]) -> None:
-        """Open a file.
+    def __init__(
+        self,
+        path: Path,
+        statistics: Statistics,
+        recordings: frozenset[str],
+        samples: int | None = None,
+    ) -> None:
+        """Open a file; for the arguments see open_beside.
 
         Raises:
             OSError: it cannot be read; FileNotFoundError: there is none.
@@ -156,6 +169,8 @@ class SketchFile(Sketches):
         self.recordings = frozenset(metadata.get("recordings", "").split())
         if not self.recordings or not self.recordings <= recordings:
             raise ValueError("it is of another recording than the statistics beside it")
+        if metadata.get("samples") != (None if samples is None else str(samples)):
+            raise ValueError("it is of another milestone than the statistics beside it")
         self._places = _places(metadata.get("layers", ""))
         count = 1 + max(self._places.values(), default=-1)
         self._channels = [self._channels_of(str(place)) for place in range(count)]
@@ -164,6 +179,8 @@ class SketchFile(Sketches):
             raise ValueError("it has no number of rows for each sketch")
         if (self._rows < 0).any() or (self._rows > MAX_ROWS).any():
             raise ValueError(f"it has a sketch of {self._rows.tolist()} rows")
+        facts = json.dumps([metadata, self._rows.tolist()], sort_keys=True)
+        self.version = hashlib.sha256(facts.encode()).hexdigest()
         for name, place in self._places.items():
             its = statistics.get(name)
             if its is not None and its.importance_sum.numel() != self._channels[place]:

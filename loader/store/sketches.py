@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ...calibration import Sketch, Statistics, StatisticsError, merge_sketches
 from . import locked_file, sketch_file
+from .paths import statistics_files
 from .readiness import USABLE_SAMPLES, target
 from .sketch_sets import Recorded, Sketches, Total
-from .statistics import statistics_files
 from .totals import RECORDING, once_each, recordings
 
 BYTES_A_SAMPLING = 8 << 20

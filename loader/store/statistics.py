@@ -5,60 +5,21 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from ...calibration import LayerStatistics, Statistics, StatisticsError
-from ..files.names import is_reserved
+from ...calibration import LayerStatistics, Sketch, Statistics, StatisticsError
 from ..host.events import changed
 from ..host.folders import statistics_folder
 from . import locked_file, milestones, sketch_file
+from .paths import statistics_files, statistics_path
 from .readiness import target
+from .sketches import hold_sketches, replace_sketches
 from .totals import MERGED, RECORDING, total_of
 
 PASSIVE_SESSION = "recorded"
 """Session of the statistics that grow in the background."""
-
-_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_SHORT = 16  # hex digits of the fingerprint in a file's name
-
-
-def check_session(session: str) -> str:
-    """Return a session name that is safe in a file name.
-
-    Raises:
-        ValueError: it is not letters, digits, `_` and `-`.
-    """
-    if not isinstance(session, str) or not _SESSION.fullmatch(session) or is_reserved(session):
-        raise ValueError(
-            "the session must be 1 to 64 letters, digits, '_' or '-', and no name that a system "
-            f"reserves, got {session!r}"
-        )
-    return session
-
-
-def statistics_path(fingerprint: str | None, session: str, model_name: str) -> Path:
-    """Return the file of one model and session; an existing one keeps the name it has.
-
-    The statistics of a model without a fingerprint (a merge) are known by their session alone.
-    """
-    check_session(session)
-    if fingerprint is None:
-        return statistics_folder() / f"{session}.pt"
-    for existing in statistics_files(fingerprint):
-        if existing.name.endswith(f".{session}.pt"):
-            return existing
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(model_name).stem)[:80] or "model"
-    stem = f"_{stem}" if is_reserved(stem) else stem
-    return statistics_folder() / f"{stem}.{fingerprint[:_SHORT]}.{session}.pt"
-
-
-def statistics_files(fingerprint: str) -> list[Path]:
-    """Return the statistics files of one model, of all its sessions, by name."""
-    folder = statistics_folder()
-    return sorted(folder.glob(f"*.{fingerprint[:_SHORT]}.*.pt")) if folder.is_dir() else []
 
 
 def statistics_of(fingerprint: str) -> Statistics | None:
@@ -89,6 +50,12 @@ def quantizing_statistics(fingerprint: str) -> Statistics | None:
     return None if total is None else milestones.at_milestone(fingerprint, total)
 
 
+def quantizing_sketches(fingerprint: str) -> sketch_file.SketchFile | None:
+    """Return the sketches that belong to `quantizing_statistics`, None where there were none."""
+    total = statistics_of(fingerprint)
+    return None if total is None else milestones.kept_sketches(fingerprint, total)
+
+
 def state() -> tuple[int, int]:
     """Return what changes when a model that was complete may be so no more."""
     try:
@@ -103,8 +70,12 @@ def add_statistics(
     session: str,
     model_name: str,
     order: Collection[str] = (),
+    sketches: Mapping[str, Sketch] | None = None,
 ) -> Statistics:
     """Add new sums to a model's file under its lock, and return the file's new content.
+
+    Its sketches are taken before a milestone is kept, which thus has them all. They may wait to be
+    written; whatever is wrong with them, the sums count.
 
     Two processes that record the same model add up. A damaged file is set aside as `.damaged`.
     `order` names the model's layers as they come in it: that decides between equal
@@ -125,22 +96,31 @@ def add_statistics(
         known = {"layers": len(order)} if order else {}
         total = Statistics(_of_model(total, order), {**total.meta, **known, "last_run": now})
         locked_file.write(total, path)
+    if sketches:
+        try:
+            hold_sketches(sketches, total, path, delta.samples)
+        except ValueError as error:
+            logging.warning("HSWQ: the sampling's sketches are left out: %s", error)
     if fingerprint is not None:
         _keep_milestone(fingerprint)
     changed()
     return total
 
 
-def replace_merged(merged: Statistics, session: str) -> Path:
+def replace_merged(
+    merged: Statistics, session: str, sketches: Sequence[sketch_file.SketchFile] = ()
+) -> Path:
     """Write statistics that sum up other recordings as a session's file; return its path.
 
     Args:
         merged: has `model`, `fingerprint` and MERGED in its meta.
         session: its file may be there, from merging before.
+        sketches: those beside the files that were merged.
 
     Raises:
         OSError: the file cannot be written; it is left as it was.
-        ValueError: something was recorded into that session, which would be lost.
+        ValueError: something was recorded into that session, which would be lost; or the sketches
+            have different input channels.
     """
     path = statistics_path(merged.fingerprint, session, merged.meta["model"])
     with locked_file.locked(path):
@@ -151,6 +131,7 @@ def replace_merged(merged: Statistics, session: str) -> Path:
         created = before.meta.get("created_at") if same else None
         meta = {**merged.meta, "session": session, "created_at": created or _now()}
         locked_file.write(Statistics(merged, meta), path)
+    replace_sketches(path, sketches)
     _keep_milestone(merged.fingerprint)
     changed()
     return path
