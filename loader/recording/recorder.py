@@ -257,7 +257,7 @@ def _save(
         delta = Statistics(delta, meta)
         try:
             its = recording.fingerprint, recording.session, recording.name
-            total = store.add_statistics(delta, *its, own_layers(patcher))
+            total = store.add_soon(delta, *its, own_layers(patcher))
             recording.saved(total)
             store.hold_sketches(sketches, total, store.statistics_path(*its), samples)
         except Exception as error:

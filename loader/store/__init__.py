@@ -21,6 +21,7 @@ from .readiness import (
 )
 from .sketch_sets import Sketches
 from .sketches import hold_sketches, replace_sketches, sketches_beside, sketches_of, write_held
+from .soon import add_soon
 from .statistics import (
     PASSIVE_SESSION,
     add_statistics,
@@ -48,6 +49,7 @@ __all__ = [
     "USABLE_LEVELS",
     "USABLE_SAMPLES",
     "Sketches",
+    "add_soon",
     "add_statistics",
     "check_session",
     "fewest_calls",

@@ -19,12 +19,13 @@ from .totals import origins
 _SHORT = 16  # hex digits of the fingerprint in a file's name
 
 
-def at_milestone(fingerprint: str, total: Statistics) -> Statistics:
+def at_milestone(fingerprint: str, total: Statistics, patience: float | None = None) -> Statistics:
     """Return what a model is quantized by, kept from now on; the total itself while not usable.
 
     Args:
         fingerprint: of the model's weights.
         total: of all its sessions, as they are now.
+        patience: as of locked_file.locked.
     """
     if not milestone(total):
         return total
@@ -32,7 +33,7 @@ def at_milestone(fingerprint: str, total: Statistics) -> Statistics:
     try:
         kept = kept_of(fingerprint, total)
         if kept is None:
-            with locked_file.locked(path):
+            with locked_file.locked(path, patience):
                 kept = kept_of(fingerprint, total)  # another process may have been quicker
                 if kept is None:
                     locked_file.write(total, path)

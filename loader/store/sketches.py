@@ -18,6 +18,7 @@ from ...calibration import Sketch, Statistics, StatisticsError, merge_sketches
 from . import locked_file, sketch_file
 from .readiness import USABLE_SAMPLES, target
 from .sketch_sets import Recorded, Sketches, Total
+from .soon import LAST_PATIENCE, add_waiting
 from .statistics import statistics_files
 from .totals import RECORDING, once_each, recordings
 
@@ -69,9 +70,8 @@ def hold_sketches(
         held.sketches = merge_sketches(held.sketches, sketches)
         held.samplings += 1
         due = held.is_due() or _milestone(total.samples - samples, total.samples)
-    atexit.register(write_held)  # once more changes nothing
     if due:
-        write_held(path)
+        write_held(path, locked_file.SHORTLY)
 
 
 def _milestone(before: int, now: int) -> bool:
@@ -80,24 +80,34 @@ def _milestone(before: int, now: int) -> bool:
     return any(before < mark <= now for mark in marks)
 
 
-def write_held(path: Path | None = None) -> None:
-    """Write the sketches in memory that are of a statistics file, or all."""
+@atexit.register
+def write_last() -> None:
+    """Write all that waits in memory: sums first, as sketches lie beside the file of theirs."""
+    add_waiting()
+    write_held(patience=LAST_PATIENCE)
+
+
+def write_held(path: Path | None = None, patience: float | None = None) -> None:
+    """Write the sketches in memory that are of a statistics file, or all.
+
+    `patience` is as of locked_file.locked; what is locked for longer waits on.
+    """
     for one in [path] if path else list(_held):
         with _lock:
             held = _held.pop(one, None)
         if held is None or not held.sketches:
             continue
         try:
-            _add(held, one)
+            _add(held, one, patience)
         except (OSError, ValueError) as error:
             logging.warning("HSWQ: the sketches of %s wait to be written: %s", one.name, error)
             with _lock:
                 _held.setdefault(one, dataclasses.replace(held, samplings=0))
 
 
-def _add(held: _Held, path: Path) -> None:
+def _add(held: _Held, path: Path, patience: float | None) -> None:
     """Add sketches to the file that is there; of statistics that are gone, they are not wanted."""
-    with locked_file.locked(path):
+    with locked_file.locked(path, patience):
         try:
             statistics = locked_file.read(path)
         except FileNotFoundError:
