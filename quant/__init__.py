@@ -4,13 +4,14 @@ Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain map
 """
 
 from .compensate import can_compensate, output_error, quantize_compensated
+from .decider import Decider, KnownPlan, decider_of, stored
 from .findings import Findings, LayerFinding
 from .formats import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, NumberFormat, fp8_format
 from .formats.number_format import bytes_of
 from .fp8 import FP8_MAX, dequantize, quantize
 from .histogram import WeightedHistogram, weighted_histogram
 from .plan import LayerPlan, Plan, expected_error
-from .planner import Decider, KnownPlan, Planner, decider_of, make_plan
+from .planner import Planner, make_plan
 from .reasons import Reason
 from .search import DEFAULT_SETTINGS, SearchSettings, optimal_amax, search_amax, weighted_mse
 from .selection import BySensitivity, Selection
@@ -48,6 +49,7 @@ __all__ = [
     "quantize",
     "quantize_compensated",
     "search_amax",
+    "stored",
     "weighted_histogram",
     "weighted_mse",
 ]

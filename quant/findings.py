@@ -22,6 +22,7 @@ class LayerFinding:
         relative_error: as in LayerPlan; None where the layer was not searched.
         warnings: as in LayerPlan.
         input_amax: as in LayerPlan.
+        output_error: as in LayerPlan.
     """
 
     sensitivity: float | None
@@ -29,6 +30,7 @@ class LayerFinding:
     relative_error: float | None = None
     warnings: tuple[str, ...] = ()
     input_amax: float | None = None
+    output_error: float | None = None
 
     # This makes it a MeasuredLayer, so that layers can be selected by findings alone.
     importance: ClassVar[None] = None
@@ -37,7 +39,13 @@ class LayerFinding:
     def of(cls, layer: LayerPlan) -> LayerFinding:
         """Return what a Plan knows about a layer, but not whether it is kept."""
         sensitivity = math.nan if layer.reason is Reason.KEPT_NOT_FINITE else layer.sensitivity
-        found = layer.amax, layer.relative_error, layer.warnings, layer.input_amax
+        found = (
+            layer.amax,
+            layer.relative_error,
+            layer.warnings,
+            layer.input_amax,
+            layer.output_error,
+        )
         return cls(sensitivity, *found)
 
 
@@ -99,7 +107,7 @@ class Findings:
         for name, layer in data["layers"].items():
             numbers = {
                 key: None if layer[key] is None else float(layer[key])
-                for key in ("sensitivity", "amax", "relative_error", "input_amax")
+                for key in ("sensitivity", "amax", "relative_error", "input_amax", "output_error")
             }
             layers[name] = LayerFinding(**numbers, warnings=tuple(map(str, layer["warnings"])))
         return cls(MappingProxyType(layers), int(data["samples"]))

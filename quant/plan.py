@@ -25,6 +25,8 @@ class LayerPlan:
             weighted root mean square of its weights; None for a kept layer.
         warnings: sentences about statistics that do not fit the weights.
         input_amax: largest |x| of the layer's input, None where not measured.
+        output_error: what compensated rounding adds to the layer's output, as a share of it; None
+            where rounding was to the nearest, or is not known.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LayerPlan:
     relative_error: float | None = None
     warnings: tuple[str, ...] = ()
     input_amax: float | None = None
+    output_error: float | None = None
 
     @property
     def quantized(self) -> bool:
@@ -73,6 +76,16 @@ class Plan:
     def kept(self) -> list[str]:
         """Names of the layers that keep their 16-bit weights."""
         return [name for name, layer in self.layers.items() if not layer.quantized]
+
+    @property
+    def output_error(self) -> float | None:
+        """Mean of the quantized layers' output errors, None where none is known.
+
+        It is an estimate, from rows of the sketches that had no part in rounding.
+        """
+        errors = [layer.output_error for layer in self.layers.values() if layer.quantized]
+        known = [error for error in errors if error is not None]
+        return sum(known) / len(known) if known else None
 
     def input_amax(self, name: str) -> float | None:
         """Return the largest |x| of a layer's input, None where it is not known."""

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import Protocol
 
 import torch
 
+from .decider import with_output_errors
 from .findings import Findings
 from .formats import FP8_SCALED, NumberFormat, fp8_format
 from .histogram import weighted_histogram
@@ -17,91 +17,6 @@ from .plan import LayerPlan, Plan
 from .reasons import Reason
 from .search import DEFAULT_SETTINGS, SearchSettings
 from .selection import DEFAULT_SELECTION, BySensitivity, MeasuredLayer, Selection
-
-
-class Decider(Protocol):
-    """Decides how each layer is stored, when its weight is loaded.
-
-    A Planner searches; a KnownPlan repeats a finished Plan.
-
-    Attributes:
-        number_format: of the layers that are quantized.
-    """
-
-    number_format: NumberFormat
-
-    def quantizes(self, name: str) -> bool:
-        """Whether a layer is quantized."""
-
-    def searches(self, name: str) -> bool:
-        """Whether `amax_of` needs a layer's weight."""
-
-    def amax_of(self, name: str, weight: torch.Tensor | None) -> torch.Tensor | float | None:
-        """Return the amax of a layer, None where it keeps its 16-bit weight.
-
-        Every layer of the model is asked about once, in the model's order.
-        """
-
-    def input_amax(self, name: str) -> float | None:
-        """Return the largest |x| of a layer's input, None where it is not known."""
-
-    def unknown(self, layers: Collection[str]) -> list[str]:
-        """Return the measured layers that are not among a model's."""
-
-    def restrict(self, layers: Collection[str]) -> list[str]:
-        """Leave out measured layers that the model does not have; return their names."""
-
-    def finish(self) -> Plan:
-        """Return the Plan of all layers that were asked about."""
-
-
-@dataclasses.dataclass(frozen=True)
-class KnownPlan:
-    """A Decider that repeats a finished Plan; nothing is searched."""
-
-    plan: Plan
-
-    @property
-    def number_format(self) -> NumberFormat:
-        """Of the layers that are quantized."""
-        return self.plan.number_format
-
-    def quantizes(self, name: str) -> bool:
-        """Whether a layer is quantized."""
-        return name in self.plan.layers and self.plan.layers[name].quantized
-
-    def searches(self, _: str) -> bool:
-        """Whether `amax_of` needs a layer's weight: never."""
-        return False
-
-    def amax_of(self, name: str, _: torch.Tensor | None = None) -> float | None:
-        """Return the amax of a layer, None where it keeps its 16-bit weight.
-
-        Raises:
-            ValueError: the Plan is of another model, which has no such layer.
-        """
-        if name not in self.plan.layers:
-            raise ValueError(f"the plan belongs to another model: it has no layer {name!r}")
-        return self.plan.layers[name].amax
-
-    def input_amax(self, name: str) -> float | None:
-        """Return the largest |x| of a layer's input, None where it is not known."""
-        return self.plan.input_amax(name)
-
-    def unknown(self, _: Collection[str]) -> list[str]:
-        """Return no layers: a Plan needs no statistics any more."""
-        return []
-
-    restrict = unknown
-
-    def finish(self) -> Plan:
-        """Return the Plan."""
-        return self.plan
-
-
-def decider_of(how: Decider | Plan) -> Decider:
-    """Return a Decider unchanged; for a Plan, a Decider that repeats it."""
-    return KnownPlan(how) if isinstance(how, Plan) else how
 
 
 class Planner:
@@ -123,6 +38,7 @@ class Planner:
         settings: SearchSettings = DEFAULT_SETTINGS,
         samples: int = 0,
         known: Findings | None = None,
+        sketches: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Select the layers to keep.
 
@@ -135,17 +51,20 @@ class Planner:
             samples: number of latent images that the statistics come from.
             known: what was found about this model before, with the same settings. Layers are
                 selected by its sensitivities, so that all selections use the same numbers.
+            sketches: as Decider's.
         """
         self.selection = selection
         self.number_format = number_format
         self.settings = settings
         self.samples = samples
+        self.sketches = sketches
         self._statistics = statistics
         self.known = known or Findings({})
         self._ranked = known.measured if known is not None else statistics or {}
         self._reasons = selection.choose(self._ranked)
         self._layers: dict[str, LayerPlan] = {}
         self._searched: dict[str, torch.Tensor] = {}
+        self._errors: dict[str, float] = {}
         if known is not None:
             self.restrict(known.layers)
 
@@ -216,6 +135,7 @@ class Planner:
             self._layers[name] = dataclasses.replace(
                 layer,
                 amax=found.amax, relative_error=found.relative_error, warnings=found.warnings,
+                output_error=None if self.sketches is None else found.output_error,
             )  # fmt: skip
             return found.amax
         return self._search(layer, weight)
@@ -255,7 +175,12 @@ class Planner:
                 amax=amax, relative_error=relative, warnings=layers[name].warnings + more,
             )  # fmt: skip
         frozen = MappingProxyType(layers)
-        return Plan(self.number_format, self.selection, frozen, self.settings, self.samples)
+        plan = Plan(self.number_format, self.selection, frozen, self.settings, self.samples)
+        return with_output_errors(plan, self._errors)
+
+    def note_output_error(self, name: str, error: float) -> None:
+        """Take what compensated rounding adds to a layer's output."""
+        self._errors[name] = error
 
     def _search(self, layer: LayerPlan, weight: torch.Tensor) -> torch.Tensor:
         measured = None if self._statistics is None else self._statistics.get(layer.name)

@@ -17,8 +17,11 @@ class QuantizeSettings:
         number_format: of the quantized layers.
         selection: chooses the layers that stay 16 bit.
         search: how finely amax is searched.
+        compensated: whether rounding is compensated where sketches were recorded; else every weight
+            is rounded to the nearest.
     """
 
     number_format: NumberFormat = FP8_SCALED
     selection: Selection = DEFAULT_SELECTION
     search: SearchSettings = DEFAULT_SETTINGS
+    compensated: bool = False

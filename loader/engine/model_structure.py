@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -122,21 +123,32 @@ class Structure(NamedTuple):
         dtype: of its 16-bit weights in memory.
         manual_cast: whether ComfyUI must cast them in each forward.
         layers: numbers of weights of its tensors with more than one axis, by layer name.
-        ends: names of the first and the last projection: from the latent, and back to it.
+        first: name of the projection from the latent, None where it is not told from others.
+        last: name of the projection back to it, likewise.
     """
 
     dtype: torch.dtype
     manual_cast: bool
     layers: dict[str, int]
-    ends: frozenset[str]
+    first: str | None
+    last: str | None
 
 
 def detect(file: ModelFile) -> Structure:
-    """Find out how ComfyUI would build a file's diffusion model.
+    """Find out how ComfyUI would build a file's diffusion model; once for each ModelFile.
 
     Raises:
         ModelFileError: ComfyUI does not know the model.
     """
+    if file not in _detected:
+        _detected[file] = _detect(file)
+    return _detected[file]
+
+
+_detected: weakref.WeakKeyDictionary[ModelFile, Structure] = weakref.WeakKeyDictionary()
+
+
+def _detect(file: ModelFile) -> Structure:
     tensors = file.tensors
     config = comfy.model_detection.model_config_from_unet(
         tensors, file.prefix, metadata=file.metadata
@@ -156,26 +168,28 @@ def detect(file: ModelFile) -> Structure:
         if name.endswith(".weight") and len(entry.shape) > 1
     }
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    return Structure(dtype, compute not in (None, dtype), sizes, _ends(shapes, config.unet_config))
+    return Structure(dtype, compute not in (None, dtype), sizes, *_ends(shapes, config.unet_config))
 
 
-def _ends(shapes: dict[str, tuple[int, ...]], numbers: dict) -> frozenset[str]:
+def _ends(shapes: dict[str, tuple[int, ...]], numbers: dict) -> tuple[str | None, str | None]:
     """Return the only layers as wide as a patch of the latent, going in and coming out.
 
     Args:
         shapes: (out, in, ...) of the layers' weights.
         numbers: of ComfyUI's detection: channels, and the side of a patch.
     """
-    sides = numbers.get("patch_size") or 1, 1
-    channels = numbers.get("in_channels"), numbers.get("out_channels") or numbers.get("in_channels")
-    found = set()
-    for axis, width in ((1, channels[0]), (0, channels[1])):
-        for side in sides if width else ():
-            fitting = [name for name, shape in shapes.items() if shape[axis] == width * side**2]
-            if len(fitting) == 1:
-                found.update(fitting)
-                break
-    return frozenset(found)
+    entering = numbers.get("in_channels")
+    leaving = numbers.get("out_channels") or entering
+    areas = [side * side for side in (numbers.get("patch_size") or 1, 1)]
+
+    def only(axis: int, channels: int | None) -> str | None:
+        for area in areas if channels else ():
+            found = [name for name, shape in shapes.items() if shape[axis] == channels * area]
+            if len(found) == 1:
+                return found[0]
+        return None
+
+    return only(1, entering), only(0, leaving)
 
 
 def sixteen_bit_options(file: ModelFile) -> dict[str, torch.dtype]:

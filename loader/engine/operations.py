@@ -144,7 +144,11 @@ class _Quantizable:
         if self.weight is not None:
             return self._exchanged(value)
         decided = self._decide(self._name, value, self._target[0])
-        return decided if isinstance(decided, torch.Tensor) else hold(*decided, self._target[1])
+        if isinstance(decided, torch.Tensor):
+            return decided
+        if self._originals is not None:
+            self._originals.note(self._name, decided[0])
+        return hold(*decided, self._target[1])
 
     def _exchanged(self, value: torch.Tensor) -> torch.Tensor:
         """Return what replaces a weight that is there: in its format, where it lies.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from pathlib import Path
 
 import torch
 from comfy.model_base import BaseModel
 from comfy.quant_ops import QuantizedTensor
 
 from ...quant import Plan
+from ..files.errors import ModelFileError
+from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
 from ..files.safetensors import DTYPE_NAMES, is_safetensors
 from ..files.versions import version_of
@@ -33,7 +34,9 @@ class Originals:
         """Take a safetensors file; of others nothing is found."""
         self.plan: Plan | None = None
         self._model: weakref.ref[BaseModel] | None = None
-        self._path, self._version = Path(file.path), file.version
+        self._path, self._version = file.path, file.version
+        self._fingerprint = fingerprint(file) if is_safetensors(file.path) else None
+        self._checksums: dict[str, torch.Tensor] = {}
         self._entries = file.own if is_safetensors(file.path) else {}
 
     def belong_to(self, model: BaseModel, plan: Plan) -> None:
@@ -46,23 +49,33 @@ class Originals:
         # ComfyUI sets it before a sampling, and takes it off however that ends.
         return getattr(model, "current_patcher", None) is not None
 
+    def note(self, layer: str, data: torch.Tensor) -> None:
+        """Know a layer's quantized bytes again: those of a patched weight differ."""
+        self._checksums[layer] = _checksum(data)
+
     def of(self, layer: str, weight: QuantizedTensor) -> torch.Tensor | None:
         """Return what a quantized weight came from, on its device and in the dtype it stands for.
 
         None where that is not known: the file is gone or another, or the weight is patched.
         """
-        amax = None if self.plan is None else self.plan.layers[layer].amax
-        original = None if amax is None else self._read(f"{layer}.weight")
+        noted = None if self.plan is None else self._checksums.get(layer)
+        if noted is None or not _checksum(weight._qdata).cpu().equal(noted.cpu()):
+            return None
+        original = self._read(f"{layer}.weight")
         if original is None or original.shape != weight.shape:
             return None
-        original = original.to(weight.device)
-        data, scale = self.plan.number_format.quantize(original, amax)
-        same = data.view(torch.uint8).equal(weight._qdata.view(torch.uint8))
-        return original.to(weight.dtype) if same and scale.equal(weight.params.scale) else None
+        return original.to(weight.device, weight.dtype)
+
+    def _is_still_there(self) -> bool:
+        """Whether the file holds the same weights; it may have been moved away and back."""
+        version = version_of(self._path)
+        if version != self._version and fingerprint(self._path) == self._fingerprint:
+            self._version = version
+        return version == self._version
 
     def _read(self, name: str) -> torch.Tensor | None:
         try:
-            if version_of(self._path) != self._version:
+            if not self._is_still_there():
                 return None
             entry = self._entries[name]
             data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
@@ -70,5 +83,13 @@ class Originals:
                 file.seek(entry.start)
                 whole = file.readinto(data.numpy()) == data.numel()
             return data.view(_DTYPES[entry.dtype]).view(entry.shape) if whole else None
-        except (OSError, KeyError):
+        except (OSError, KeyError, ModelFileError):
             return None
+
+
+def _checksum(data: torch.Tensor) -> torch.Tensor:
+    """Return a checksum of a tensor's bytes, an int64 scalar; equal on all devices."""
+    data = data.detach().view(torch.uint8).flatten()
+    words = torch.nn.functional.pad(data, (0, -len(data) % 8)).view(torch.int64)
+    places = torch.arange(1, 2 * len(words), 2, device=words.device)  # odd: every bit counts
+    return (words * places).sum()

@@ -9,7 +9,7 @@ import comfy.model_management as memory
 import comfy.utils
 import torch
 
-from ...quant import Decider, Plan
+from ...quant import Decider, Plan, stored
 from .transfer import Transfer
 
 WORK_BYTES = 512 << 20
@@ -58,8 +58,7 @@ class Quantizer:
         if not decider.quantizes(name):
             decider.amax_of(name, weight)
             return transfer.up(weight) if self._resident else weight
-        on_device = transfer.up(weight)
-        parts = decider.number_format.quantize(on_device, decider.amax_of(name, on_device))
+        parts = stored(decider, name, transfer.up(weight))
         return parts if self._resident else tuple(transfer.place(part, device) for part in parts)
 
     def finish(self) -> Plan:

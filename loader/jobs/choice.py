@@ -6,8 +6,11 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import folder_paths
+import torch
 
 from ...calibration import Statistics, StatisticsError, load_statistics, seen_levels
 from ...quant import Decider, KnownPlan, Plan, Planner, QuantizeSettings
@@ -42,7 +45,7 @@ class Choice:
         """Keep what was found for the Plan, for the next load."""
         if self.key is None:
             return
-        if isinstance(self.decider, KnownPlan):
+        if isinstance(self.decider, KnownPlan) and plan == self.decider.plan:
             note_use(self.key)
         else:
             keep_findings(self.key, plan, self.samples)
@@ -96,7 +99,8 @@ def choose(
         key = None
         if keep and fingerprint is not None:
             key = findings_key(fingerprint, statistics_version(choice, statistics), settings)
-        return _measured(statistics, settings, key)
+        sketches = _sketches(choice, statistics) if settings.compensated else None
+        return _measured(statistics, settings, key, sketches)
     recorded = _recorded(statistics)
     if without == FAIL:
         raise StatisticsError(f"{name} has {recorded} that HSWQ needs: sample with it first")
@@ -122,8 +126,39 @@ def _recorded(statistics: Statistics | None) -> str:
     }[store.missing(statistics)]
 
 
-def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | None) -> Choice:
-    planner = planner_for(statistics, settings, key)
+def _sketches(choice: str, statistics: Statistics) -> Mapping[str, torch.Tensor] | None:
+    """Return the sketches that belong to statistics, None where none were recorded."""
+    if choice == AUTO:
+        found = store.sketches_of(statistics.fingerprint)
+    else:
+        path = folder_paths.get_full_path_or_raise(folders.FOLDER, choice)
+        found = store.sketches_beside(Path(path), statistics)
+    return None if found is None else _Matrices(found)
+
+
+class _Matrices(Mapping[str, torch.Tensor]):
+    """Sketches as quant reads them: the matrix (K, in channels) of each layer, read when needed."""
+
+    def __init__(self, sketches: store.Sketches) -> None:
+        self._sketches = sketches
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._sketches[name].matrix
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sketches)
+
+    def __len__(self) -> int:
+        return len(self._sketches)
+
+
+def _measured(
+    statistics: Statistics,
+    settings: QuantizeSettings,
+    key: str | None,
+    sketches: Mapping[str, torch.Tensor] | None,
+) -> Choice:
+    planner = planner_for(statistics, settings, key, sketches)
     about = f"{planner.samples} of {store.target()} images"
     if planner.samples < store.target():  # FP8 weights are not measured: say what is
         about += "; sampling with a 16-bit loader adds more"
@@ -133,13 +168,16 @@ def _measured(statistics: Statistics, settings: QuantizeSettings, key: str | Non
 def _decider(planner: Planner) -> Decider:
     """Return the Planner, or its Plan where nothing needs to be searched."""
     plan = planner.known_plan()
-    return planner if plan is None else KnownPlan(plan)
+    return planner if plan is None else KnownPlan(plan, planner.sketches)
 
 
 def planner_for(
-    statistics: Statistics | None, settings: QuantizeSettings, key: str | None = None
+    statistics: Statistics | None,
+    settings: QuantizeSettings,
+    key: str | None = None,
+    sketches: Mapping[str, torch.Tensor] | None = None,
 ) -> Planner:
-    """Return a Planner that knows what was found under a key."""
+    """Return a Planner that knows what was found under a key, and rounds by sketches."""
     found = find_findings(key) if key is not None else None
     known = statistics if found is None else found
     return Planner(
@@ -149,6 +187,7 @@ def planner_for(
         settings=settings.search,
         samples=0 if known is None else known.samples,
         known=found,
+        sketches=sketches,
     )
 
 

@@ -12,7 +12,7 @@ import comfy.utils
 import torch
 
 from ...calibration import atomic_file
-from ...quant import BySensitivity, Plan, QuantizeSettings
+from ...quant import BySensitivity, Plan, QuantizeSettings, stored
 from ..engine.model_structure import layers_of, stored_dtype
 from ..engine.quantizer import WORK_BYTES, quantizing_device, restrict
 from ..engine.transfer import Transfer
@@ -30,6 +30,7 @@ from ..files.layer_formats import (
 from ..files.model_file import ModelFile
 from ..files.safetensors import DTYPE_NAMES
 from ..files.tensor_file import DIGEST, NO_DIGEST, TensorFile, lay_out
+from .also_keep import also_kept
 from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
 from .output_path import ExportError, check_target, taken
 
@@ -50,6 +51,8 @@ class ExportSettings:
         keep_ratio: share of the measured layers that stay 16 bit.
         without: what to do without usable statistics: choice.FAIL or QUANTIZE_UNIFORMLY.
         model_only: leave out what is not the diffusion model.
+        also_keep: names of layers that stay 16 bit in any case (see also_keep.also_kept).
+        compensated: whether rounding is compensated where sketches were recorded.
     """
 
     format: str
@@ -57,6 +60,8 @@ class ExportSettings:
     keep_ratio: float
     without: str
     model_only: bool = False
+    also_keep: str = ""
+    compensated: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what a node's linked input may bring."""
@@ -118,7 +123,9 @@ def export(
     file = ModelFile(path)
     source = _Source(file, settings.model_only)
     wanted = QuantizeSettings(
-        settings.file_format.number_format, BySensitivity(settings.keep_ratio)
+        settings.file_format.number_format,
+        BySensitivity(settings.keep_ratio, also_kept(settings.also_keep, file)),
+        compensated=settings.compensated,
     )
     chosen = choose(settings.statistics, fingerprint(file), source.name, wanted, settings.without)
     job = _Export(source, chosen, settings)
@@ -176,7 +183,7 @@ class _Export:
 
     def __init__(self, source: _Source, chosen: Choice, settings: ExportSettings) -> None:
         self._source, self._chosen = source, chosen
-        restrict(chosen.source, source.layers, source.name)
+        restrict(chosen.decider, source.layers, source.name)
         self._plan: Plan | None = None
         self._half = _sixteen_bit_dtype(source.layers.values())
         file_format = settings.file_format
@@ -251,8 +258,10 @@ class _Export:
         """Return a layer's FP8 bytes and weight_scale on the device, None where it is 16 bit."""
         decider = self._chosen.decider
         weight = transfer.up(weight) if decider.quantizes(layer) else weight
-        amax = decider.amax_of(layer, weight)
-        return decider.number_format.quantize(weight, amax) if layer in self._beside else None
+        if layer in self._beside:
+            return stored(decider, layer, weight)
+        decider.amax_of(layer, weight)
+        return None
 
     def _kept_dtype(self, weight: torch.Tensor) -> torch.dtype:
         return self._half if weight.dtype.itemsize > 2 else weight.dtype
@@ -279,6 +288,8 @@ def _metadata(
         "format": settings.format,
         "mode": chosen.decider.number_format.name,
         "keep_ratio": settings.keep_ratio,
+        "also_keep": settings.also_keep,
+        "rounding": "nearest" if chosen.decider.sketches is None else "compensated",
         "source": source.name,
         "source_fingerprint": source.fingerprint,
         "statistics": settings.statistics if measured else "none",

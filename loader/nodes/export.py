@@ -9,10 +9,19 @@ from comfy_api.latest import io
 
 from ..files.layer_formats import FILE_FORMATS, SCALED
 from ..jobs import choice
+from ..jobs.also_keep import ENDS
 from ..jobs.export import ExportSettings, export
 from ..jobs.model_files import source_path, sources
 from ..jobs.output_path import default_name, export_path
-from .inputs import CATEGORY, keep_ratio_input, line, statistics_input
+from .inputs import (
+    CATEGORY,
+    COMPENSATED,
+    also_keep_input,
+    keep_ratio_input,
+    line,
+    rounding_input,
+    statistics_input,
+)
 
 _WHOLE, _MODEL_ONLY = "full checkpoint", "diffusion model only"
 
@@ -56,6 +65,8 @@ def _inputs() -> list[io.Input]:
             default=choice.FAIL,
             tooltip="What to do while too few images are recorded.",
         ),
+        also_keep_input(),
+        rounding_input(),
     ]
 
 
@@ -91,10 +102,18 @@ class HSWQExport(io.ComfyNode):
         filename: str,
         overwrite: bool,
         without_statistics: str,
+        also_keep: str = ENDS,
+        rounding: str = COMPENSATED,
     ) -> io.NodeOutput:
         path = source_path(source)
         settings = ExportSettings(
-            format, statistics, keep_ratio, without_statistics, what == _MODEL_ONLY
+            format,
+            statistics,
+            keep_ratio,
+            without_statistics,
+            what == _MODEL_ONLY,
+            also_keep,
+            rounding == COMPENSATED,
         )
         folder = "diffusion_models" if what == _MODEL_ONLY else source.partition("/")[0]
         name = filename or default_name(source, settings.file_format.short)

@@ -8,8 +8,10 @@ from server import PromptServer
 
 from ...quant import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, Plan
 from ..jobs import choice
+from ..jobs.also_keep import ENDS
 
 CATEGORY = "HSWQ"
+COMPENSATED, NEAREST = "compensated", "nearest"
 SCALED, COMPATIBLE = FP8_SCALED.name, FP8_PLAIN.name
 
 
@@ -34,6 +36,31 @@ def mode_input(default: str) -> io.Combo.Input:
         default=default,
         tooltip="scaled (HSWQ V2): one scale for each layer. "
         "compatible (HSWQ V1): the plain FP8 grid, which other loaders can read too.",
+    )
+
+
+def also_keep_input() -> io.String.Input:
+    """Return the also_keep input."""
+    return io.String.Input(
+        "also_keep",
+        default=ENDS,
+        optional=True,
+        tooltip="Layers that stay 16 bit whatever keep_ratio says: names with commas between them. "
+        "first and last are the projections from the latent and back to it. They weigh almost "
+        "nothing (23 KB in SDXL) and matter most. HSWQ as published keeps none: leave it empty.",
+    )
+
+
+def rounding_input() -> io.Combo.Input:
+    """Return the rounding input."""
+    return io.Combo.Input(
+        "rounding",
+        options=[COMPENSATED, NEAREST],
+        default=COMPENSATED,
+        optional=True,
+        tooltip="compensated: each weight's rounding error is made up for by the weights after it, "
+        "as the recorded images tell. Same size and format, a third of the error; the first load "
+        "takes some seconds more. nearest: HSWQ as published.",
     )
 
 
@@ -66,4 +93,6 @@ def say(node_id: str | None, text: str) -> None:
 
 def summary(plan: Plan, about: str) -> str:
     """Return a line about a quantized model."""
-    return f"{len(plan.quantized)} layers FP8, {len(plan.kept)} in 16 bit; {about}"
+    layers = f"{len(plan.quantized)} layers FP8, {len(plan.kept)} in 16 bit"
+    error = plan.output_error
+    return f"{layers}; {about}" if error is None else f"{layers}, error {error:.2%}; {about}"

@@ -19,8 +19,20 @@ from ..engine.model_structure import find_layers, sixteen_bit_options
 from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
 from ..jobs import choice
+from ..jobs.also_keep import ENDS, also_kept
 from ..jobs.links import watch
-from .inputs import CATEGORY, SCALED, keep_ratio_input, line, mode_input, statistics_input, summary
+from .inputs import (
+    CATEGORY,
+    COMPENSATED,
+    SCALED,
+    also_keep_input,
+    keep_ratio_input,
+    line,
+    mode_input,
+    rounding_input,
+    statistics_input,
+    summary,
+)
 
 _AS_STORED = "as the file has it"
 
@@ -49,6 +61,8 @@ def _inputs() -> list[io.Input]:
             "rounded as well. On other cards, and for layers whose inputs were not measured, "
             "nothing changes.",
         ),
+        also_keep_input(),
+        rounding_input(),
     ]
 
 
@@ -67,13 +81,23 @@ def _state(folder: str, name: str | None, statistics: str | None) -> tuple:
 
 
 class _Wanted(NamedTuple):
-    """The values of `_inputs`; a prompt may leave out fp8_matmul."""
+    """The values of `_inputs`; a prompt may leave out the last ones."""
 
     statistics: str
     mode: str
     keep_ratio: float
     without_statistics: str
     fp8_matmul: bool = False
+    also_keep: str = ENDS
+    rounding: str = COMPENSATED
+
+    def settings(self, file: ModelFile) -> QuantizeSettings:
+        """Return how a file is to be quantized."""
+        return QuantizeSettings(
+            NUMBER_FORMATS[self.mode],
+            BySensitivity(self.keep_ratio, also_kept(self.also_keep, file)),
+            compensated=self.rounding == COMPENSATED,
+        )
 
 
 def _load(
@@ -96,9 +120,12 @@ def _load(
     if file.is_quantized:
         loaded, about = load(file, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
     else:
-        settings = QuantizeSettings(NUMBER_FORMATS[wanted.mode], BySensitivity(wanted.keep_ratio))
         chosen = choice.choose(
-            wanted.statistics, fingerprint(file), name, settings, wanted.without_statistics
+            wanted.statistics,
+            fingerprint(file),
+            name,
+            wanted.settings(file),
+            wanted.without_statistics,
         )
         about = chosen.about
         if chosen.decider is None:

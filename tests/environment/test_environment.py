@@ -2,9 +2,11 @@
 
 import importlib.util
 import io
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -23,6 +25,14 @@ def tree(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("COMFYUI_PATH", str(tree))
     monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
     return tree
+
+
+def module_of(script: Path) -> ModuleType:
+    """Import a file as it lies there."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class TestEnsure:
@@ -162,6 +172,15 @@ class TestChooseHost:
         with pytest.raises(SetupError, match="choose one"):
             choose_host("0.30.0")
 
+    def test_trees_that_share_a_setup_know_it_by_one_path(self, tmp_path):
+        folder, tree = tmp_path / "first" / ".dev", tmp_path / "second"
+        folder.mkdir(parents=True)
+        script = tree / "tests" / "environment" / "host.py"
+        script.parent.mkdir(parents=True)
+        shutil.copyfile(ROOT / "tests" / "environment" / "host.py", script)
+        (tree / ".dev").symlink_to(folder, target_is_directory=True)
+        assert folder == module_of(script).DEV
+
     def test_environment_is_that_of_the_venv(self, monkeypatch, tmp_path):
         monkeypatch.setenv("PYTHONPATH", "elsewhere")
         host = Host(tmp_path / "ComfyUI", tmp_path / "venv", tmp_path / "base")
@@ -202,11 +221,8 @@ class TestNewest:
 
 class TestCommandLine:
     @pytest.fixture
-    def dev(self):
-        spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+    def dev(self) -> ModuleType:
+        return module_of(ROOT / "dev.py")
 
     @pytest.mark.parametrize(
         "words",

@@ -13,7 +13,7 @@ import torch
 from hswq.calibration import Statistics, StatisticsError, load_statistics, save_statistics
 from hswq.calibration.statistics import LayerStatistics
 from hswq.loader.files.errors import ModelFileError
-from hswq.loader.files.model_file import read_fingerprint
+from hswq.loader.files.model_file import ModelFile
 from hswq.loader.files.safetensors import read_header
 from hswq.loader.store import search_cache
 from hswq.quant import make_plan
@@ -117,7 +117,7 @@ def headers(folder: Path, numbers: random.Random) -> Attack:
         size = path.stat().st_size
         entries = read_header(str(path)).values()
         assert all(0 <= entry.start <= entry.end <= size for entry in entries)
-        return len(read_fingerprint(str(path))) == 64
+        return len(ModelFile(path).read_fingerprint()) == 64
 
     return Attack(path, mutate, is_believed)
 

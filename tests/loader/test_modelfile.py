@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hswq.loader.engine import loading, model_structure
+from hswq.loader.engine import model_structure
 from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files import model_file
 from hswq.loader.files.errors import ModelFileError
@@ -204,8 +204,7 @@ class TestOpenedOnce:
         for module, name in (
             (model_file, "read_header"),
             (model_file, "diffusion_model_prefix"),
-            (model_structure, "detect"),
-            (loading, "detect"),
+            (model_structure, "_detect"),
         ):
             monkeypatch.setattr(module, name, self.counting(getattr(module, name), calls))
         return calls
@@ -220,10 +219,10 @@ class TestOpenedOnce:
 
     def test_by_a_load(self, checkpoint, planner, counted):
         load_checkpoint(ModelFile(checkpoint), planner())
-        assert counted == {"read_header": 1, "diffusion_model_prefix": 1, "detect": 1}
+        assert counted == {"read_header": 1, "diffusion_model_prefix": 1, "_detect": 1}
 
     def test_by_a_node(self, folder, recorded, counted):
         wanted = loaders._Wanted("auto", "scaled", 0.25, "fail")
         name = os.path.basename(recorded)
-        loaders._load(None, "checkpoints", name, wanted, load_checkpoint, load_checkpoint)
-        assert counted == {"read_header": 1, "diffusion_model_prefix": 1, "detect": 1}
+        loaders._load("checkpoints", name, wanted, load_checkpoint, load_checkpoint)
+        assert counted == {"read_header": 1, "diffusion_model_prefix": 1, "_detect": 1}

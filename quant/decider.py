@@ -1,0 +1,151 @@
+"""Deciding how each layer is stored, and storing it so."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+
+from .compensate import output_error
+from .formats import NumberFormat
+from .plan import Plan
+
+
+class Decider(Protocol):
+    """Decides how each layer is stored, when its weight is loaded.
+
+    A Planner searches; a KnownPlan repeats a finished Plan.
+
+    Attributes:
+        number_format: of the layers that are quantized.
+        sketches: (K, in channels) of layers' inputs by name, by which rounding is compensated;
+            None rounds to the nearest.
+    """
+
+    number_format: NumberFormat
+    sketches: Mapping[str, torch.Tensor] | None
+
+    def quantizes(self, name: str) -> bool:
+        """Whether a layer is quantized."""
+
+    def searches(self, name: str) -> bool:
+        """Whether `amax_of` needs a layer's weight."""
+
+    def amax_of(self, name: str, weight: torch.Tensor | None) -> torch.Tensor | float | None:
+        """Return the amax of a layer, None where it keeps its 16-bit weight.
+
+        Every layer of the model is asked about once, in the model's order.
+        """
+
+    def input_amax(self, name: str) -> float | None:
+        """Return the largest |x| of a layer's input, None where it is not known."""
+
+    def unknown(self, layers: Collection[str]) -> list[str]:
+        """Return the measured layers that are not among a model's."""
+
+    def restrict(self, layers: Collection[str]) -> list[str]:
+        """Leave out measured layers that the model does not have; return their names."""
+
+    def note_output_error(self, name: str, error: float) -> None:
+        """Take what compensated rounding adds to a layer's output."""
+
+    def finish(self) -> Plan:
+        """Return the Plan of all layers that were asked about."""
+
+
+@dataclasses.dataclass
+class KnownPlan:
+    """A Decider that repeats a finished Plan; nothing is searched.
+
+    Attributes:
+        plan: what it repeats.
+        sketches: as Decider's.
+    """
+
+    plan: Plan
+    sketches: Mapping[str, torch.Tensor] | None = dataclasses.field(default=None, compare=False)
+    _errors: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """Of the layers that are quantized."""
+        return self.plan.number_format
+
+    def quantizes(self, name: str) -> bool:
+        """Whether a layer is quantized."""
+        return name in self.plan.layers and self.plan.layers[name].quantized
+
+    def searches(self, _: str) -> bool:
+        """Whether `amax_of` needs a layer's weight: never."""
+        return False
+
+    def amax_of(self, name: str, _: torch.Tensor | None = None) -> float | None:
+        """Return the amax of a layer, None where it keeps its 16-bit weight.
+
+        Raises:
+            ValueError: the Plan is of another model, which has no such layer.
+        """
+        if name not in self.plan.layers:
+            raise ValueError(f"the plan belongs to another model: it has no layer {name!r}")
+        return self.plan.layers[name].amax
+
+    def input_amax(self, name: str) -> float | None:
+        """Return the largest |x| of a layer's input, None where it is not known."""
+        return self.plan.input_amax(name)
+
+    def unknown(self, _: Collection[str]) -> list[str]:
+        """Return no layers: a Plan needs no statistics any more."""
+        return []
+
+    restrict = unknown
+
+    def note_output_error(self, name: str, error: float) -> None:
+        """Take what compensated rounding adds to a layer's output."""
+        self._errors[name] = error
+
+    def finish(self) -> Plan:
+        """Return the Plan, with the output errors that were noted."""
+        return with_output_errors(self.plan, self._errors)
+
+
+def decider_of(how: Decider | Plan) -> Decider:
+    """Return a Decider unchanged; for a Plan, a Decider that repeats it."""
+    return KnownPlan(how) if isinstance(how, Plan) else how
+
+
+def stored(
+    decider: Decider, name: str, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Decide about a layer and quantize it; return its stored weight and FP32 weight_scale.
+
+    None where the layer keeps its weight.
+
+    Args:
+        decider: is asked about the layer, and told how well rounding was compensated.
+        name: of the layer.
+        weight: (out, in, ...), on the device that searches and rounds.
+    """
+    amax = decider.amax_of(name, weight)
+    if amax is None:
+        return None
+    sketch = None if decider.sketches is None else decider.sketches.get(name)
+    data, scale = decider.number_format.quantize(weight, amax, sketch)
+    if sketch is not None:
+        decider.note_output_error(name, output_error(weight, data, scale, sketch))
+    return data, scale
+
+
+def with_output_errors(plan: Plan, errors: Mapping[str, float]) -> Plan:
+    """Return a Plan with the output errors that are known; nan counts as unknown."""
+    known = {name: error for name, error in errors.items() if not math.isnan(error)}
+    if not known:
+        return plan
+    layers = {
+        name: dataclasses.replace(layer, output_error=known.get(name, layer.output_error))
+        for name, layer in plan.layers.items()
+    }
+    return dataclasses.replace(plan, layers=MappingProxyType(layers))
