@@ -257,7 +257,7 @@ def _save(
         delta = Statistics(delta, meta)
         try:
             its = recording.fingerprint, recording.session, recording.name
-            total = store.add_statistics(delta, *its, own_layers(patcher), sketches)
+            total = store.add_soon(delta, *its, own_layers(patcher), sketches)
             recording.saved(total)
         except Exception as error:
             _report(recording, str(error))

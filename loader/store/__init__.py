@@ -22,6 +22,7 @@ from .readiness import (
 )
 from .sketch_sets import Sketches
 from .sketches import sketches_beside, sketches_of, write_held
+from .soon import add_soon
 from .statistics import (
     PASSIVE_SESSION,
     add_statistics,
@@ -47,6 +48,7 @@ __all__ = [
     "USABLE_LEVELS",
     "USABLE_SAMPLES",
     "Sketches",
+    "add_soon",
     "add_statistics",
     "check_session",
     "fewest_calls",

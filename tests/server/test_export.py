@@ -166,7 +166,7 @@ class TestRefused:
             client.run(export(format="compatible", without_statistics=UNIFORMLY))
         assert path.read_bytes() == before
         run = client.run(export(without_statistics=UNIFORMLY))
-        assert run.text(NODE).startswith("checkpoints/exported.safetensors is there already (by ")
+        assert run.text(NODE).startswith("checkpoints/exported.safetensors is there already, ")
         assert path.read_bytes() == before
         client.run(export(format="compatible", without_statistics=UNIFORMLY, overwrite=True))
         assert path.read_bytes() != before
