@@ -3,6 +3,7 @@
 May import host, files, calibration and quant.
 """
 
+from .heads import head_of
 from .readiness import (
     CALLS,
     IMAGES,
@@ -53,6 +54,7 @@ __all__ = [
     "add_statistics",
     "check_session",
     "fewest_calls",
+    "head_of",
     "hold_sketches",
     "is_complete",
     "is_usable",
