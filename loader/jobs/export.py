@@ -10,6 +10,7 @@ from pathlib import Path
 import comfy.model_management as memory
 import comfy.utils
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted as go_on
 
 from ...calibration import atomic_file
 from ...quant import BySensitivity, Plan, QuantizeSettings, stored
@@ -129,7 +130,7 @@ def export(
     )
     chosen = choose(settings.statistics, fingerprint(file), source.name, wanted, settings.without)
     job = _Export(source, chosen, settings)
-    if target.exists() and not overwrite and job.file.is_at(target, _go_on):
+    if target.exists() and not overwrite and job.file.is_at(target, go_on):
         return job.result(None)
     check_target(target, path, job.file.size, overwrite)
     try:
@@ -146,9 +147,6 @@ def export(
     readers = settings.file_format.readers
     logging.info("HSWQ: %s is %s, %s (for %s)", target.name, source.name, settings.format, readers)
     return job.result(plan)
-
-
-_go_on = memory.throw_exception_if_processing_interrupted
 
 
 class _Source:
@@ -210,10 +208,10 @@ class _Export:
         with atomic_file(target, replace=overwrite) as stream:
             self.file.begin(stream)
             for name, tensor in self._stream(Transfer(device)):
-                _go_on()
+                go_on()
                 written += self.file.write(stream, name, tensor)
                 progress.update_absolute(written)
-            self.file.seal(stream, _go_on)
+            self.file.seal(stream, go_on)
         return self._plan
 
     def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

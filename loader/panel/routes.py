@@ -21,8 +21,9 @@ from ..host.events import changed
 from ..recording.recorder import recorder
 from ..recording.status import RECORDING, ModelStatus
 from ..store import search_cache
+from ..store.heads import ID_DIGITS
 from . import preview, uploads
-from .catalogue import ID_DIGITS, Catalogue, Model, UnknownModelError
+from .catalogue import Catalogue, Model, UnknownModelError
 from .requests import (
     BYTES,
     JSON,
@@ -84,7 +85,7 @@ def check_session(model: Model, session: object) -> None:
         UnknownModelError: the model has no session of that name.
     """
     store.check_session(session)
-    if all(file.session != session for file in model.files):
+    if all(file.name != session for file in model.files):
         raise UnknownModelError(f"{model.name} has no session {session!r}")
 
 
@@ -131,7 +132,7 @@ async def get_file(request: web.Request) -> web.FileResponse:
     model = await model_of(request)
     session = only(request, "session")
     check_session(model, session)
-    path = next(file.path for file in model.files if file.session == session)
+    path = next(file.path for file in model.files if file.name == session)
     if not path.is_file():
         raise UnknownModelError(f"{model.name} has no session {session!r} any more")
     name = re.sub(r"[^\w.-]", "_", path.name, flags=re.ASCII)

@@ -3,6 +3,7 @@
 May import host, files, calibration and quant.
 """
 
+from .heads import head_of
 from .paths import check_session, statistics_files, statistics_path
 from .readiness import (
     CALLS,
@@ -52,6 +53,7 @@ __all__ = [
     "add_statistics",
     "check_session",
     "fewest_calls",
+    "head_of",
     "is_complete",
     "is_usable",
     "milestone",

@@ -12,9 +12,9 @@ from pathlib import Path
 from ...calibration import LayerStatistics, Sketch, Statistics, StatisticsError
 from ..host.events import changed
 from ..host.folders import statistics_folder
-from . import locked_file, milestones, sketch_file, waiting
+from . import heads, locked_file, milestones, sketch_file, waiting
 from .paths import statistics_files, statistics_path
-from .readiness import target
+from .readiness import milestone, target
 from .sketches import hold_sketches, replace_sketches
 from .totals import MERGED, RECORDING, total_of
 from .waiting import New
@@ -45,10 +45,16 @@ def statistics_of(fingerprint: str) -> Statistics | None:
 def quantizing_statistics(fingerprint: str, patience: float | None = None) -> Statistics | None:
     """Return what a model is quantized by: all that was recorded at its last milestone.
 
-    Before the first one it is all that was recorded, which `is_usable` refuses. `patience` is as
-    of locked_file.locked.
+    Before the first one it is all that was recorded, which `is_usable` refuses; importances are
+    left out there. `patience` is as of locked_file.locked.
     """
-    total = statistics_of(fingerprint)
+    head = heads.head_of(fingerprint)
+    if head is None or not milestone(head.total):
+        return head and head.total
+    kept = milestones.kept_of(fingerprint, head.total)
+    if kept is not None:
+        return kept
+    total = statistics_of(fingerprint)  # only now are all files read
     return None if total is None else milestones.at_milestone(fingerprint, total, patience)
 
 
@@ -184,6 +190,7 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
             except OSError as error:
                 failed.append(error)
     changed()
+    heads.forget(fingerprint)
     milestones.forget(fingerprint)
     if failed:
         raise failed[0]
