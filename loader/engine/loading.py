@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
 from ...calibration import monitored_layers
-from ...quant import FP8_MAX, Decider, LayerPlan, Plan, Reason, decider_of, fp8_format
+from ...quant import FP8_MAX, Decider, KnownPlan, LayerPlan, Plan, Reason, decider_of, fp8_format
 from ..files.errors import ModelFileError
 from ..files.layer_formats import MODEL_MARKERS
 from ..files.model_file import ModelFile, opened
@@ -125,24 +125,24 @@ def load_diffusion_model(
 
 def _load_again(
     path: str,
-    plan: Plan | None,
+    how: KnownPlan | None,
     fp8_matmul: bool = False,
     legacy: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """Load a model with the same Plan, for a clone with weights of its own, maybe elsewhere.
+    """Load a model as it was, for a clone with weights of its own, maybe on another GPU.
 
     ComfyUI keeps this and its arguments as `cached_patcher_init`, and takes the first for the path.
     """
     file = ModelFile(path)
-    how = {
+    options = {
         "fp8_matmul": fp8_matmul,
         "to_host": True,
         "disable_dynamic": disable_dynamic or legacy,
     }
     if file.prefix:
-        return load_checkpoint(file, plan, only_model=True, **how)[0]
-    return load_diffusion_model(file, plan, **how)
+        return load_checkpoint(file, how, only_model=True, **options)[0]
+    return load_diffusion_model(file, how, **options)
 
 
 class _Load:
@@ -154,6 +154,7 @@ class _Load:
         resident: whether the model stays on the GPU from the start.
         originals: of the layers.
         quantizer: of the layers; None where the file is quantized.
+        sketches: by which rounding is compensated, None where it is not.
     """
 
     def __init__(
@@ -163,9 +164,10 @@ class _Load:
         if file.is_quantized != (how is None):
             state = "quantized already" if file.is_quantized else "not quantized"
             raise ModelFileError(f"{file.name} is {state}")
-        self.quantizer, self.resident, decide = None, False, _keep
+        self.quantizer, self.sketches, self.resident, decide = None, None, False, _keep
         if how is not None:
             decider = decider_of(how)
+            self.sketches = decider.sketches
             if decider.unknown(structure.layers):
                 restrict(decider, find_layers(file), file.name)
             self.resident = not to_host and make_room(decider, structure.layers)
@@ -190,7 +192,8 @@ def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool) -> None:
     name = load.file.name
     check_whole(name, patcher.model.diffusion_model)
     if load.quantizer is not None:
-        plan = again = load.quantizer.finish()
+        plan = load.quantizer.finish()
+        again = KnownPlan(plan, load.sketches)
         load.originals.belong_to(patcher.model, plan)
     else:
         plan, again = _plan_as_stored(patcher), None

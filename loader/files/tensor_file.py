@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
+from ...calibration.regular import open_regular
 from .errors import ModelFileError
 from .safetensors import DTYPE_NAMES, MAX_HEADER_BYTES, TensorEntry
+
+DIGEST = "hswq.sha256"
+"""In a file's metadata: the SHA-256, in hex, of all bytes behind its header."""
+
+NO_DIGEST = "0" * 64
+"""In its place until it is known."""
+
+_CHUNK_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +58,55 @@ class TensorFile:
         file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return entry.end - entry.start
 
-    def is_at(self, path: Path) -> bool:
-        """Whether a file of this size and header is there."""
+    def seal(self, file: BinaryIO, between: Callable[[], None]) -> None:
+        """Write the digest of all tensors, which are written, to where metadata says NO_DIGEST.
+
+        Args:
+            file: as `begin` was given; it has a name.
+            between: is called again and again, and may raise.
+        """
+        file.flush()
+        with open(file.name, "rb") as written:
+            written.seek(len(self.header))
+            digest = _digest_of(written, between)
+        file.seek(self._digest_at)
+        file.write(digest)
+
+    def is_at(self, path: Path, between: Callable[[], None]) -> bool:
+        """Whether a file with this header, but for its digest, is there; all its bytes are read.
+
+        Raises:
+            ModelFileError: it is, and other bytes follow than it was sealed with.
+        """
+        at = self._digest_at
         try:
-            with open(path, "rb") as file:
-                same_header = file.read(len(self.header)) == self.header
-            return same_header and path.stat().st_size == self.size
+            with open_regular(path) as file:
+                header = file.read(len(self.header))
+                found = header[at : at + len(NO_DIGEST)]
+                ours = header[:at] + NO_DIGEST.encode() + header[at + len(NO_DIGEST) :]
+                if ours != self.header or os.fstat(file.fileno()).st_size != self.size:
+                    return False
+                same = _digest_of(file, between) == found
         except OSError:
             return False
+        if not same:
+            reason = "is there already, but damaged: choose another filename, or set overwrite"
+            raise ModelFileError(f"{path.name} {reason}")
+        return True
+
+    @property
+    def _digest_at(self) -> int:
+        key = f'"{DIGEST}":"'.encode()  # in other texts these quotes are escaped
+        return self.header.index(key) + len(key)
+
+
+def _digest_of(file: BinaryIO, between: Callable[[], None]) -> bytes:
+    """Return the SHA-256 of the rest of a file, in hex."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        between()
+    return digest.hexdigest().encode()
 
 
 def lay_out(

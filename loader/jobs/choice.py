@@ -129,7 +129,7 @@ def _recorded(statistics: Statistics | None) -> str:
 def _sketches(choice: str, statistics: Statistics) -> Mapping[str, torch.Tensor] | None:
     """Return the sketches that belong to statistics, None where none were recorded."""
     if choice == AUTO:
-        found = store.sketches_of(statistics.fingerprint)
+        found = store.quantizing_sketches(statistics.fingerprint)
     else:
         path = folder_paths.get_full_path_or_raise(folders.FOLDER, choice)
         found = store.sketches_beside(Path(path), statistics)

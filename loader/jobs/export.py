@@ -10,6 +10,7 @@ from pathlib import Path
 import comfy.model_management as memory
 import comfy.utils
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted as go_on
 
 from ...calibration import atomic_file
 from ...quant import BySensitivity, Plan, QuantizeSettings, stored
@@ -29,7 +30,7 @@ from ..files.layer_formats import (
 )
 from ..files.model_file import ModelFile
 from ..files.safetensors import DTYPE_NAMES
-from ..files.tensor_file import TensorFile, lay_out
+from ..files.tensor_file import DIGEST, NO_DIGEST, TensorFile, lay_out
 from .also_keep import also_kept
 from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
 from .output_path import ExportError, check_target, taken
@@ -103,7 +104,8 @@ def export(
     """Write a 16-bit model file with its diffusion model in FP8, as the loader quantizes it.
 
     Memory for one tensor is enough. An error or an interrupt leaves `target` as it was. Where the
-    same export is there already, nothing is written unless `overwrite` is set.
+    same export is there already, by the digest of all its bytes, nothing is written unless
+    `overwrite` is set.
 
     Args:
         path: of a checkpoint or a diffusion model.
@@ -114,7 +116,8 @@ def export(
     Raises:
         ExportError: another file is there, the target is the source or in use, or the disk is
             too small.
-        ModelFileError: the source is damaged, unknown, or quantized already.
+        ModelFileError: the source is damaged, unknown, or quantized already; or the same export is
+            there already, and damaged.
         StatisticsError, ValueError: as of choice.choose; the statistics are another model's.
         OSError: the file cannot be written.
     """
@@ -127,7 +130,7 @@ def export(
     )
     chosen = choose(settings.statistics, fingerprint(file), source.name, wanted, settings.without)
     job = _Export(source, chosen, settings)
-    if target.exists() and not overwrite and job.file.is_at(target):
+    if target.exists() and not overwrite and job.file.is_at(target, go_on):
         return job.result(None)
     check_target(target, path, job.file.size, overwrite)
     try:
@@ -205,9 +208,10 @@ class _Export:
         with atomic_file(target, replace=overwrite) as stream:
             self.file.begin(stream)
             for name, tensor in self._stream(Transfer(device)):
-                memory.throw_exception_if_processing_interrupted()
+                go_on()
                 written += self.file.write(stream, name, tensor)
                 progress.update_absolute(written)
+            self.file.seal(stream, go_on)
         return self._plan
 
     def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -293,5 +297,5 @@ def _metadata(
         "quantized_layers": quantized,
         "kept_layers": len(source.layers) - quantized,
     }
-    ours = {f"hswq.{key}": str(value) for key, value in facts.items()}
+    ours = {f"hswq.{key}": str(value) for key, value in facts.items()} | {DIGEST: NO_DIGEST}
     return {"format": "pt", **own, **ours, DTYPE_KEY: DTYPE_NAMES[source.dtype]}

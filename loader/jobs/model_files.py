@@ -15,6 +15,7 @@ from ..files.fingerprints import fingerprint, known
 from ..files.model_file import ModelFile
 from ..files.safetensors import is_safetensors
 from ..files.versions import version_of
+from .also_keep import ENDS, also_kept
 
 FOLDERS = ("checkpoints", "diffusion_models")
 
@@ -72,10 +73,12 @@ class Shapes(NamedTuple):
     Attributes:
         layers: shape of the weight of every Linear and Conv2d, by layer name.
         parameters: number of all its parameters.
+        ends: names of the first and the last projection, where they are told from others.
     """
 
     layers: dict[str, tuple[int, ...]]
     parameters: int
+    ends: frozenset[str] = frozenset()
 
 
 def shapes_of(source: str) -> Shapes:
@@ -90,10 +93,11 @@ def shapes_of(source: str) -> Shapes:
 
 @functools.lru_cache(maxsize=16)
 def _shapes(path: str, _: tuple) -> Shapes:
-    own = {name: entry.shape for name, entry in ModelFile(path).own.items()}
+    file = ModelFile(path)
+    own = {name: entry.shape for name, entry in file.own.items()}
     layers = {
         name.removesuffix(".weight"): shape
         for name, shape in own.items()
         if name.endswith(".weight") and len(shape) in (2, 4)
     }
-    return Shapes(layers, sum(map(math.prod, own.values())))
+    return Shapes(layers, sum(map(math.prod, own.values())), also_kept(ENDS, file))

@@ -121,7 +121,7 @@ class HSWQExport(io.ComfyNode):
         exported = export(path, target, settings, overwrite=overwrite)
         shown = os.path.relpath(target, folder_paths.get_output_directory())
         existed = exported.plan is None
-        did = "is there already (by header and size)" if existed else "written"
+        did = "is there already, unchanged" if existed else "written"
         did += " (for the HSWQ loaders only)" if settings.file_format.only_ours else ""
         text = (
             f"{shown} {did}: {exported.quantized} layers FP8, {exported.kept} in 16 bit, "

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from ...calibration import Statistics, StatisticsError, load_statistics, seen_levels
+from ...calibration import Statistics, seen_levels
 from .. import store
 from ..engine.alive import Alive, alive_models
-from ..host import folders, settings
+from ..host import settings
 from ..jobs.model_files import find_source
 from ..recording.status import (
     COMPLETE,
@@ -25,39 +21,11 @@ from ..recording.status import (
     ModelStatus,
     is_sampling,
 )
-from ..store import locked_file
+from ..store import heads
+from ..store.heads import ID_DIGITS, Head, Session
 
 READY = "ready"
-ID_DIGITS = 16
 _MAX_TEXT = 200
-_FILE = re.compile(r".+\.(?P<id>[0-9a-f]{16})\.(?P<session>[A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
-
-
-@dataclasses.dataclass(frozen=True)
-class StatisticsFile:
-    """One session of a model.
-
-    Attributes:
-        path: of the file.
-        session: its name.
-        size: of the file in bytes.
-        statistics: without importances, which would take most of the memory.
-    """
-
-    path: Path
-    session: str
-    size: int
-    statistics: Statistics
-
-    def to_json(self) -> dict:
-        """Return what the panel shows of it."""
-        return {
-            "session": self.session,
-            "file": self.path.name,
-            "samples": self.statistics.samples,
-            "last_run": _text(self.statistics.meta.get("last_run")),
-            "bytes": self.size,
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +34,7 @@ class Model:
 
     Attributes:
         fingerprint: of its weights.
-        files: its sessions.
+        files: its sessions, by their files' names.
         statistics: of all of them, without importances; None where there are none.
         noted: its last sampling since ComfyUI started; None where there was none.
         alive: its FP8 copy in memory; None where there is none.
@@ -76,7 +44,7 @@ class Model:
     """
 
     fingerprint: str
-    files: list[StatisticsFile]
+    files: tuple[Session, ...]
     statistics: Statistics | None
     noted: ModelStatus | None
     alive: Alive | None
@@ -88,13 +56,13 @@ class Model:
     def of(
         cls,
         fingerprint: str,
-        files: list[StatisticsFile],
+        head: Head | None,
         noted: ModelStatus | None,
         alive: Alive | None,
         problems: tuple[str, ...] = (),
     ) -> Model:
         """Put together what is known, and look for the model's file."""
-        statistics = store.total_of([file.statistics for file in files])
+        statistics, files = (head.total, head.sessions) if head is not None else (None, ())
         name = noted.name if noted is not None else _text(statistics.meta.get("model"))
         source = find_source(fingerprint, name or "")
         name = os.path.basename(source) if source else name or fingerprint[:ID_DIGITS]
@@ -108,7 +76,7 @@ class Model:
     @property
     def last_run(self) -> str | None:
         """When it was last sampled, as an ISO time."""
-        times = [_text(file.statistics.meta.get("last_run")) for file in self.files]
+        times = [_text(file.about.meta.get("last_run")) for file in self.files]
         times.append(self.noted and self.noted.last_run)
         return max(filter(None, times), default=None)
 
@@ -147,7 +115,7 @@ class Model:
             "total_layers": self.total_layers,
             "missing": _missing(self.statistics),
             "last_run": self.last_run,
-            "sessions": [file.to_json() for file in self.files],
+            "sessions": [_session_json(file) for file in self.files],
         }
 
 
@@ -164,7 +132,6 @@ class Catalogue:
     def __init__(self, noted: Callable[[], list[ModelStatus]]) -> None:
         """Take a function that returns the samplings since ComfyUI started."""
         self._noted = noted
-        self._files: dict[Path, tuple[tuple, Statistics | str | None]] = {}
 
     def status(self) -> dict:
         """Return all models for the panel, the most recently sampled first."""
@@ -181,86 +148,46 @@ class Catalogue:
 
     def models(self) -> list[Model]:
         """Return all models that were loaded from a file, which may be gone."""
-        files: dict[str, list[StatisticsFile]] = {}
-        found, problems = self._statistics_files()
-        for file in found:
-            files.setdefault(file.statistics.fingerprint, []).append(file)
-        noted = {one.fingerprint: one for one in self._noted() if one.fingerprint is not None}
-        alive = alive_models()
-        return [
-            Model.of(
-                its,
-                files.get(its, []),
-                noted.get(its),
-                alive.get(its),
-                tuple(problems.get(its[:ID_DIGITS], ())),
-            )
-            for its in dict.fromkeys([*files, *noted])
-        ]
+        paths = heads.ids()
+        noted = [one.fingerprint for one in self._noted() if one.fingerprint is not None]
+        found = dict.fromkeys([*paths, *(its[:ID_DIGITS] for its in noted)])
+        return [model for its_id in found for model in self._models(its_id, paths.get(its_id, []))]
 
     def model(self, its_id: str) -> Model:
-        """Return the model of an id.
+        """Return the model of an id; no other's files are read.
 
         Raises:
             UnknownModelError: there is none.
         """
-        for model in self.models():
-            if model.id == its_id:
-                return model
+        for model in self._models(its_id):
+            return model
         raise UnknownModelError(f"there is no model {its_id}")
 
-    def _statistics_files(self) -> tuple[list[StatisticsFile], dict[str, list[str]]]:
-        """Read those that are not known, and forget those that are gone.
-
-        Returns:
-            The files, and a sentence about each that cannot be read, by its model's id.
-        """
-        known, self._files = self._files, {}
-        found, problems = [], {}
-        for path in sorted(folders.statistics_folder().glob("*.pt")):
-            match = _FILE.fullmatch(path.name)
-            if match is None:
-                continue
-            try:
-                version = locked_file.version_of(path)
-            except OSError as error:
-                if not isinstance(error, FileNotFoundError):
-                    problem = locked_file.unreadable(path, error)
-                    problems.setdefault(match["id"], []).append(problem)
-                continue
-            if path not in known or known[path][0] != version:
-                known[path] = version, _read(path)
-            self._files[path] = known[path]
-            statistics = known[path][1]
-            if isinstance(statistics, str):
-                problems.setdefault(match["id"], []).append(statistics)
-            elif statistics is not None and statistics.fingerprint[:ID_DIGITS] == match["id"]:
-                found.append(StatisticsFile(path, match["session"], version[1], statistics))
-        return found, problems
+    def _models(self, its_id: str, paths: list[Path] | None = None) -> list[Model]:
+        """Return the models of an id: one, or none, unless somebody forged a file's."""
+        its = heads.heads_of(its_id, paths, keep=True)
+        recorded = {head.fingerprint: head for head in its.models}
+        noted = {
+            one.fingerprint: one
+            for one in self._noted()
+            if one.fingerprint is not None and one.fingerprint.startswith(its_id)
+        }
+        alive = alive_models()
+        return [
+            Model.of(one, recorded.get(one), noted.get(one), alive.get(one), its.problems)
+            for one in dict.fromkeys([*recorded, *noted])
+        ]
 
 
-def _read(path: Path) -> Statistics | str | None:
-    """Read a file without its importances.
-
-    Returns:
-        A sentence where it cannot be read; None where it is gone, or of an unknown model.
-    """
-    try:
-        statistics = locked_file.known(path) or load_statistics(path)
-    except FileNotFoundError:
-        return None
-    except (StatisticsError, OSError) as error:
-        problem = locked_file.unreadable(path, error)
-        logging.warning("HSWQ: %s", problem)
-        return problem
-    if not statistics.fingerprint:
-        return None
-    nothing = torch.empty(0, dtype=torch.float64)
-    layers = {
-        name: dataclasses.replace(layer, importance_sum=nothing)
-        for name, layer in statistics.items()
+def _session_json(session: Session) -> dict:
+    """Return what the panel shows of a session."""
+    return {
+        "session": session.name,
+        "file": session.path.name,
+        "samples": session.about.samples,
+        "last_run": _text(session.about.meta.get("last_run")),
+        "bytes": session.size,
     }
-    return Statistics(layers, statistics.meta)
 
 
 def _missing(statistics: Statistics | None) -> dict | None:

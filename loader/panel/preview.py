@@ -34,6 +34,11 @@ def rows(model: Model) -> list[dict]:
     ]
 
 
+def ends_of(model: Model) -> frozenset[str]:
+    """Return the first and the last projection, which the loader keeps by default."""
+    return _shapes(model).ends
+
+
 def preview(model: Model, settings: QuantizeSettings) -> dict:
     """Return the Plan that the loader would make with these settings, as far as it is known.
 

@@ -21,8 +21,9 @@ from ..host.events import changed
 from ..recording.recorder import recorder
 from ..recording.status import RECORDING, ModelStatus
 from ..store import search_cache
+from ..store.heads import ID_DIGITS
 from . import preview, uploads
-from .catalogue import ID_DIGITS, Catalogue, Model, UnknownModelError
+from .catalogue import Catalogue, Model, UnknownModelError
 from .requests import (
     BYTES,
     JSON,
@@ -84,7 +85,7 @@ def check_session(model: Model, session: object) -> None:
         UnknownModelError: the model has no session of that name.
     """
     store.check_session(session)
-    if all(file.session != session for file in model.files):
+    if all(file.name != session for file in model.files):
         raise UnknownModelError(f"{model.name} has no session {session!r}")
 
 
@@ -122,8 +123,7 @@ async def get_plan(request: web.Request) -> dict:
     model = await model_of(request)
     if not model.files:
         raise UnknownModelError(f"nothing was recorded of {model.name}")
-    settings = QuantizeSettings(NUMBER_FORMATS[mode], BySensitivity(float(keep_ratio)))
-    return await read(preview.preview, model, settings)
+    return await read(_plan, model, mode, float(keep_ratio))
 
 
 @answered
@@ -132,7 +132,7 @@ async def get_file(request: web.Request) -> web.FileResponse:
     model = await model_of(request)
     session = only(request, "session")
     check_session(model, session)
-    path = next(file.path for file in model.files if file.session == session)
+    path = next(file.path for file in model.files if file.name == session)
     if not path.is_file():
         raise UnknownModelError(f"{model.name} has no session {session!r} any more")
     name = re.sub(r"[^\w.-]", "_", path.name, flags=re.ASCII)
@@ -183,6 +183,12 @@ async def upload(request: web.Request) -> dict:
 async def unknown(_: web.Request) -> None:
     """Any other path below /hswq."""
     raise RefusedError(404, "there is no such route")
+
+
+def _plan(model: Model, mode: str, keep_ratio: float) -> dict:
+    """Return the Plan of a loader whose other inputs are at their defaults."""
+    selection = BySensitivity(keep_ratio, preview.ends_of(model))
+    return preview.preview(model, QuantizeSettings(NUMBER_FORMATS[mode], selection))
 
 
 def _remove(model: Model, session: str | None = None) -> int:

@@ -148,7 +148,8 @@ class Recorder:
             name = type(patcher.model).__name__ if found is None else found.name
             self.table.note(ModelStatus(name, None, NOT_RECORDED, 0, reason))
             return None
-        known = store.statistics_of(found.fingerprint)
+        head = store.head_of(found.fingerprint)
+        known = head and head.total
         target = Target(found.name, found.fingerprint, known.samples if known else 0)
         if known and store.is_complete(known):
             self._note(target, COMPLETE)
@@ -257,7 +258,7 @@ def _save(
         delta = Statistics(delta, meta)
         try:
             its = recording.fingerprint, recording.session, recording.name
-            total = store.add_statistics(delta, *its, own_layers(patcher), sketches)
+            total = store.add_soon(delta, *its, own_layers(patcher), sketches)
             recording.saved(total)
         except Exception as error:
             _report(recording, str(error))

@@ -3,6 +3,7 @@
 May import host, files, calibration and quant.
 """
 
+from .heads import head_of
 from .paths import check_session, statistics_files, statistics_path
 from .readiness import (
     CALLS,
@@ -22,6 +23,7 @@ from .readiness import (
 )
 from .sketch_sets import Sketches
 from .sketches import sketches_beside, sketches_of, write_held
+from .soon import add_soon
 from .statistics import (
     PASSIVE_SESSION,
     add_statistics,
@@ -47,9 +49,11 @@ __all__ = [
     "USABLE_LEVELS",
     "USABLE_SAMPLES",
     "Sketches",
+    "add_soon",
     "add_statistics",
     "check_session",
     "fewest_calls",
+    "head_of",
     "is_complete",
     "is_usable",
     "milestone",

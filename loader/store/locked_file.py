@@ -19,25 +19,39 @@ from ..files.versions import version_of
 DAMAGED = ".damaged"
 """What the name of a file that was set aside ends with."""
 
-_LOCK_SECONDS = 10  # a save takes a tenth of one
+SHORTLY = 0.2
+"""Seconds that a sampling may wait for a lock; a save takes a tenth of one."""
+
+_LOCK_SECONDS = 10
 _CACHED_FILES = 6
 # Windows replaces no file while somebody reads it, which takes a hundredth of a second.
 _PATIENCE = (0.05, 0.2, 0.5) if os.name == "nt" else ()
 
 
+class FileLockedError(OSError):
+    """Another process keeps a file's lock."""
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, patience: float | None = None) -> Iterator[None]:
     """Keep other processes from writing a file, and sweep away what killed ones left of it.
 
+    Args:
+        path: of the file.
+        patience: seconds to wait for the lock; None waits as long as a user would.
+
     Raises:
-        OSError: another process keeps the lock, or the folder cannot be made.
+        FileLockedError: another process keeps the lock.
+        OSError: the folder cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS)
+    seconds = _LOCK_SECONDS if patience is None else patience
+    lock = filelock.FileLock(f"{path}.lock", timeout=seconds)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise OSError(f"another process keeps {path.name} locked: try again later") from None
+        reason = f"another process keeps {path.name} locked: try again later"
+        raise FileLockedError(reason) from None
     try:
         sweep(path)
         yield

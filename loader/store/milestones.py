@@ -20,12 +20,13 @@ from .sketches import sketches_of
 from .totals import origins, recordings
 
 
-def at_milestone(fingerprint: str, total: Statistics) -> Statistics:
+def at_milestone(fingerprint: str, total: Statistics, patience: float | None = None) -> Statistics:
     """Return what a model is quantized by, kept from now on; the total itself while not usable.
 
     Args:
         fingerprint: of the model's weights.
         total: of all its sessions, as they are now.
+        patience: as of locked_file.locked.
     """
     if not milestone(total):
         return total
@@ -33,7 +34,7 @@ def at_milestone(fingerprint: str, total: Statistics) -> Statistics:
     try:
         kept = kept_of(fingerprint, total)
         if kept is None:
-            with locked_file.locked(path):
+            with locked_file.locked(path, patience):
                 kept = kept_of(fingerprint, total)  # another process may have been quicker
                 if kept is None:
                     _write(path, total)

@@ -6,7 +6,6 @@ the sketches of its last samplings, never sums.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import logging
@@ -69,9 +68,8 @@ def hold_sketches(
         held.sketches = merge_sketches(held.sketches, sketches)
         held.samplings += 1
         due = held.is_due() or _milestone(total.samples - samples, total.samples)
-    atexit.register(write_held)  # once more changes nothing
     if due:
-        write_held(path)
+        write_held(path, locked_file.SHORTLY)
 
 
 def _milestone(before: int, now: int) -> bool:
@@ -80,24 +78,27 @@ def _milestone(before: int, now: int) -> bool:
     return any(before < mark <= now for mark in marks)
 
 
-def write_held(path: Path | None = None) -> None:
-    """Write the sketches in memory that are of a statistics file, or all."""
+def write_held(path: Path | None = None, patience: float | None = None) -> None:
+    """Write the sketches in memory that are of a statistics file, or all.
+
+    `patience` is as of locked_file.locked; what is locked for longer waits on.
+    """
     for one in [path] if path else list(_held):
         with _lock:
             held = _held.pop(one, None)
         if held is None or not held.sketches:
             continue
         try:
-            _add(held, one)
+            _add(held, one, patience)
         except (OSError, ValueError) as error:
             logging.warning("HSWQ: the sketches of %s wait to be written: %s", one.name, error)
             with _lock:
                 _held.setdefault(one, dataclasses.replace(held, samplings=0))
 
 
-def _add(held: _Held, path: Path) -> None:
+def _add(held: _Held, path: Path, patience: float | None) -> None:
     """Add sketches to the file that is there; of statistics that are gone, they are not wanted."""
-    with locked_file.locked(path):
+    with locked_file.locked(path, patience):
         try:
             statistics = locked_file.read(path)
         except FileNotFoundError:

@@ -12,11 +12,12 @@ from pathlib import Path
 from ...calibration import LayerStatistics, Sketch, Statistics, StatisticsError
 from ..host.events import changed
 from ..host.folders import statistics_folder
-from . import locked_file, milestones, refined, sketch_file
+from . import heads, locked_file, milestones, refined, sketch_file, waiting
 from .paths import statistics_files, statistics_path
-from .readiness import target
+from .readiness import milestone, target
 from .sketches import hold_sketches, replace_sketches
 from .totals import MERGED, RECORDING, total_of
+from .waiting import New
 
 PASSIVE_SESSION = "recorded"
 """Session of the statistics that grow in the background."""
@@ -41,13 +42,20 @@ def statistics_of(fingerprint: str) -> Statistics | None:
     return total_of(found)
 
 
-def quantizing_statistics(fingerprint: str) -> Statistics | None:
+def quantizing_statistics(fingerprint: str, patience: float | None = None) -> Statistics | None:
     """Return what a model is quantized by: all that was recorded at its last milestone.
 
-    Before the first one it is all that was recorded, which `is_usable` refuses.
+    Before the first one it is all that was recorded, which `is_usable` refuses; importances are
+    left out there. `patience` is as of locked_file.locked.
     """
-    total = statistics_of(fingerprint)
-    return None if total is None else milestones.at_milestone(fingerprint, total)
+    head = heads.head_of(fingerprint)
+    if head is None or not milestone(head.total):
+        return head and head.total
+    kept = milestones.kept_of(fingerprint, head.total)
+    if kept is not None:
+        return kept
+    total = statistics_of(fingerprint)  # only now are all files read
+    return None if total is None else milestones.at_milestone(fingerprint, total, patience)
 
 
 def quantizing_sketches(fingerprint: str) -> sketch_file.SketchFile | None:
@@ -71,6 +79,7 @@ def add_statistics(
     model_name: str,
     order: Collection[str] = (),
     sketches: Mapping[str, Sketch] | None = None,
+    patience: float | None = None,
 ) -> Statistics:
     """Add new sums to a model's file under its lock, and return the file's new content.
 
@@ -80,21 +89,16 @@ def add_statistics(
     Two processes that record the same model add up. A damaged file is set aside as `.damaged`.
     `order` names the model's layers as they come in it: that decides between equal
     sensitivities, and a sampling need not have measured all layers. Others are dropped.
+    `patience` is as of locked_file.locked.
 
     Raises:
-        OSError: the file cannot be written; it is left as it was.
+        OSError: the file cannot be written, or is locked; it is left as it was.
         ValueError: the file's layers have other shapes than the new ones.
     """
     path = statistics_path(fingerprint, session, model_name)
-    with locked_file.locked(path):
-        total = locked_file.read_or_set_aside(path)
-        now = _now()
-        meta = {"created_at": now, "model": model_name, "session": session}
-        meta[RECORDING] = secrets.token_hex(8)
-        delta = Statistics(delta, {**meta, **delta.meta, "fingerprint": fingerprint})
-        total = delta if total is None else total.merge(delta)
-        known = {"layers": len(order)} if order else {}
-        total = Statistics(_of_model(total, order), {**total.meta, **known, "last_run": now})
+    new = New(delta, fingerprint, session, model_name, order, sketches)
+    with locked_file.locked(path, patience):
+        total = sum_of(locked_file.read_or_set_aside(path), new)
         locked_file.write(total, path)
     if sketches:
         try:
@@ -102,9 +106,20 @@ def add_statistics(
         except ValueError as error:
             logging.warning("HSWQ: the sampling's sketches are left out: %s", error)
     if fingerprint is not None:
-        _keep_milestone(fingerprint)
+        _keep_milestone(fingerprint, patience)
     changed()
     return total
+
+
+def sum_of(before: Statistics | None, new: New) -> Statistics:
+    """Return a file's content with new sums in it; None is of no file."""
+    now = _now()
+    meta = {"created_at": now, "model": new.model_name, "session": new.session}
+    meta[RECORDING] = secrets.token_hex(8)
+    delta = Statistics(new.delta, {**meta, **new.delta.meta, "fingerprint": new.fingerprint})
+    total = delta if before is None else before.merge(delta)
+    known = {"layers": len(new.order)} if new.order else {}
+    return Statistics(_of_model(total, new.order), {**total.meta, **known, "last_run": now})
 
 
 def replace_merged(
@@ -137,10 +152,10 @@ def replace_merged(
     return path
 
 
-def _keep_milestone(fingerprint: str) -> None:
+def _keep_milestone(fingerprint: str, patience: float | None = None) -> None:
     """Keep what the model is quantized by, if this was a milestone; the file is safe already."""
     try:
-        quantizing_statistics(fingerprint)
+        quantizing_statistics(fingerprint, patience)
     except (OSError, ValueError) as error:  # of its other sessions
         logging.warning("HSWQ: %s", error)
 
@@ -169,6 +184,7 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
         OSError: a file cannot be removed, or another process keeps its lock.
     """
     removed, failed = 0, []
+    waiting.forget(fingerprint, session)
     for path in statistics_files(fingerprint):
         if session is None or path.name.endswith(f".{session}.pt"):
             try:
@@ -177,6 +193,7 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
                 failed.append(error)
     changed()
     refined.forget(fingerprint)
+    heads.forget(fingerprint)
     milestones.forget(fingerprint)
     if failed:
         raise failed[0]

@@ -88,7 +88,8 @@ class PanelPage:
 
     def resize(self, width: int) -> None:
         """Make the sidebar so wide, by its handle; ComfyUI has a least width."""
-        handle = self.page.locator(".p-splitter-gutter").first.bounding_box()
+        handles = self.page.locator(".splitter-resize-handle, .p-splitter-gutter")  # newer, older
+        handle = handles.first.bounding_box()
         x, y = handle["x"] + handle["width"] / 2, handle["y"] + 200
         self.page.mouse.move(x, y)
         self.page.mouse.down()

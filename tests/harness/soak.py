@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
 from harness.client import Client, ExecutionError, InterruptedPromptError
-from harness.fixtures import LORA, change_settings, free
+from harness.fixtures import ENOUGH_STEPS, LORA, change_settings, free
 from harness.hostmemory import anonymous
 from harness.patches import patch_file
 from harness.prompts import (
@@ -166,7 +166,7 @@ class Soak:
     def _prompt(self, loader: dict, batch: int) -> Prompt:
         """Return a prompt that ComfyUI has no result of yet."""
         self._seed += 1
-        return text_to_latent(loader, batch=batch, steps=4, seed=self._seed)
+        return text_to_latent(loader, batch=batch, steps=ENOUGH_STEPS, seed=self._seed)
 
     def _maybe_with_lora(self, prompt: Prompt) -> Prompt:
         strength = self._random.choice((None, None, 0.5, 1.0))

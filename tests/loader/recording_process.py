@@ -2,11 +2,14 @@
 
 recording_process.py add FOLDER COUNT    adds COUNT samples
 recording_process.py kill FOLDER COUNT   kills COUNT children that add samples, and checks
+recording_process.py end FOLDER HOW      adds to a file that is locked, and ends; HOW says whether
+                                         the lock is "free" by then, or still "locked"
 recording_process.py known FOLDER PATH   prints what is known of a model file
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -27,12 +30,16 @@ package = types.ModuleType("hswq")
 package.__path__ = [str(common.ROOT)]
 sys.modules["hswq"] = package
 
+import filelock  # noqa: E402
 import folder_paths  # noqa: E402
 import test_recording_store as tested  # noqa: E402
 import torch  # noqa: E402
 from hswq.calibration import load_statistics  # noqa: E402
+from hswq.loader import store  # noqa: E402
 from hswq.loader.files import fingerprints  # noqa: E402
 from hswq.loader.host.folders import FOLDER  # noqa: E402
+
+LOCKS: dict[Path, filelock.FileLock] = {}  # kept until the process has ended
 
 
 def kill(folder: Path, count: int) -> None:
@@ -62,10 +69,21 @@ def kill(folder: Path, count: int) -> None:
     print(f"{count} kills, {samples} samples")
 
 
+def end(lock: filelock.FileLock, how: str) -> None:
+    logging.basicConfig()
+    lock.acquire()
+    store.add_soon(tested.delta(), tested.FINGERPRINT, "recorded", "toy.safetensors")
+    if how == "free":
+        lock.release()
+
+
 def main(name: str, folder: str, what: str) -> None:
     folder_paths.folder_names_and_paths[FOLDER] = ([folder], {".pt"})
     if name == "known":
         print(fingerprints.known(what))
+    elif name == "end":
+        path = store.statistics_path(tested.FINGERPRINT, "recorded", "toy.safetensors")
+        end(LOCKS.setdefault(path, filelock.FileLock(f"{path}.lock")), what)
     elif name == "kill":
         kill(Path(folder), int(what))
     else:

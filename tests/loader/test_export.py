@@ -114,6 +114,7 @@ class TestFile:
         record(path, statistics)
         target, plan = written(path, wanted(keep_ratio=0.5))
         found = metadata_of(target)
+        assert len(found.pop("hswq.sha256")) == 64
         layers = int(found.pop("hswq.quantized_layers")), int(found.pop("hswq.kept_layers"))
         assert sum(layers) == len(plan.layers)
         assert found.pop("hswq.plan").startswith(fingerprint(path)[:16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from harness.hostmemory import PeakMemory
 from harness.inprocess import weight
 from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.errors import ModelFileError
-from hswq.loader.files.tensor_file import lay_out
+from hswq.loader.files.tensor_file import DIGEST, lay_out
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import export
 from hswq.loader.jobs.leftovers import sweep_folders
 from hswq.loader.jobs.output_path import ExportError, check_target, default_name, export_path
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toy.checkpoint import checkpoint_tensors, make_checkpoint
 
@@ -89,6 +91,35 @@ class TestRefused:
             export(recorded, target, wanted(keep_ratio=0.5))
         export(recorded, target, wanted(), overwrite=True)
         assert target.stat().st_ino != before.st_ino
+
+    @pytest.mark.parametrize("where", ["first", "middle", "last"])
+    def test_a_damaged_one(self, recorded, where):
+        target, _ = written(recorded, wanted())
+        content = bytearray(target.read_bytes())
+        start = 8 + int.from_bytes(content[:8], "little")
+        at = {"first": start, "middle": (start + len(content)) // 2, "last": len(content) - 1}
+        damaged = slice(at[where], at[where] + 1000)
+        content[damaged] = bytes(byte ^ 0xFF for byte in content[damaged])
+        target.write_bytes(content)
+        with pytest.raises(ModelFileError, match=r"exported\.safetensors is there .* damaged"):
+            export(recorded, target, wanted())
+        assert target.read_bytes() == content
+        whole = export(recorded, target, wanted(), overwrite=True)
+        assert whole.plan is not None
+        assert export(recorded, target, wanted()).plan is None
+
+    def test_one_that_is_interrupted_while_it_is_compared(self, recorded):
+        target, _ = written(recorded, wanted())
+        comfy.model_management.interrupt_current_processing()
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            export(recorded, target, wanted())
+
+    def test_a_digest_is_of_the_very_bytes(self, recorded):
+        target, _ = written(recorded, wanted())
+        content = target.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        with safe_open(target, "pt") as file:
+            assert file.metadata()[DIGEST] == hashlib.sha256(content[start:]).hexdigest()
 
     def test_the_source_itself(self, statistics):
         path = make_checkpoint(export_path("mine", "checkpoints"))

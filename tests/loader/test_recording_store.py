@@ -11,6 +11,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from harness.sums import FINGERPRINT, delta, samples_of
 from hswq.calibration import NOISE_LEVELS, LayerStatistics, Statistics, load_statistics
 from hswq.loader import store
 from hswq.loader.host.folders import FOLDER
@@ -18,29 +19,11 @@ from hswq.loader.panel.catalogue import Catalogue
 from hswq.loader.store import locked_file
 
 HERE = Path(__file__).parent
-FINGERPRINT = "ab" * 32
 KILLS = int(os.environ.get("HSWQ_KILLS", "40"))
-
-
-def delta(layers: int = 3, **meta) -> Statistics:
-    """One sample; every sum is a whole number, so that no order of adding changes it."""
-    importance = torch.arange(4, dtype=torch.float64)
-    one = {f"layer{n}": LayerStatistics(1.0, 2.0, 1, importance, 1) for n in range(layers)}
-    return Statistics(one, {"samples": 1, "total_steps": 1, "layers": 3, **meta})
 
 
 def add(**how) -> Statistics:
     return store.add_statistics(delta(**how), FINGERPRINT, "recorded", "toy.safetensors")
-
-
-def samples_of(statistics: Statistics) -> int:
-    """How many samples a file has, by every one of its sums."""
-    samples = statistics.samples
-    for layer in statistics.values():
-        assert (layer.output_sum, layer.output_square_sum) == (samples, 2 * samples)
-        assert layer.output_calls == layer.input_calls == samples
-        assert layer.importance_sum.tolist() == [0, samples, 2 * samples, 3 * samples]
-    return samples
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from harness.client import Client
 from harness.fixtures import ENOUGH_STEPS
+from harness.lines import QUARTER_KEPT, layers_told
 from harness.packing import NAME, comfy
 from harness.prompts import hswq_loader, text_to_latent
 from harness.server import ComfyUIServer
@@ -88,4 +89,5 @@ class TestServer:
         first = client.run(text_to_latent(hswq_loader(), batch=32, steps=ENOUGH_STEPS))
         assert first.text("loader").startswith("16 bit for now")
         second = client.run(text_to_latent(hswq_loader(), seed=1))
-        assert second.text("loader").startswith("198 layers FP8, 66 in 16 bit; 32 of 256 images")
+        assert layers_told(second.text("loader")) in QUARTER_KEPT
+        assert "; 32 of 256 images" in second.text("loader")

@@ -181,4 +181,6 @@ class TestSettings:
 
     def test_the_page_gets_the_dialogs_entries(self, client: Client):
         (script,) = [path for path in client.get_json("/extensions") if path.endswith("hswq.js")]
-        assert b'setting("Record",' in client.get(script)
+        assert b"settings: SETTINGS" in client.get(script)
+        entries = client.get(script.replace("hswq.js", "settings.mjs"))
+        assert b'"Record",' in entries

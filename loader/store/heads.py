@@ -1,0 +1,260 @@
+"""What a model's statistics files hold, but for importances: all that is asked for often.
+
+Reading SDXL's 8 MiB takes longer than adding to it, and a model may have many sessions. So the sums
+of a model's files are kept in memory, and on disk in a file of the model's own, for as long as the
+same versions of the same files are there.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import logging
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from ...calibration import LayerStatistics, Statistics, StatisticsError, load_statistics
+from ..host.folders import statistics_folder
+from . import kept_json, locked_file
+from .totals import total_of
+
+ID_DIGITS = 16
+"""Of the fingerprint, in the names of a model's files."""
+
+_FILE = re.compile(r".+\.(?P<id>[0-9a-f]{16})\.(?P<session>[A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
+_FORMAT = 1
+_FILES_IN_MEMORY = 64
+
+Version = tuple[int, int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One statistics file.
+
+    Attributes:
+        path: of the file.
+        size: of the file in bytes.
+        about: its meta, without layers.
+    """
+
+    path: Path
+    size: int
+    about: Statistics
+
+    @property
+    def name(self) -> str:
+        """The session's name."""
+        return _FILE.fullmatch(self.path.name)["session"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What is known of one model.
+
+    Attributes:
+        fingerprint: of its weights.
+        sessions: its files, by name.
+        total: their sums as of total_of, with importances of no channel.
+    """
+
+    fingerprint: str
+    sessions: tuple[Session, ...]
+    total: Statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """What the files say that bear one id.
+
+    Attributes:
+        versions: of the files, by name.
+        models: what they are of: one model, unless somebody forged an id.
+        problems: a sentence about each file that cannot be read.
+    """
+
+    versions: Mapping[str, Version]
+    models: tuple[Head, ...]
+    problems: tuple[str, ...] = ()
+
+
+_known: dict[Path, Heads] = {}
+_files: collections.OrderedDict[Path, tuple[Version, Statistics | str]] = collections.OrderedDict()
+_lock = threading.Lock()  # of _files: the panel reads in another thread than the one that samples
+
+
+def ids() -> dict[str, list[Path]]:
+    """Return all statistics files by their models' ids, both in the order of files' names."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(statistics_folder().glob("*.pt")):
+        match = _FILE.fullmatch(path.name)
+        if match is not None:
+            found.setdefault(match["id"], []).append(path)
+    return found
+
+
+def head_of(fingerprint: str) -> Head | None:
+    """Return what is known of a model, None where nothing was recorded."""
+    heads = heads_of(fingerprint[:ID_DIGITS])
+    return next((head for head in heads.models if head.fingerprint == fingerprint), None)
+
+
+def heads_of(its_id: str, paths: Iterable[Path] | None = None, *, keep: bool = False) -> Heads:
+    """Return what the files of an id say. Only those that were changed are read.
+
+    Args:
+        its_id: first digits of a fingerprint.
+        paths: its statistics files, where they are known.
+        keep: write what had to be read to disk, for the next start of ComfyUI.
+    """
+    if paths is None:
+        folder = statistics_folder()
+        paths = [path for path in sorted(folder.glob(f"*.{its_id}.*.pt")) if _is_file_name(path)]
+    versions, problems = _versions(paths)
+    where = _path(its_id)
+    for heads in (_known.get(where), _kept(where) if where not in _known else None):
+        if heads is not None and heads.versions == versions and not problems:
+            _known[where] = heads
+            return heads
+    heads = _read(its_id, versions, problems)
+    _known[where] = heads
+    if keep and heads.models and not heads.problems:
+        _keep(where, heads)
+    return heads
+
+
+def forget(fingerprint: str) -> None:
+    """Remove what is kept of a model."""
+    path = _path(fingerprint[:ID_DIGITS])
+    _known.pop(path, None)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _is_file_name(path: Path) -> bool:
+    return _FILE.fullmatch(path.name) is not None
+
+
+def _versions(paths: Iterable[Path]) -> tuple[dict[str, Version], list[str]]:
+    found, problems = {}, []
+    for path in paths:
+        try:
+            found[path.name] = locked_file.version_of(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problems.append(locked_file.unreadable(path, error))
+    return found, problems
+
+
+def _read(its_id: str, versions: Mapping[str, Version], problems: list[str]) -> Heads:
+    """Sum up the files of an id."""
+    models: dict[str, list[tuple[Session, Statistics]]] = {}
+    problems = list(problems)
+    for name, version in versions.items():
+        path = statistics_folder() / name
+        statistics = _without_importances(path, version)
+        if isinstance(statistics, str):
+            problems.append(statistics)
+        elif statistics is not None and (statistics.fingerprint or "").startswith(its_id):
+            session = Session(path, version[1], Statistics(meta=statistics.meta))
+            models.setdefault(statistics.fingerprint, []).append((session, statistics))
+    heads = [
+        Head(its, tuple(one for one, _ in found), total_of([sums for _, sums in found]))
+        for its, found in models.items()
+    ]
+    return Heads(dict(versions), tuple(heads), tuple(problems))
+
+
+def _without_importances(path: Path, version: Version) -> Statistics | str | None:
+    """Return a file's other sums, a sentence where it cannot be read, None where it is gone."""
+    with _lock:
+        known = _files.get(path)
+        if known is not None and known[0] == version:
+            _files.move_to_end(path)
+            return known[1]
+    try:
+        statistics = locked_file.known(path) or load_statistics(path)
+    except FileNotFoundError:
+        return None
+    except (StatisticsError, OSError) as error:
+        found = locked_file.unreadable(path, error)
+        logging.warning("HSWQ: %s", found)
+    else:
+        found = Statistics({n: _bare(layer) for n, layer in statistics.items()}, statistics.meta)
+    with _lock:
+        _files[path] = version, found
+        while len(_files) > _FILES_IN_MEMORY:
+            _files.popitem(last=False)
+    return found
+
+
+@functools.cache
+def _nothing() -> torch.Tensor:
+    return torch.empty(0, dtype=torch.float64)
+
+
+def _bare(layer: LayerStatistics) -> LayerStatistics:
+    return dataclasses.replace(layer, importance_sum=_nothing())
+
+
+def _path(its_id: str) -> Path:
+    return statistics_folder() / "plans" / f"{its_id}.heads"
+
+
+def _keep(path: Path, heads: Heads) -> None:
+    """Write what is known; where that fails, the files are read again after the next start."""
+    models = [
+        {
+            "fingerprint": head.fingerprint,
+            "sessions": {one.path.name: dict(one.about.meta) for one in head.sessions},
+            "meta": dict(head.total.meta),
+            "layers": {name: _numbers(layer) for name, layer in head.total.items()},
+        }
+        for head in heads.models
+    ]
+    content = {"format": _FORMAT, "versions": heads.versions, "models": models}
+    try:
+        kept_json.write(path, content)
+    except (OSError, ValueError) as error:
+        logging.debug("HSWQ: heads are not kept: %s", error)
+
+
+def _kept(path: Path) -> Heads | None:
+    """Read what `_keep` has written; None where there is nothing, or something else."""
+    try:
+        content = kept_json.read(path)
+        if content["format"] != _FORMAT:
+            return None
+        versions = {name: tuple(version) for name, version in content["versions"].items()}
+        models = [_model(one, versions) for one in content["models"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return Heads(versions, tuple(models))
+
+
+def _model(one: Mapping, versions: Mapping[str, Version]) -> Head:
+    folder = statistics_folder()
+    sessions = [
+        Session(folder / name, versions[name][1], Statistics(meta=meta))
+        for name, meta in one["sessions"].items()
+    ]
+    layers = {name: _layer(*numbers) for name, numbers in one["layers"].items()}
+    return Head(one["fingerprint"], tuple(sessions), Statistics(layers, one["meta"]))
+
+
+def _numbers(layer: LayerStatistics) -> tuple:
+    sums = layer.output_sum, layer.output_square_sum, layer.output_calls
+    return *sums, layer.input_calls, layer.input_amax
+
+
+def _layer(
+    total: float, squares: float, calls: int, input_calls: int, amax: float | None
+) -> LayerStatistics:
+    return LayerStatistics(total, squares, calls, _nothing(), input_calls, amax)

@@ -1,0 +1,89 @@
+"""Adding a sampling's sums without making it wait for a lock that another process keeps."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import secrets
+from collections.abc import Collection, Mapping
+
+from ...calibration import Sketch, Statistics, StatisticsError
+from . import locked_file, waiting
+from .sketches import write_held
+from .statistics import add_statistics, statistics_path, sum_of
+from .totals import RECORDING
+from .waiting import New
+
+LAST_PATIENCE = 1.0
+"""Seconds for a lock when ComfyUI ends."""
+
+
+def add_soon(
+    delta: Statistics,
+    fingerprint: str | None,
+    session: str,
+    model_name: str,
+    order: Collection[str] = (),
+    sketches: Mapping[str, Sketch] | None = None,
+) -> Statistics:
+    """Add new sums as `add_statistics` does, and return what the file will hold.
+
+    Where another process keeps the file locked, they wait in memory until the next sampling, of
+    whatever model, or until ComfyUI ends.
+
+    Raises:
+        OSError, ValueError: as of `add_statistics`, but for a lock.
+    """
+    new = New(Statistics(delta, {RECORDING: secrets.token_hex(8), **delta.meta}),
+              fingerprint, session, model_name, order, sketches)  # fmt: skip
+    for file in waiting.files():
+        if file != new.file:
+            _try_again(file, patience=0)
+    before = waiting.take(new.file)
+    if before is not None:
+        new = new.after(before)
+    try:
+        return add_statistics(*new, patience=locked_file.SHORTLY)
+    except locked_file.FileLockedError as error:
+        logging.warning("HSWQ: what was recorded waits in memory: %s", error)
+        return sum_of(_now_in_file(new), waiting.hold(new))
+
+
+@atexit.register
+def write_last() -> None:
+    """Write all that waits in memory: sums first, as sketches lie beside the file of theirs."""
+    add_waiting()
+    write_held(patience=LAST_PATIENCE)
+
+
+def add_waiting() -> None:
+    """Add the sums that still wait; those of files that are locked even now are lost."""
+    for file in waiting.files():
+        _try_again(file, LAST_PATIENCE)
+    for file in waiting.files():
+        _report_lost(waiting.take(file), "another process keeps its file locked")
+
+
+def _try_again(file: tuple[str | None, str], patience: float) -> None:
+    new = waiting.take(file)
+    if new is None:
+        return
+    try:
+        add_statistics(*new, patience=patience)
+    except locked_file.FileLockedError:
+        waiting.hold(new)
+    except (OSError, ValueError) as error:
+        _report_lost(new, error)
+
+
+def _report_lost(new: New, reason: object) -> None:
+    images, name = new.delta.samples, new.model_name
+    logging.warning("HSWQ: %d images recorded of %s are lost: %s", images, name, reason)
+
+
+def _now_in_file(new: New) -> Statistics | None:
+    """Return what a file holds that another process has locked, None where that is unknown."""
+    try:
+        return locked_file.read(statistics_path(new.fingerprint, new.session, new.model_name))
+    except (OSError, StatisticsError):
+        return None
