@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -91,10 +93,15 @@ class ModelFile:
             with torch.inference_mode(False):
                 tensors, metadata = comfy.utils.load_torch_file(self.path, return_metadata=True)
             return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, metadata
-        except OSError:
+        except MemoryError:
             raise
         except Exception as error:  # the unpickler raises of every kind on damaged files
-            reason = str(error).split("\n", 1)[0]
+            if (
+                isinstance(error, OSError) and error.errno != errno.EINVAL
+            ):  # of an archive cut short
+                raise
+            logging.info("HSWQ: %s cannot be read: %s", self.name, error)  # torch's own advice
+            reason = "it is damaged, or holds more than tensors; the log says more"
             raise ModelFileError(f"{self.name} cannot be read: {reason}") from error
 
     @functools.cached_property

@@ -104,8 +104,7 @@ def export(
     """Write a 16-bit model file with its diffusion model in FP8, as the loader quantizes it.
 
     Memory for one tensor is enough. An error or an interrupt leaves `target` as it was. Where the
-    same export is there already, by the digest of all its bytes, nothing is written unless
-    `overwrite` is set.
+    same export is there already, byte by byte, nothing is written unless `overwrite` is set.
 
     Args:
         path: of a checkpoint or a diffusion model.

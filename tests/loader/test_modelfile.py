@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import logging
 import os
 import random
 import struct
@@ -170,6 +171,23 @@ class TestIsStoredQuantized:
         assert list(file.own) == list(file.tensors) == ["0.weight"]
         with pytest.raises(ModelFileError, match=r"model\.ckpt cannot be read"):
             assert ModelFile(path).is_quantized
+
+
+class TestWhatIsSaid:
+    @pytest.mark.parametrize("how", ["code", "cut short", "no archive", "empty"])
+    def test_of_a_ckpt_is_ours_and_torchs_goes_to_the_log(self, tmp_path, caplog, how):
+        path = tmp_path / "model.ckpt"
+        torch.save({"0.weight": torch.ones(64, 64), "by": Path("x") if how == "code" else 1}, path)
+        whole = path.read_bytes()
+        changed = {"cut short": whole[:-300], "no archive": b"damaged", "empty": b""}
+        path.write_bytes(changed.get(how, whole))
+        caplog.set_level(logging.INFO)
+        with pytest.raises(ModelFileError) as raised:
+            ModelFile(path).tensors  # noqa: B018
+        reason = "it is damaged, or holds more than tensors; the log says more"
+        assert str(raised.value) == f"model.ckpt cannot be read: {reason}"
+        began = str(raised.value.__cause__)[:40]  # the terminal's colours are left out
+        assert f"model.ckpt cannot be read: {began}" in caplog.text
 
 
 class TestFingerprint:
