@@ -59,12 +59,9 @@ def _write(path: Path, total: Statistics) -> None:
     locked_file.write(total, path)
 
 
-def kept_sketches(fingerprint: str, total: Statistics) -> sketch_file.SketchFile | None:
-    """Return the sketches kept with the total's last milestone; None where there were none."""
-    if not milestone(total):
-        return None
-    kept = at_milestone(fingerprint, total)
-    return sketch_file.open_beside(_path(fingerprint), kept, recordings(kept), kept.samples)
+def kept_sketches(kept: Statistics) -> sketch_file.SketchFile | None:
+    """Return the sketches that were kept with a milestone; None where there were none."""
+    return sketch_file.open_beside(_path(kept.fingerprint), kept, recordings(kept), kept.samples)
 
 
 def kept_of(fingerprint: str, total: Statistics) -> Statistics | None:

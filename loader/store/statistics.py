@@ -60,8 +60,8 @@ def quantizing_statistics(fingerprint: str, patience: float | None = None) -> St
 
 def quantizing_sketches(fingerprint: str) -> sketch_file.SketchFile | None:
     """Return the sketches that belong to `quantizing_statistics`, None where there were none."""
-    total = statistics_of(fingerprint)
-    return None if total is None else milestones.kept_sketches(fingerprint, total)
+    kept = quantizing_statistics(fingerprint)
+    return None if kept is None or not milestone(kept) else milestones.kept_sketches(kept)
 
 
 def state() -> tuple[int, int]:
