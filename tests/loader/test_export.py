@@ -124,6 +124,7 @@ class TestFile:
             "hswq.source": "mine.safetensors", "hswq.source_fingerprint": fingerprint(path),
             "hswq.statistics": "auto", "hswq.samples": str(SAMPLES), "hswq.dtype": "F16",
             "hswq.readers": "ComfyUI's own loaders, and HSWQ's",
+            "hswq.also_keep": "", "hswq.rounding": "nearest",
         }  # fmt: skip
 
     def test_searches_the_loaders_plan_and_keeps_it(self, checkpoint, statistics, plans):
