@@ -1,5 +1,5 @@
 // What ComfyUI's settings dialog offers. ComfyUI keeps the values; loader/host/settings.py reads
-// them, with the same defaults, where each sampling starts.
+// them, with the same defaults, when they are needed.
 
 import { change } from "./panel/state.mjs";
 
@@ -15,6 +15,14 @@ const setting = (id, name, type, defaultValue, tooltip, more) => ({
 
 /** The settings, the last one shown first. */
 export const SETTINGS = [
+  setting(
+    "RefinedGB",
+    "Quantized models on disk (GiB)",
+    "number",
+    20,
+    "Kept in models/hswq/refined, so that a model loads faster. Those not used for longest go first; 0 keeps none.",
+    { category: ["HSWQ", "Loading", "RefinedGB"], attrs: { min: 0, max: 4096, step: 1 } },
+  ),
   setting(
     "Budget",
     "Budget (% of a step)",

@@ -1,4 +1,4 @@
-"""The settings of recording, as ComfyUI's own settings dialog keeps them."""
+"""The settings of recording and of the cache, as ComfyUI's own settings dialog keeps them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 import folder_paths
 
 RECORD, TARGET, BUDGET = "HSWQ.Record", "HSWQ.Target", "HSWQ.Budget"
+REFINED = "HSWQ.RefinedGB"
 """Their ids; web/settings.mjs has the same."""
 
-_RANGES = {TARGET: (32, 4096), BUDGET: (0.1, 100)}
+_RANGES = {TARGET: (32, 4096), BUDGET: (0.1, 100), REFINED: (0, 4096)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Settings:
         record: whether samplings are recorded in the background.
         target: samples at which that ends; the original recommends 256.
         budget: percent that a step may take longer for it.
+        refined_gb: GiB of quantized models that are kept on disk, 0 for none.
     """
 
     record: bool = True
     target: int = 256
     budget: float = 2.0
+    refined_gb: float = 20.0
 
 
 class SettingsFile:
@@ -71,6 +74,7 @@ def parse(values: object) -> Settings:
         (RECORD, "record", (bool,)),
         (TARGET, "target", (int, float)),
         (BUDGET, "budget", (int, float)),
+        (REFINED, "refined_gb", (int, float)),
     ):
         value = values.get(key)
         if value is None:

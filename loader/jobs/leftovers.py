@@ -11,6 +11,7 @@ import folder_paths
 
 from ...calibration import sweep
 from ..host.folders import statistics_folder
+from ..store.refined import refined_folder
 from .model_files import FOLDERS
 
 
@@ -24,6 +25,7 @@ def sweep_folders() -> None:
 def _folders() -> Iterator[Path]:
     yield statistics_folder()
     yield statistics_folder() / "plans"
+    yield refined_folder()
     for name in FOLDERS:
         for folder, _, _ in os.walk(os.path.join(folder_paths.get_output_directory(), name)):
             yield Path(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...calibration import LayerStatistics, Sketch, Statistics, StatisticsError
 from ..host.events import changed
 from ..host.folders import statistics_folder
-from . import heads, locked_file, milestones, sketch_file, waiting
+from . import heads, locked_file, milestones, refined, sketch_file, waiting
 from .paths import statistics_files, statistics_path
 from .readiness import milestone, target
 from .sketches import hold_sketches, replace_sketches
@@ -174,6 +174,8 @@ def _of_model(statistics: Statistics, order: Collection[str]) -> dict[str, Layer
 def remove_statistics(fingerprint: str, session: str | None = None) -> int:
     """Remove what was recorded of a model, in one session or in all; return how many files.
 
+    What was refined by it goes too.
+
     Each under its lock, so that what another process is about to add begins a new file. Locks stay:
     without them, who waits for one would not lock out who comes later. One that cannot be removed
     keeps none of the others.
@@ -190,6 +192,7 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
             except OSError as error:
                 failed.append(error)
     changed()
+    refined.forget(fingerprint)
     heads.forget(fingerprint)
     milestones.forget(fingerprint)
     if failed:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
-from harness.inprocess import parts, weight
-from hswq.calibration import Statistics, monitored_layers
+from harness.inprocess import parts
+from hswq.calibration import monitored_layers
 from torch import Tensor
 
 
@@ -44,24 +44,14 @@ def layer_errors(
     return {name: math.sqrt(error / power) for name, (error, power) in sums.items()}
 
 
-def weighted_error(reference: ModelPatcher, patcher: ModelPatcher, measured: Statistics) -> float:
-    """Return the mean over all layers of HSWQ's weighted MSE, relative to the weighted square.
-
-    Of the weights themselves instead of their histogram: importance of input channels times the
-    square of what quantization changes. Layers in 16 bit count as 0.
-    """
-    errors, device = [], comfy.model_management.get_torch_device()
-    for name, layer in measured.items():
-        expected, found = (weight(one, name).to(device).double() for one in (reference, patcher))
-        importance = layer.importance.to(device).reshape(1, -1, *[1] * (expected.ndim - 2))
-        error, power = (
-            (importance * one.square()).sum().item() for one in (found - expected, expected)
-        )
-        errors.append(error / power)
-    return sum(errors) / len(errors)
-
-
 def unet_bytes(patcher: ModelPatcher) -> int:
     """Return what the diffusion model's weights take, scales and all."""
     parameters = patcher.model.diffusion_model.parameters()
     return sum(part.nbytes for parameter in parameters for part in parts(parameter))
+
+
+def share_kept(reference: ModelPatcher, kept: Collection[str]) -> float:
+    """Return what kept layers add to the bytes of all layers in FP8, as a share of those."""
+    layers = monitored_layers(reference.model.diffusion_model)
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    return sum(sizes[name] for name in kept) / sum(sizes.values())

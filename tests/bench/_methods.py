@@ -1,110 +1,133 @@
-"""Ways to round a model's weights, each in several draws of its rounding's chance."""
+"""Ways to quantize a checkpoint, each loaded as the loader node loads it, in several draws."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import NamedTuple
 
+import comfy.sd
 import torch
-from hswq.calibration import Statistics, monitored_layers
-from hswq.quant import (
-    BySensitivity,
-    Reason,
-    dequantize,
-    optimal_amax,
-    output_error,
-    quantize,
-    quantize_compensated,
-)
+from comfy.model_patcher import ModelPatcher
+from hswq.calibration import monitored_layers
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.files.model_file import ModelFile
+from hswq.loader.jobs import choice
+from hswq.loader.jobs.also_keep import ENDS, also_kept
+from hswq.quant import BySensitivity, KnownPlan, LayerPlan, Plan, QuantizeSettings
 
 JITTER = 0.02  # of amax, up and down: it changes which way every weight is rounded
-ENDS = ("input_blocks.0.0", "out.2")
 
 
 class Method(NamedTuple):
-    """A way to round.
+    """A way to quantize, with the words of the loader node's inputs.
 
     Attributes:
-        amax: "search" for HSWQ's, "largest" for the largest weight's, None for a plain cast.
-        keep_ratio: share of the layers in 16 bit, by HSWQ's sensitivity.
-        ends: whether the first and last projection are in 16 bit as well.
-        compensated: whether rounding is compensated from sketches.
+        keep_ratio: share of the layers in 16 bit.
+        also_keep: names further ones.
+        compensated: rounding is compensated; else to the nearest.
+        largest: amax is each layer's largest weight, instead of what HSWQ searches.
     """
 
-    amax: str | None = "search"
     keep_ratio: float = 0.0
-    ends: bool = False
+    also_keep: str = ""
     compensated: bool = False
+    largest: bool = False
+
+    @property
+    def is_16_bit(self) -> bool:
+        """Whether no layer is quantized, so that there is nothing to draw."""
+        return self.keep_ratio == 1
 
 
-METHODS = {
-    "cast": Method(amax=None),
-    "absmax": Method("largest"),
-    "absmax, ends kept": Method("largest", ends=True),
-    "HSWQ V2, keep 0": Method(),
-    "HSWQ V2, keep 0.25": Method(keep_ratio=0.25),
-    "HSWQ V2, ends kept": Method(ends=True),
-    "compensated, keep 0": Method(compensated=True),
-    "compensated, ends kept": Method(ends=True, compensated=True),
-    "compensated, keep 0.25 and ends": Method(keep_ratio=0.25, ends=True, compensated=True),
+STOCK, DEFAULT, SMALL = "stock FP8 cast", "the loader's default", "keep 0, ends, compensated"
+PUBLISHED = "HSWQ as published, keep 0.25"
+METHODS: dict[str, Method | None] = {
+    "16 bit by our loader": Method(1.0),
+    STOCK: None,
+    "absmax": Method(largest=True),
+    "absmax, ends kept": Method(also_keep=ENDS, largest=True),
+    PUBLISHED: Method(0.25),
+    "HSWQ as published, keep 0": Method(),
+    "keep 0, ends, nearest": Method(also_keep=ENDS),
+    DEFAULT: Method(0.25, ENDS, compensated=True),
+    SMALL: Method(also_keep=ENDS, compensated=True),
 }
+"""None is ComfyUI's own cast, which has no amax to move."""
 
 
-class Rounder:
-    """Puts rounded weights into a 16-bit model, which then samples as fast as ever."""
+class Loader:
+    """Loads a checkpoint by what is recorded of it while `_recording.recorded` runs."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        statistics: Statistics,
-        sketches: Mapping[str, torch.Tensor],
-    ) -> None:
-        """Search every layer's amax once."""
-        self._layers, self._statistics, self._sketches = (
-            monitored_layers(model), statistics, sketches,
-        )  # fmt: skip
-        self._amax = {"search": {}, "largest": {}}
-        for name, layer in self._layers.items():
-            importance = statistics[name].importance
-            self._amax["search"][name] = optimal_amax(layer.weight, importance, scaled=True)
-            self._amax["largest"][name] = layer.weight.abs().max().item()
+    def __init__(self, checkpoint: str, reference: ModelPatcher) -> None:
+        """Take the 16-bit file and its model in 16 bit."""
+        self._file = ModelFile(checkpoint)
+        layers = monitored_layers(reference.model.diffusion_model)
+        self._largest = {name: one.weight.abs().max().item() for name, one in layers.items()}
 
-    def kept(self, method: Method) -> frozenset[str]:
-        """Return the layers that stay in 16 bit."""
-        selection = BySensitivity(method.keep_ratio, frozenset(ENDS if method.ends else ()))
-        reasons = selection.choose(self._statistics).items()
-        return frozenset(name for name, reason in reasons if reason is not Reason.QUANTIZED)
+    def load(self, method: Method | None, draw: int) -> ModelPatcher:
+        """Return the model.
 
-    def bytes_kept(self, method: Method) -> float:
-        """Return what the kept layers add to the FP8 bytes of all, as a share of them."""
-        sizes = {name: layer.weight.numel() for name, layer in self._layers.items()}
-        return sum(sizes[name] for name in self.kept(method)) / sum(sizes.values())
+        Args:
+            method: how to quantize, None for ComfyUI's cast.
+            draw: 0 is what a user gets. In others every amax is moved by up to JITTER.
 
-    @contextlib.contextmanager
-    def rounded(self, method: Method, draw: int) -> Iterator[float]:
-        """Round all weights in a block; give the mean output error that the sketches expect."""
-        numbers, kept, errors, before = random.Random(draw), self.kept(method), [], {}
-        try:
-            for name, layer in self._layers.items():
-                jitter = numbers.uniform(1 - JITTER, 1 + JITTER)
-                if name in kept:
-                    continue
-                before[name] = layer.weight.data.clone()
-                found = self._round(name, method, jitter)
-                errors.append(output_error(layer.weight, *found, self._sketches[name]))
-                layer.weight.data.copy_(dequantize(*found, layer.weight.dtype))
-            yield sum(errors) / len(errors)
-        finally:
-            for name, weight in before.items():
-                self._layers[name].weight.data.copy_(weight)
+        Raises:
+            StatisticsError: too little is recorded.
+        """
+        if method is None:
+            return _stock_cast(self._file.path)
+        chosen = self._choose(method)
+        if not isinstance(chosen.decider, KnownPlan):
+            patcher = self._load(chosen.decider)
+            chosen.keep(patcher.get_attachment(ATTACHMENT))
+            if not draw and not method.largest:
+                return patcher
+            chosen = self._choose(method)
+        plan = chosen.decider.plan
+        if method.largest:
+            plan = _changed(plan, lambda layer: self._largest[layer.name])
+        if draw:
+            plan = _jittered(plan, draw)
+        return self._load(KnownPlan(plan, chosen.decider.sketches))
 
-    def _round(self, name: str, method: Method, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = self._layers[name].weight.detach()
-        if method.amax is None:
-            return quantize(weight, 448.0, scaled=False)
-        amax = self._amax[method.amax][name] * jitter
-        if not method.compensated:
-            return quantize(weight, amax, scaled=True)
-        return quantize_compensated(weight, amax, self._sketches[name], scaled=True)
+    def _load(self, decider) -> ModelPatcher:
+        return load_checkpoint(self._file.path, decider, only_model=True)[0]
+
+    def _choose(self, method: Method) -> choice.Choice:
+        settings = QuantizeSettings(
+            selection=BySensitivity(method.keep_ratio, also_kept(method.also_keep, self._file)),
+            compensated=method.compensated,
+        )
+        path = self._file.path
+        its = fingerprint(path), os.path.basename(path)
+        return choice.choose(choice.AUTO, *its, settings, choice.FAIL)
+
+
+def _stock_cast(checkpoint: str) -> ModelPatcher:
+    """Load as weight_dtype fp8_e4m3fn of ComfyUI's own loader does: all weights, biases, norms."""
+    return comfy.sd.load_checkpoint_guess_config(
+        checkpoint,
+        output_vae=False,
+        output_clip=False,
+        model_options={"dtype": torch.float8_e4m3fn},
+    )[0]
+
+
+def _jittered(plan: Plan, draw: int) -> Plan:
+    numbers = random.Random(draw)
+    return _changed(plan, lambda layer: layer.amax * numbers.uniform(1 - JITTER, 1 + JITTER))
+
+
+def _changed(plan: Plan, amax: Callable[[LayerPlan], float]) -> Plan:
+    """Return a Plan with another amax for each quantized layer."""
+    layers = {
+        name: dataclasses.replace(layer, amax=amax(layer)) if layer.quantized else layer
+        for name, layer in plan.layers.items()
+    }
+    return dataclasses.replace(plan, layers=MappingProxyType(layers))

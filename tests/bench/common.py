@@ -35,7 +35,7 @@ def arguments(description: str, *, trained: bool = False, **extra: dict) -> argp
     parser.add_argument("--dynamic", action="store_true", help="turn Dynamic VRAM on")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     for name, options in extra.items():
-        parser.add_argument(f"--{name}", **options)
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
     chosen = parser.parse_args()
     chosen.device = chosen.device or default_device()
     if start_comfyui(chosen.device, dynamic=chosen.dynamic) != chosen.dynamic:

@@ -19,18 +19,18 @@ chosen = common.arguments(
 
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
-from harness.compositions import check, compose, parts_of  # noqa: E402
+from harness.composed import Parts, check  # noqa: E402
+from harness.compositions import compose  # noqa: E402
 from harness.inprocess import load_16_bit  # noqa: E402
-from harness.recording import recorded  # noqa: E402
 from hswq.loader.engine import loading  # noqa: E402
-from hswq.loader.host.folders import register_folder, statistics_folder  # noqa: E402
+from hswq.loader.host.folders import register_folder  # noqa: E402
 from hswq.loader.recording.recorder import recorder  # noqa: E402
 from toy.checkpoint import make_checkpoint  # noqa: E402
 
 torch.set_num_threads(1)  # the toy's layers are too small to share
 
 
-def prepare(folder: str):
+def prepare(folder: str) -> Parts:
     """Record every layer into a folder; return what compositions are made of."""
     folder_paths.models_dir, folder_paths.user_directory = folder, folder
     settings = Path(folder, "default", "comfy.settings.json")
@@ -48,7 +48,7 @@ def prepare(folder: str):
         for one in (True, False)
     )
     other = load_16_bit(make_checkpoint(Path(folder) / "other.safetensors", seed=1))
-    return parts_of(stock, scaled, compatible, other, recorded, statistics_folder(), checkpoint)
+    return Parts(checkpoint, stock, scaled, compatible, other, measured)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Randomly composed samplings, and what must hold after each of them.
+"""Randomly composed samplings: what one prompt does to a model. `composed.py` checks them.
 
 Import it where ComfyUI is up (tests/loader/conftest.py).
 """
@@ -8,24 +8,30 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
-from pathlib import Path
 
+import comfy.cli_args
 import comfy.hooks
+import comfy.model_management
 import comfy.sd
+import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_merging import ModelMergeSimple
-from hswq.calibration import Statistics, monitored_layers
-from hswq.loader.engine.adopt import ATTACHMENT
-from hswq.quant import dequantize, quantize
+from hswq.loader.nodes.converter import HSWQConverter
 
 from harness.changes import CHANGED, COMPILED, another_as_lora
-from harness.inprocess import Conditioning, conditioning, distance, load, patched, sample, unload
-from harness.inprocess import weight as weight_of
+from harness.inprocess import Conditioning, patched
 from harness.patches import KINDS, patch_file
 
 STOCK, SCALED, COMPATIBLE = "stock", "scaled", "compatible"
-_SPREAD = 2  # of a format's error: by the range that it has, and by rounding at random
+ASKED = {"asked for 16 bit": "load in 16 bit", "asked for FP8": "quantize uniformly"}
+"""Models that the loader node loads for one sampling alone: its `without_statistics`."""
+
+MADE_UP = "made_up.pt"
+"""The statistics file that the converter takes."""
+
+_BESIDE, _MERGE, _CONVERT = "beside", "merge", "convert"
+_SIXTEEN_BIT = (STOCK, next(iter(ASKED)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +39,9 @@ class Composition:
     """What one prompt does.
 
     Attributes:
-        loader: STOCK, SCALED or COMPATIBLE.
+        loader: STOCK, SCALED, COMPATIBLE, or one of ASKED.
+        linked: whether another node gives the loader node the file's name.
+        flag: how ComfyUI was started, one of FLAGS; for ASKED only.
         steps: what is done with the MODEL, in this order: names in `STEPS`.
         hooks: what the conditioning brings: names in `HOOKS`.
         batch, denoising: latent images, and steps of the sampler.
@@ -42,6 +50,8 @@ class Composition:
     """
 
     loader: str
+    linked: bool
+    flag: str | None
     steps: tuple[str, ...]
     hooks: tuple[str, ...]
     batch: int
@@ -52,22 +62,49 @@ class Composition:
     @property
     def is_recorded(self) -> bool:
         """Whether its sampling measures the 16-bit model of the file."""
-        foreign = {"merge", *COMPILED, *CHANGED}
-        return self.loader == STOCK and not foreign & {*self.steps} and "model" not in self.hooks
+        foreign = {_MERGE, _CONVERT, *COMPILED, *CHANGED}
+        own = not foreign & {*self.steps} and "model" not in self.hooks
+        return own and self.loader in _SIXTEEN_BIT
 
     @property
     def keeps_layers(self) -> bool:
         """Whether the network's layers are where they were."""
         return not {*COMPILED, *CHANGED} & {*self.steps}
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether weights in 16 bit are computed as the stock model's are, to the bit."""
+        return self.loader not in ASKED and _CONVERT not in self.steps
+
+    @property
+    def refused(self) -> str | None:
+        """What the converter says where it cannot take its input, None where it can."""
+        if _CONVERT not in self.steps:
+            return None
+        if {_BESIDE, *COMPILED, *CHANGED} & {*self.steps[: self.steps.index(_CONVERT)]}:
+            return "works on the 16-bit model alone"
+        return None if self.loader in _SIXTEEN_BIT else "is quantized already"
+
+    @property
+    def in_16_bit(self) -> Composition:
+        """The same with the stock loader and without the converter."""
+        steps = tuple(step for step in self.steps if step != _CONVERT)
+        return dataclasses.replace(self, loader=STOCK, steps=steps, flag=None)
+
 
 def compose(seed: int) -> Composition:
     """Return the composition of a seed."""
     chance = random.Random(seed)
-    names = list(STEPS)
+    others = [step for step in STEPS if step != _CONVERT]
+    steps = chance.sample(others, chance.choice([0, 1, 1, 2, 3]))
+    if chance.random() < 0.2:
+        steps.insert(chance.randint(0, len(steps)), _CONVERT)
+    loader = chance.choice([STOCK, STOCK, SCALED, COMPATIBLE, *ASKED])
     return Composition(
-        loader=chance.choice([STOCK, STOCK, SCALED, COMPATIBLE]),
-        steps=tuple(chance.sample(names, chance.choice([0, 1, 1, 2, 3]))),
+        loader=loader,
+        linked=chance.random() < 0.5,
+        flag=chance.choice([None, *FLAGS]) if loader in ASKED else None,
+        steps=tuple(steps),
         hooks=tuple(chance.sample(list(HOOKS), chance.choice([0, 0, 1]))),
         batch=chance.choice([1, 1, 2]),
         denoising=chance.choice([1, 2]),
@@ -88,6 +125,13 @@ def _merge(one: ModelPatcher, other: ModelPatcher) -> ModelPatcher:
     return ModelMergeSimple().merge(one, other, 0.6)[0]
 
 
+def _convert(one: ModelPatcher, _: ModelPatcher) -> ModelPatcher:
+    node = HSWQConverter.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
+    rough = {"bins": 256, "candidates": 20, "refinements": 1}
+    asked = {"statistics": MADE_UP, "mode": SCALED, "keep_ratio": 0.25}
+    return node.execute(model=one, **asked, **rough).result[0]
+
+
 def _change(change: Callable[[ModelPatcher], None]) -> Callable:
     def made(one: ModelPatcher, _: ModelPatcher) -> ModelPatcher:
         clone = one.clone()
@@ -99,8 +143,9 @@ def _change(change: Callable[[ModelPatcher], None]) -> Callable:
 
 STEPS: dict[str, Callable[[ModelPatcher, ModelPatcher], ModelPatcher]] = {
     **{kind: _lora(kind) for kind in KINDS},
-    "beside": _beside,
-    "merge": _merge,
+    _BESIDE: _beside,
+    _MERGE: _merge,
+    _CONVERT: _convert,
     **{name: _change(change) for name, change in {**COMPILED, **CHANGED}.items()},
 }
 
@@ -116,106 +161,26 @@ HOOKS: dict[str, Callable[[Conditioning, ModelPatcher], Conditioning]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What compositions are made of.
+def _argument(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setattr(comfy.cli_args.args, name, True)
 
-    Attributes:
-        loaded: the model by each loader.
-        other: another one, in 16 bit.
-        recorded: returns what was recorded of the model's file.
-        forget: removes that.
+
+def _built_in_place(patch: pytest.MonkeyPatch) -> None:
+    """Let ComfyUI build and load models where they sample, as with --highvram on a GPU.
+
+    A CPU with a number is another device than the host, of which ComfyUI has no number.
     """
-
-    loaded: dict[str, ModelPatcher]
-    other: ModelPatcher
-    recorded: Callable[[], Statistics | None]
-    forget: Callable[[], object]
+    device = comfy.model_management.get_torch_device()
+    place = torch.device("cpu", 0) if device.type == "cpu" else device
+    patch.setattr(comfy.model_management, "unet_inital_load_device", lambda *_: place)
 
 
-def check(composition: Composition, parts: Parts) -> None:
-    """Sample as composed and then with the plain model; see that all is right.
-
-    Raises:
-        AssertionError: a weight is wrong, or what was recorded is.
-    """
-    parts.forget()
-    plain = parts.loaded[STOCK].clone()
-    names = list(monitored_layers(parts.loaded[SCALED].model.diffusion_model))
-    runs = [(1, 1)] if composition.before else []
-    if composition.before:
-        sample(plain)
-    model = _made(composition, parts, composition.loader)
-    with torch.compiler.set_stance("force_eager"):
-        if composition.unloads:
-            unload()
-        latent = _sampled(composition, model, parts)
-    assert latent.isfinite().all(), "the latent is not finite"
-    runs += [(composition.batch, composition.denoising)] if composition.is_recorded else []
-    assert_recorded(parts.recorded(), names, runs)
-    if composition.loader != STOCK and composition.keeps_layers:
-        assert_weights(model, _made(composition, parts, STOCK))
-    sample(plain)
-    assert_recorded(parts.recorded(), names, [*runs, (1, 1)])
-
-
-def _made(composition: Composition, parts: Parts, loader: str) -> ModelPatcher:
-    model = parts.loaded[loader].clone()
-    for step in composition.steps:
-        model = STEPS[step](model, parts.other)
-    return model
-
-
-def _sampled(composition: Composition, model: ModelPatcher, parts: Parts) -> torch.Tensor:
-    prompt = conditioning(1)
-    for hook in composition.hooks:
-        prompt = HOOKS[hook](prompt, parts.other)
-    return sample(model, prompt, batch=composition.batch, steps=composition.denoising)
-
-
-def assert_recorded(
-    found: Statistics | None, names: list[str], runs: list[tuple[int, int]]
-) -> None:
-    """Check that exactly these samplings, of so many images and steps, were recorded."""
-    if not runs:
-        assert found is None, f"{found} were recorded of what is not the model"
-        return
-    assert found is not None, "nothing was recorded"
-    assert list(found) == names, "the layers are not the model's"
-    assert found.samples == sum(images for images, _ in runs)
-    assert {layer.calls for layer in found.values()} == {sum(steps for _, steps in runs)}
-
-
-def assert_weights(model: ModelPatcher, expected: ModelPatcher) -> None:
-    """Check every weight: a kept one is equal, a quantized one as near as its format can be."""
-    plan = model.get_attachment(ATTACHMENT)
-    load(model)
-    found = {name: weight_of(model, name) for name in plan.layers}
-    load(expected)
-    for name, layer in plan.layers.items():
-        right = weight_of(expected, name)
-        if not layer.quantized:
-            assert found[name].equal(right), f"{name} is kept, and differs"
-            continue
-        nearest = dequantize(*quantize(right, right.abs().amax(), scaled=plan.scaled), right.dtype)
-        off, limit = distance(found[name], right), _SPREAD * distance(nearest, right)
-        assert off <= limit, f"{name} is off by {off:.3f}, its format by {limit / _SPREAD:.3f}"
-
-
-def parts_of(
-    stock: ModelPatcher,
-    scaled: ModelPatcher,
-    compatible: ModelPatcher,
-    other: ModelPatcher,
-    recorded: Callable[[Path], Statistics | None],
-    folder: Path,
-    checkpoint: Path,
-) -> Parts:
-    """Return the parts, whose statistics are in a folder of their own."""
-
-    def forget() -> None:
-        for path in folder.glob("*.pt"):
-            path.unlink()
-
-    loaded = {STOCK: stock, SCALED: scaled, COMPATIBLE: compatible}
-    return Parts(loaded, other, lambda: recorded(checkpoint), forget)
+FLAGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    **{
+        name: _argument(name)
+        for name in (
+            "fp8_e4m3fn_unet", "fp8_e5m2_unet", "fp8_e8m0fnu_unet", "fp16_unet", "bf16_unet",
+        )
+    },
+    "highvram": _built_in_place,
+}  # fmt: skip

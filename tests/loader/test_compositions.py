@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from harness.compositions import check, compose, parts_of
+from harness.composed import Parts, check
+from harness.compositions import compose
 from harness.inprocess import load_16_bit
-from harness.recording import recorded
 from hswq.loader.engine import loading
 from toy.checkpoint import make_checkpoint
 
@@ -24,10 +24,9 @@ def compatible(checkpoint, planner):
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_composition(seed, models, other, compatible, checkpoint, recorder, choose, folder, legacy):
+def test_composition(
+    seed, models, other, compatible, checkpoint, statistics, recorder, choose, folder, legacy
+):
     choose(Budget=100)
-    stock, scaled = models
-    check(
-        compose(seed),
-        parts_of(stock, scaled, compatible.clone(), other, recorded, folder, checkpoint),
-    )
+    parts = Parts(checkpoint, *models, compatible.clone(), other, statistics)
+    check(compose(seed), parts)

@@ -222,7 +222,8 @@ class TestLeftovers:
     def test_anywhere_go_at_the_start(self, folders):
         output = folders / "output"
         places = [output / "checkpoints", output / "diffusion_models" / "deep" / "er",
-                  folders / "models" / "hswq", folders / "models" / "hswq" / "plans"]  # fmt: skip
+                  folders / "models" / "hswq", folders / "models" / "hswq" / "plans",
+                  folders / "models" / "hswq" / "refined"]  # fmt: skip
         found = [self.left(place) for place in places]
         others = self.left(output / "theirs")
         sweep_folders()

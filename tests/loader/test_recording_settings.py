@@ -1,4 +1,4 @@
-"""Settings of recording, in ComfyUI's own file."""
+"""The settings, in ComfyUI's own file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from pathlib import Path
 
 import pytest
 from bench.common import ROOT
-from hswq.loader.host.settings import BUDGET, RECORD, TARGET, Settings, SettingsFile, parse
+from hswq.loader.host.settings import (
+    BUDGET,
+    RECORD,
+    REFINED,
+    TARGET,
+    Settings,
+    SettingsFile,
+    parse,
+)
 
 
 class TestParse:
     def test_nothing_chosen(self):
-        assert parse({"Comfy.Other": 1}) == Settings(True, 256, 2.0)
+        assert parse({"Comfy.Other": 1}) == Settings(True, 256, 2.0, 20.0)
 
     def test_chosen(self):
-        chosen = {RECORD: False, TARGET: 64, BUDGET: 0.5}
-        assert parse(chosen) == Settings(False, 64, 0.5)
+        chosen = {RECORD: False, TARGET: 64, BUDGET: 0.5, REFINED: 0}
+        assert parse(chosen) == Settings(False, 64, 0.5, 0)
 
-    @pytest.mark.parametrize("key", [RECORD, TARGET, BUDGET])
+    @pytest.mark.parametrize("key", [RECORD, TARGET, BUDGET, REFINED])
     @pytest.mark.parametrize("value", ["yes", [], {}, -1, 1e9, float("nan")])
     def test_the_default_for_what_is_none(self, key, value, caplog):
         assert parse({key: value}) == Settings()
@@ -57,8 +65,8 @@ class TestSettingsFile:
 
 
 def test_the_dialog_has_the_same():
-    script = (ROOT / "web" / "hswq.js").read_text("utf-8")
-    entries = re.findall(r'setting\("(\w+)", "[^"]*", "\w+", (.*?),', script)
+    script = (ROOT / "web" / "settings.mjs").read_text("utf-8")
+    entries = re.findall(r'setting\(\s*"(\w+)",\s*"[^"]*",\s*"\w+",\s*(.*?),', script)
     defaults = {f"HSWQ.{key}": json.loads(value) for key, value in entries}
     assert parse(defaults) == Settings()
-    assert set(defaults) == {RECORD, TARGET, BUDGET}
+    assert set(defaults) == {RECORD, TARGET, BUDGET, REFINED}

@@ -1,0 +1,166 @@
+"""Quantized models on disk, so that the next load reads half the bytes and rounds nothing again.
+
+A file holds the FP8 layers of one model, as an export does; the rest is read from the checkpoint.
+It is a cache: what is damaged counts as none, and what was not used for longest goes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from ...calibration import atomic_file
+from ..files.tensor_file import TensorFile, lay_out
+from ..host import settings
+from ..host.folders import statistics_folder
+from .paths import SHORT
+from .refined_file import DATA, SCALE, SUMS, RefinedModel, checksum, facts_of
+
+_SUFFIX = ".safetensors"
+
+
+def refined_folder() -> Path:
+    """Return where the files lie."""
+    return statistics_folder() / "refined"
+
+
+def find(key: str) -> RefinedModel | None:
+    """Open what was kept under a key, None where there is nothing or the user wants none.
+
+    A file that is damaged or of another key is reported in the log, and counts as none.
+
+    Args:
+        key: the first 16 digits of the model's fingerprint, a dot, and hex digits that change with
+            all that the bytes depend on.
+    """
+    if not _limit():
+        return None
+    path = _path(key)
+    try:
+        found = RefinedModel(path, key)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).split("\n", 1)[0]
+        logging.warning("HSWQ: the refined model %s is made anew: %s", path.name, reason)
+        return None
+    _open[id(found)] = found
+    with contextlib.suppress(OSError):  # of a folder that cannot be written
+        os.utime(path)
+    return found
+
+
+_open: weakref.WeakValueDictionary[int, RefinedModel] = weakref.WeakValueDictionary()
+
+
+def keep(
+    key: str,
+    layers: Iterable[tuple[str, torch.Tensor, torch.Tensor]],
+    sizes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Keep a quantized model's layers for the next load, one in memory at a time.
+
+    Files that were not used for longest make room for it. Where it is larger than the user allows,
+    or cannot be written, the log says so and nothing is kept. The disk is waited for.
+
+    Args:
+        key: as of `find`.
+        layers: name, float8_e4m3fn weight and FP32 scalar weight_scale of every quantized layer,
+            in any order and on any device.
+        sizes: the weights' shapes by layer name.
+
+    Raises:
+        ValueError: the layers are not those of `sizes`; nothing is kept.
+    """
+    path, limit = _path(key), _limit()
+    layout = lay_out(*facts_of(key, sizes))
+    try:
+        fits = layout.size <= limit
+        if _make_room(limit - layout.size if fits else limit, path) and fits:
+            _write(path, layout, layers, sizes)
+        elif limit:
+            logging.info(
+                "HSWQ: a refined model of %.1f GiB is not kept: the setting allows %.1f GiB in all",
+                layout.size / (1 << 30), limit / (1 << 30),
+            )  # fmt: skip
+    except OSError as error:
+        logging.warning("HSWQ: the refined model is not kept: %s", error.strerror or error)
+
+
+def forget(fingerprint: str) -> None:
+    """Remove all that is kept of a model; what another process holds open stays on Windows."""
+    for path in refined_folder().glob(f"{fingerprint[:SHORT]}.*{_SUFFIX}"):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logging.warning("HSWQ: %s cannot be removed: %s", path.name, error.strerror)
+
+
+def _write(
+    path: Path,
+    layout: TensorFile,
+    layers: Iterable[tuple[str, torch.Tensor, torch.Tensor]],
+    sizes: Mapping[str, tuple[int, ...]],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < layout.size:
+        raise OSError(f"the disk has less than {layout.size / (1 << 30):.1f} GiB left")
+    sums: dict[str, int] = {}
+    with atomic_file(path) as file:
+        layout.begin(file)
+        for name, data, scale in layers:
+            if name in sums or name not in sizes:
+                raise ValueError(f"layer {name!r} comes twice, or is none of the model's")
+            parts = data.cpu(), scale.cpu()
+            sums[name] = checksum(*parts)
+            layout.write(file, name + DATA, parts[0])
+            layout.write(file, name + SCALE, parts[1])
+        if len(sums) < len(sizes):
+            raise ValueError(f"{len(sizes) - len(sums)} of the model's layers are missing")
+        layout.write(file, SUMS, torch.tensor([sums[name] for name in sorted(sums)]))
+
+
+def _make_room(size: int, but: Path) -> bool:
+    """Remove the files used longest ago until the rest have at most `size` bytes.
+
+    Those that are open stay, and `but`, which is about to be replaced.
+
+    Returns:
+        Whether they have no more.
+    """
+    in_use = {found.path for found in list(_open.values()) if found.is_open}
+    files = [(when, count, path) for when, count, path in _files() if path != but]
+    total = sum(count for _, count, _ in files)
+    for _, count, path in sorted(files):
+        if total <= size:
+            break
+        if path not in in_use:
+            with contextlib.suppress(OSError):  # another process has it open, on Windows
+                path.unlink(missing_ok=True)
+                total -= count
+    return total <= size
+
+
+def _files() -> Iterator[tuple[int, int, Path]]:
+    """Give each file's last use (ns), size in bytes and path."""
+    for path in refined_folder().glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            status = path.stat()
+            yield status.st_mtime_ns, status.st_size, path
+
+
+def _limit() -> int:
+    """Return the bytes that the user allows."""
+    return int(settings.current().refined_gb * (1 << 30))
+
+
+def _path(key: str) -> Path:
+    return refined_folder() / f"{key}{_SUFFIX}"

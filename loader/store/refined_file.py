@@ -1,0 +1,117 @@
+"""The file of a quantized model: what is in it, and reading it layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from ..files.safetensors import read_header
+
+FORMAT = "hswq_refined_v1"
+DATA, SCALE, SUMS = ".weight", ".weight_scale", "hswq_sums"
+"""What a layer's name is followed by, and the tensor of checksums, in the order of the names."""
+
+_EXPECTED = {DATA: "F8_E4M3", SCALE: "F32"}
+
+
+def facts_of(key: str, sizes: Mapping[str, tuple[int, ...]]) -> tuple[dict, dict[str, str]]:
+    """Return dtype and shape of each tensor of a file, and its metadata.
+
+    Args:
+        key: that the file is kept under.
+        sizes: the weights' shapes by layer name.
+    """
+    tensors: dict[str, tuple] = {SUMS: (torch.int64, (len(sizes),))}
+    for name, shape in sizes.items():
+        tensors[name + DATA] = torch.float8_e4m3fn, tuple(shape)
+        tensors[name + SCALE] = torch.float32, ()
+    return tensors, {"format": FORMAT, "key": key}
+
+
+def checksum(data: torch.Tensor, scale: torch.Tensor) -> int:
+    """Return the sum of a layer's 64-bit words, which takes no longer than reading them.
+
+    It tells what a disk has lost, not what somebody has forged.
+
+    Args:
+        data: float8_e4m3fn, on the CPU.
+        scale: FP32 scalar tensor, on the CPU.
+    """
+    content = data.contiguous().view(-1).view(torch.uint8)
+    if content.storage_offset() % 8:
+        content = content.clone()
+    whole = content.numel() // 8 * 8
+    words, rest = content[:whole].view(torch.int64), content[whole:]
+    total = words.sum() + rest.sum(dtype=torch.int64) + scale.view(torch.int32).to(torch.int64)
+    return total.item()
+
+
+class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
+    """Layer name to float8_e4m3fn weight and FP32 scalar weight_scale, both on the CPU.
+
+    A layer is mapped from the file and checked when it is asked for: `model[name]` raises KeyError
+    where it is damaged, as where there is none. Tensors outlive `close`.
+
+    Attributes:
+        path: of the file.
+        is_open: whether it was not closed yet.
+        is_whole: whether no layer was found damaged so far.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        """Open a file.
+
+        Raises:
+            OSError: it cannot be read; FileNotFoundError: there is none.
+            ValueError, SafetensorError: it is damaged, or of another key.
+        """
+        self.path, self.is_whole = path, True
+        entries = read_header(str(path))
+        sums = entries.pop(SUMS, None)
+        self._names = sorted(name.removesuffix(DATA) for name in entries if name.endswith(DATA))
+        wanted = {name + part: dtype for name in self._names for part, dtype in _EXPECTED.items()}
+        if {name: entry.dtype for name, entry in entries.items()} != wanted:
+            raise ValueError("its tensors are not a quantized model's")
+        if any(entries[name + SCALE].shape for name in self._names):
+            raise ValueError("it has a scale that is not one number")
+        if sums is None or (sums.dtype, sums.shape) != ("I64", (len(self._names),)):
+            raise ValueError("it has no checksum for each layer")
+        self._file = safe_open(path, "pt")
+        if (self._file.metadata() or {}) != {"format": FORMAT, "key": key}:
+            raise ValueError(f"it is no {FORMAT} of its name")
+        self._sums = dict(zip(self._names, self._file.get_tensor(SUMS).tolist(), strict=True))
+
+    def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        expected = self._sums[name]
+        # Read in inference mode they could not become parameters outside of it without a copy.
+        with torch.inference_mode(False):
+            data, scale = (self._file.get_tensor(name + part) for part in (DATA, SCALE))
+        if checksum(data, scale) != expected or not 0 < scale.item() < torch.inf:
+            if self.is_whole:
+                logging.warning("HSWQ: %s is made anew: %s is damaged", self.path.name, name)
+            self.is_whole = False
+            raise KeyError(name)
+        return data, scale
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed yet."""
+        return self._file is not None
+
+    def close(self) -> None:
+        """Let go of the file, and remove it where it was found damaged."""
+        self._file = None
+        if not self.is_whole:
+            with contextlib.suppress(OSError):  # it stays mapped, on Windows
+                self.path.unlink()

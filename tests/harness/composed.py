@@ -1,0 +1,168 @@
+"""What must hold after each randomly composed sampling (see compositions).
+
+Import it where ComfyUI is up (tests/loader/conftest.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from hswq.calibration import Statistics, save_statistics
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.host.folders import statistics_folder
+from hswq.quant import NumberFormat, dequantize
+
+from harness.compositions import (
+    ASKED,
+    COMPATIBLE,
+    FLAGS,
+    HOOKS,
+    MADE_UP,
+    SCALED,
+    STEPS,
+    STOCK,
+    Composition,
+)
+from harness.execution import load_by_prompt
+from harness.inprocess import conditioning, distance, load, sample, unload
+from harness.inprocess import weight as weight_of
+from harness.recording import recorded
+
+_SPREAD = 2  # of a format's error: by the range that it has, and by rounding at random
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What compositions are made of.
+
+    Attributes:
+        checkpoint: the model's file.
+        stock: the model in 16 bit, by the stock loader.
+        scaled, compatible: it in FP8, by ours.
+        other: another model in 16 bit.
+        measured: statistics for the converter.
+    """
+
+    checkpoint: Path
+    stock: ModelPatcher
+    scaled: ModelPatcher
+    compatible: ModelPatcher
+    other: ModelPatcher
+    measured: Statistics
+
+    @property
+    def layers(self) -> list[str]:
+        """The model's own layers, whatever is in its network for the moment."""
+        return list(self.scaled.get_attachment(ATTACHMENT).layers)
+
+    def forget(self) -> None:
+        """Remove what was recorded."""
+        for path in statistics_folder().glob("*.recorded.*"):
+            path.unlink()
+        if not (statistics_folder() / MADE_UP).exists():
+            save_statistics(self.measured, statistics_folder() / MADE_UP)
+
+    def model(self, composition: Composition) -> ModelPatcher:
+        """Load the MODEL and do all steps with it."""
+        loaded = {STOCK: self.stock, SCALED: self.scaled, COMPATIBLE: self.compatible}
+        if composition.loader in ASKED:
+            how = {"without_statistics": ASKED[composition.loader]}
+            model = load_by_prompt(self.checkpoint, linked=composition.linked, **how)
+        else:
+            model = loaded[composition.loader].clone()
+        for step in composition.steps:
+            model = STEPS[step](model, self.other)
+        return model
+
+
+def check(composition: Composition, parts: Parts) -> None:
+    """Sample as composed and then with the plain model; see that all is right.
+
+    Raises:
+        AssertionError: a weight is wrong, or what was recorded is.
+    """
+    parts.forget()
+    plain, runs = parts.stock.clone(), []
+    if composition.before:
+        sample(plain)
+        runs.append((1, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        if composition.flag is not None:
+            FLAGS[composition.flag](patch)
+        if composition.refused is not None:
+            with pytest.raises(ValueError, match=composition.refused):
+                parts.model(composition)
+        else:
+            _sample(composition, parts, runs)
+    sample(plain)
+    assert_recorded(recorded(parts.checkpoint), parts.layers, [*runs, (1, 1)])
+    if not composition.keeps_layers:
+        unload()  # ComfyUI looks up a LoRA's layers in the network as it is at the moment
+
+
+def _sample(composition: Composition, parts: Parts, runs: list[tuple[int, int]]) -> None:
+    """Sample with the MODEL and look at it; add to the runs if it is one to be recorded."""
+    model, prompt = parts.model(composition), conditioning(1)
+    for hook in composition.hooks:
+        prompt = HOOKS[hook](prompt, parts.other)
+    if composition.unloads:
+        unload()
+    with torch.compiler.set_stance("force_eager"):
+        latent = sample(model, prompt, batch=composition.batch, steps=composition.denoising)
+    assert latent.isfinite().all(), "the latent is not finite"
+    if composition.is_recorded:
+        runs.append((composition.batch, composition.denoising))
+    assert_recorded(recorded(parts.checkpoint), parts.layers, runs)
+    if composition.keeps_layers and not (composition.is_exact and composition.loader == STOCK):
+        expected = parts.model(composition.in_16_bit)
+        assert_weights(model, expected, parts.layers, exact=composition.is_exact)
+
+
+def assert_recorded(
+    found: Statistics | None, names: list[str], runs: list[tuple[int, int]]
+) -> None:
+    """Check that exactly these samplings, of so many images and steps, were recorded."""
+    if not runs:
+        assert found is None, f"{found} were recorded of what is not the model"
+        return
+    assert found is not None, "nothing was recorded"
+    assert list(found) == names, "the layers are not the model's"
+    assert found.samples == sum(images for images, _ in runs)
+    assert {layer.calls for layer in found.values()} == {sum(steps for _, steps in runs)}
+
+
+def assert_weights(
+    model: ModelPatcher, expected: ModelPatcher, names: Collection[str], *, exact: bool
+) -> None:
+    """Check every weight: a kept one is equal, a quantized one as near as its format can be.
+
+    Args:
+        model: to look at.
+        expected: the same in 16 bit.
+        names: of the layers.
+        exact: whether kept ones are equal to the bit; else within what the coarser dtype can hold.
+    """
+    plan = model.get_attachment(ATTACHMENT)
+    quantized = {} if plan is None else {*plan.quantized}
+    load(model)
+    found = {name: weight_of(model, name) for name in names}
+    load(expected)
+    coarser = max(torch.finfo(one.model_dtype()).eps for one in (model, expected))
+    for name in names:
+        right = weight_of(expected, name)
+        if name in quantized:
+            error, limit = _format_error(right, plan.number_format), _SPREAD
+        else:
+            error, limit = 0 if exact else coarser, 1
+        off = distance(found[name], right)
+        assert off <= limit * error, f"{name} is off by {off:.2g}, not by {error:.2g}"
+
+
+def _format_error(weight: torch.Tensor, number_format: NumberFormat) -> float:
+    nearest = dequantize(*number_format.quantize(weight, weight.abs().amax()), weight.dtype)
+    return distance(nearest, weight)
