@@ -31,8 +31,10 @@ BASE = Part(
         "comfy.model_detection": "unet_prefix_from_state_dict",
         "comfy.model_patcher": "ModelPatcher ModelPatcher.model",
         "comfy.patcher_extension": "WrappersMP",
-        "comfy.quant_ops": "QuantizedTensor",
+        "comfy.quant_ops": "QuantizedTensor TensorCoreFP8E4M3Layout "
+        "TensorCoreFP8E4M3Layout.Params register_layout_class",
         "comfy.utils": "load_torch_file",
+        "comfy.weight_adapter": "WeightAdapterBase",
         "comfy_execution.utils": "get_executing_context",
         "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list "
         "get_folder_paths get_full_path_or_raise get_user_directory models_dir",
@@ -69,15 +71,15 @@ QUANTIZING = Part(
         "CastWeightBiasOp.weight_function cast_bias_weight disable_weight_init "
         "disable_weight_init.Conv2d disable_weight_init.Linear manual_cast manual_cast.Conv2d "
         "manual_cast.Linear run_every_op uncast_bias_weight",
+        "comfy.patcher_extension": "WrappersMP.APPLY_MODEL",
         "comfy.quant_ops": "QuantizedTensor._copy_with QuantizedTensor._layout_cls "
-        "QuantizedTensor._params QuantizedTensor._qdata QuantizedTensor.params "
-        "TensorCoreFP8E4M3Layout TensorCoreFP8E4M3Layout.Params register_layout_class",
+        "QuantizedTensor._params QuantizedTensor._qdata QuantizedTensor.params",
         "comfy.sd": "CLIP CLIP.patcher VAE VAE.patcher load_checkpoint_clip_patcher "
         "load_checkpoint_guess_config load_checkpoint_vae_patcher load_diffusion_model "
         "load_diffusion_model_state_dict load_state_dict_guess_config",
         "comfy.supported_models_base": "BASE.custom_operations BASE.get_model "
         "BASE.model_type BASE.quant_config BASE.supported_inference_dtypes BASE.unet_config",
-        "comfy.utils": "ProgressBar ProgressBar.update string_to_seed weight_dtype",
+        "comfy.utils": "ProgressBar ProgressBar.update set_attr string_to_seed weight_dtype",
         "folder_paths": "get_output_directory is_within_directory",
     },
 )
@@ -85,6 +87,7 @@ QUANTIZING = Part(
 RECORDING = Part(
     "recording",
     {
+        "comfy.model_management": "is_oom",
         "comfy.model_patcher": "ModelPatcher.add_wrapper_with_key ModelPatcher.cached_patcher_init "
         "ModelPatcher.clone ModelPatcher.get_additional_models_with_key ModelPatcher.get_wrappers "
         "ModelPatcher.hook_patches ModelPatcher.load_device ModelPatcher.patches "

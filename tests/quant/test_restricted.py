@@ -6,7 +6,14 @@ import dataclasses
 
 import pytest
 from helpers import gaussian
-from hswq.quant import Findings, Planner, SearchSettings, make_plan
+from hswq.quant import (
+    FP8_SCALED,
+    BySensitivity,
+    Findings,
+    Planner,
+    SearchSettings,
+    make_plan,
+)
 
 QUICK = SearchSettings(bins=64, candidates=10, refinements=1)
 LAYERS = {f"layer{index}": gaussian(6, 4, seed=index) for index in range(4)}
@@ -25,10 +32,10 @@ def measured(*names: str) -> dict[str, Measured]:
 
 
 def plan(statistics, **known):
-    planner = Planner(statistics, 0.5, scaled=True, settings=QUICK, **known)
+    planner = Planner(statistics, BySensitivity(0.5), FP8_SCALED, settings=QUICK, **known)
     left_out = planner.restrict(LAYERS)
     for name, weight in LAYERS.items():
-        planner.add(name, weight)
+        planner.amax_of(name, weight)
     return planner.finish(), left_out
 
 
@@ -47,7 +54,7 @@ def test_others_have_no_say_in_the_plan(poisoned):
 def test_nor_where_all_is_known(poisoned):
     expected = plan(measured(*LAYERS))[0]
     known = Findings.of(expected, 32)
-    planner = Planner(poisoned, 0.5, scaled=True, settings=QUICK, known=known)
+    planner = Planner(poisoned, BySensitivity(0.5), FP8_SCALED, settings=QUICK, known=known)
     assert planner.known_plan().quantized == expected.quantized
 
 
