@@ -31,6 +31,7 @@ MADE_UP = "made_up.pt"
 """The statistics file that the converter takes."""
 
 _BESIDE, _MERGE, _CONVERT = "beside", "merge", "convert"
+_NEVER_BOTH = ("compiled_object", "compiled_by_core")  # together ComfyUI's own wrapper raises
 _SIXTEEN_BIT = (STOCK, next(iter(ASKED)))
 
 
@@ -97,6 +98,8 @@ def compose(seed: int) -> Composition:
     chance = random.Random(seed)
     others = [step for step in STEPS if step != _CONVERT]
     steps = chance.sample(others, chance.choice([0, 1, 1, 2, 3]))
+    if {*_NEVER_BOTH} <= {*steps}:
+        steps.remove(_NEVER_BOTH[0])
     if chance.random() < 0.2:
         steps.insert(chance.randint(0, len(steps)), _CONVERT)
     loader = chance.choice([STOCK, STOCK, SCALED, COMPATIBLE, *ASKED])
