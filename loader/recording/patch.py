@@ -6,11 +6,9 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-import comfy.samplers
 import torch
+from comfy import samplers
 from comfy.model_patcher import ModelPatcher
-
-CFGGuider = comfy.samplers.CFGGuider
 
 
 class SamplingPatch:
@@ -33,24 +31,24 @@ class SamplingPatch:
         Another extension may have wrapped our function, or put back what was there before it.
         Which of both shows when it is called. Wrapped twice, we run once.
         """
-        if CFGGuider.outer_sample not in (self._ours, self._above):
-            self._before = CFGGuider.outer_sample
-            self._ours = CFGGuider.outer_sample = self._wrapped(self._before)
+        if samplers.CFGGuider.outer_sample not in (self._ours, self._above):
+            self._before = samplers.CFGGuider.outer_sample
+            self._ours = samplers.CFGGuider.outer_sample = self._wrapped(self._before)
 
     def remove(self) -> None:
         """Put back what was there, unless somebody wrapped ours since."""
-        if self._ours is not None and CFGGuider.outer_sample is self._ours:
-            CFGGuider.outer_sample = self._before
+        if self._ours is not None and samplers.CFGGuider.outer_sample is self._ours:
+            samplers.CFGGuider.outer_sample = self._before
             self._ours = None
 
     def _wrapped(self, inner: Callable) -> Callable:
         @functools.wraps(inner)
         def outer_sample(
-            guider: comfy.samplers.CFGGuider, noise: torch.Tensor, *args, **kwargs
+            guider: samplers.CFGGuider, noise: torch.Tensor, *args, **kwargs
         ) -> torch.Tensor:
             if id(guider) in self._guiders:
                 return inner(guider, noise, *args, **kwargs)
-            self._above = CFGGuider.outer_sample
+            self._above = samplers.CFGGuider.outer_sample
             self._guiders.add(id(guider))
             try:
                 with self._around(guider.model_patcher, noise, args, kwargs):
