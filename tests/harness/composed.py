@@ -62,10 +62,12 @@ class Parts:
 
     def forget(self) -> None:
         """Remove what was recorded."""
-        for path in statistics_folder().glob("*.recorded.*"):
+        folder = statistics_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.recorded.*"):
             path.unlink()
-        if not (statistics_folder() / MADE_UP).exists():
-            save_statistics(self.measured, statistics_folder() / MADE_UP)
+        if not (folder / MADE_UP).exists():
+            save_statistics(self.measured, folder / MADE_UP)
 
     def model(self, composition: Composition) -> ModelPatcher:
         """Load the MODEL and do all steps with it."""
