@@ -24,10 +24,12 @@ class Decider(Protocol):
         number_format: of the layers that are quantized.
         sketches: (K, in channels) of layers' inputs by name, by which rounding is compensated;
             None rounds to the nearest.
+        refined: quantized weights and scales of layers that were rounded before, by name.
     """
 
     number_format: NumberFormat
     sketches: Mapping[str, torch.Tensor] | None
+    refined: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None
 
     def quantizes(self, name: str) -> bool:
         """Whether a layer is quantized."""
@@ -64,10 +66,14 @@ class KnownPlan:
     Attributes:
         plan: what it repeats.
         sketches: as Decider's.
+        refined: as Decider's.
     """
 
     plan: Plan
     sketches: Mapping[str, torch.Tensor] | None = dataclasses.field(default=None, compare=False)
+    refined: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = dataclasses.field(
+        default=None, compare=False
+    )
     _errors: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
     @property

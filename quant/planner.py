@@ -57,7 +57,7 @@ class Planner:
         self.number_format = number_format
         self.settings = settings
         self.samples = samples
-        self.sketches = sketches
+        self.sketches, self.refined = sketches, None
         self._statistics = statistics
         self.known = known or Findings({})
         self._ranked = known.measured if known is not None else statistics or {}

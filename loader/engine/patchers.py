@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import comfy.ops
+import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QuantizedTensor
 
+from ...calibration import monitored_layers
 from .identity import is_narrow
 from .network import BYPASS_LORA, own_layers
 
@@ -51,3 +54,14 @@ def patches(patcher: ModelPatcher) -> str | None:
     notes = [f"patches on {len(patched)} weights"] if patched else []
     notes += ["LoRAs beside the weights"] if patcher.injections.get(BYPASS_LORA) else []
     return ", ".join(notes) or None
+
+
+def quantized_layers(patcher: ModelPatcher) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the bytes and FP32 weight_scale of a MODEL's quantized layers, by name."""
+    layers = monitored_layers(patcher.model.diffusion_model)
+    weights = {name: layer.weight for name, layer in layers.items()}
+    return {
+        name: (weight._qdata, weight.params.scale)
+        for name, weight in weights.items()
+        if isinstance(weight, QuantizedTensor)
+    }

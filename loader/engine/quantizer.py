@@ -58,8 +58,16 @@ class Quantizer:
         if not decider.quantizes(name):
             decider.amax_of(name, weight)
             return transfer.up(weight) if self._resident else weight
-        parts = stored(decider, name, transfer.up(weight))
+        parts = self._refined(name, weight) or stored(decider, name, transfer.up(weight))
         return parts if self._resident else tuple(transfer.place(part, device) for part in parts)
+
+    def _refined(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """Return what a layer was rounded to before, on the device; None where nothing was kept."""
+        found = None if self._decider.refined is None else self._decider.refined.get(name)
+        if found is None or found[0].shape != weight.shape:
+            return None
+        self._decider.amax_of(name, weight)
+        return tuple(map(self._transfer.up, found))
 
     def finish(self) -> Plan:
         """Return the Plan, and let go of pinned memory and statistics.

@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import comfy.model_management as memory
 import folder_paths
 import torch
 
@@ -16,9 +17,11 @@ from ...calibration import Statistics, StatisticsError, load_statistics, seen_le
 from ...quant import Decider, KnownPlan, Plan, Planner, QuantizeSettings
 from .. import store
 from ..host import folders
+from ..store import refined
 from ..store.search_cache import find_findings, findings_key, keep_findings, note_use
 
 AUTO = "auto"
+_ROUNDING_VERSION = 1
 KEEP_16_BIT = "load in 16 bit"
 QUANTIZE_UNIFORMLY = "quantize uniformly"
 FAIL = "fail"
@@ -34,12 +37,14 @@ class Choice:
         about: a line for people.
         samples: that the statistics come from.
         key: under which what is found is kept, None where it is not.
+        sketches: by whose version what is rounded is kept, None where rounding is to the nearest.
     """
 
     decider: Decider | None
     about: str
     samples: int = 0
     key: str | None = None
+    sketches: store.Sketches | None = None
 
     def keep(self, plan: Plan) -> None:
         """Keep what was found for the Plan, for the next load."""
@@ -49,6 +54,32 @@ class Choice:
             note_use(self.key)
         else:
             keep_findings(self.key, plan, self.samples)
+
+    def keep_rounded(self, layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Keep what compensated rounding made of the layers, unless it came from there.
+
+        Args:
+            layers: float8_e4m3fn weight and FP32 weight_scale of every quantized layer, by name.
+        """
+        if self.key is None or self.sketches is None:
+            return
+        before = self.decider.refined
+        if before is not None:
+            whole = before.is_whole and layers.keys() <= before.keys()
+            before.close()
+            if whole:
+                return
+        parts = ((name, *layer) for name, layer in layers.items())
+        shapes = {name: tuple(data.shape) for name, (data, _) in layers.items()}
+        refined.keep(_rounded_key(self.key, self.sketches, layers), parts, shapes)
+
+
+def _rounded_key(key: str, sketches: store.Sketches, layers: Iterable[str]) -> str:
+    """Return what the bytes of compensated layers depend on, as a file name."""
+    device = memory.get_torch_device().type  # which rounds a little otherwise
+    facts = [_ROUNDING_VERSION, key, sketches.version, device, sorted(layers)]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return f"{key.partition('.')[0]}.{digest[:32]}"
 
 
 def statistics_choices() -> list[str]:
@@ -126,14 +157,12 @@ def _recorded(statistics: Statistics | None) -> str:
     }[store.missing(statistics)]
 
 
-def _sketches(choice: str, statistics: Statistics) -> Mapping[str, torch.Tensor] | None:
+def _sketches(choice: str, statistics: Statistics) -> store.Sketches | None:
     """Return the sketches that belong to statistics, None where none were recorded."""
     if choice == AUTO:
-        found = store.quantizing_sketches(statistics.fingerprint)
-    else:
-        path = folder_paths.get_full_path_or_raise(folders.FOLDER, choice)
-        found = store.sketches_beside(Path(path), statistics)
-    return None if found is None else _Matrices(found)
+        return store.quantizing_sketches(statistics.fingerprint)
+    path = folder_paths.get_full_path_or_raise(folders.FOLDER, choice)
+    return store.sketches_beside(Path(path), statistics)
 
 
 class _Matrices(Mapping[str, torch.Tensor]):
@@ -156,19 +185,27 @@ def _measured(
     statistics: Statistics,
     settings: QuantizeSettings,
     key: str | None,
-    sketches: Mapping[str, torch.Tensor] | None,
+    sketches: store.Sketches | None,
 ) -> Choice:
-    planner = planner_for(statistics, settings, key, sketches)
+    matrices = None if sketches is None else _Matrices(sketches)
+    planner = planner_for(statistics, settings, key, matrices)
     about = f"{planner.samples} of {store.target()} images"
     if planner.samples < store.target():  # FP8 weights are not measured: say what is
         about += "; sampling with a 16-bit loader adds more"
-    return Choice(_decider(planner), about, planner.samples, key)
+    return Choice(_decider(planner, key, sketches), about, planner.samples, key, sketches)
 
 
-def _decider(planner: Planner) -> Decider:
+def _decider(
+    planner: Planner, key: str | None = None, sketches: store.Sketches | None = None
+) -> Decider:
     """Return the Planner, or its Plan where nothing needs to be searched."""
     plan = planner.known_plan()
-    return planner if plan is None else KnownPlan(plan, planner.sketches)
+    if plan is None:
+        return planner
+    known = KnownPlan(plan, planner.sketches)
+    if key is not None and sketches is not None:
+        known.refined = refined.find(_rounded_key(key, sketches, plan.quantized))
+    return known
 
 
 def planner_for(

@@ -16,6 +16,7 @@ from ..engine import matmul
 from ..engine.adopt import ATTACHMENT
 from ..engine.loading import load_checkpoint, load_diffusion_model
 from ..engine.model_structure import find_layers, sixteen_bit_options
+from ..engine.patchers import quantized_layers
 from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
 from ..jobs import choice
@@ -134,6 +135,7 @@ def _load(
             return io.NodeOutput(*load_stock(file.path, sixteen_bit_options(file)), ui=line(about))
         loaded = load(file, chosen.decider, fp8_matmul=wanted.fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
+        chosen.keep_rounded(quantized_layers(loaded[0]))
     if wanted.fp8_matmul:
         about = f"{about}; {matmul.description(loaded[0])}"
     text = summary(loaded[0].get_attachment(ATTACHMENT), about)

@@ -17,6 +17,7 @@ from hswq.calibration import monitored_layers
 from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.engine.patchers import quantized_layers
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.host.folders import FOLDER
@@ -24,7 +25,9 @@ from hswq.loader.jobs import choice
 from hswq.loader.jobs.also_keep import ENDS, also_kept
 from hswq.loader.jobs.export import ExportSettings, export
 from hswq.loader.recording.recorder import Recorder
+from hswq.loader.store import refined
 from hswq.quant import FP8_SCALED, BySensitivity, QuantizeSettings, Reason
+from hswq.quant.formats import fp8 as formats_fp8
 from toy.checkpoint import make_trained_checkpoint
 from toy.drawing import EDGE
 
@@ -74,11 +77,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
         yield Trained(str(path), patcher, prompt)
 
 
-def load(trained: Trained, settings: QuantizeSettings) -> ModelPatcher:
+def load(trained: Trained, settings: QuantizeSettings, keep: bool = False) -> ModelPatcher:
+    """Load as the node does; `keep` what was rounded for the next load."""
     file = ModelFile(trained.path)
     chosen = choice.choose(choice.AUTO, fingerprint(file), file.name, settings, choice.FAIL)
     patcher = load_checkpoint(file, chosen.decider, only_model=True)[0]
     chosen.keep(patcher.get_attachment(ATTACHMENT))
+    if keep:
+        chosen.keep_rounded(quantized_layers(patcher))
     return patcher
 
 
@@ -115,6 +121,29 @@ class TestLoaded:
         one = load(trained, COMPENSATED)
         reload, arguments = one.cached_patcher_init
         assert not same(held(reload(*arguments, disable_dynamic=True)), held(one))
+
+
+class TestKept:
+    def test_the_next_load_rounds_nothing(self, trained, monkeypatch):
+        one = load(trained, COMPENSATED, keep=True)
+        monkeypatch.setattr(formats_fp8, "quantize_compensated", None)
+        assert not same(held(load(trained, COMPENSATED, keep=True)), held(one))
+
+    def test_only_what_is_damaged_is_rounded_again(self, trained):
+        one = load(trained, COMPENSATED, keep=True)
+        (path,) = refined.refined_folder().glob("*.safetensors")
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged = path.with_suffix(".damaged")
+        damaged.write_bytes(content)  # not in place: the first model's weights are mapped
+        damaged.replace(path)
+        assert not same(held(load(trained, COMPENSATED, keep=True)), held(one))
+        assert path.read_bytes() != content
+
+    def test_not_of_rounding_to_the_nearest(self, trained):
+        before = set(refined.refined_folder().glob("*"))
+        load(trained, NEAREST, keep=True)
+        assert set(refined.refined_folder().glob("*")) == before
 
 
 class TestEnds:
