@@ -130,7 +130,7 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
             return kernels.dequantize(quantized, scale, dtype)
         if not device_casts_fp8(device.type):
             return dequantize(quantized.cpu(), scale.cpu(), dtype).to(device)
-    elif compilers_lack_fp8():
+    elif is_compiled_without_fp8():
         return _dequantize_uncompiled(quantized, scale, dtype)
     return (quantized.to(torch.float32) * scale).to(dtype)
 
@@ -146,6 +146,11 @@ def compilers_lack_fp8() -> bool:
         return False
     devices = range(torch.cuda.device_count())
     return any(torch.cuda.get_device_capability(device) < (8, 9) for device in devices)
+
+
+def is_compiled_without_fp8() -> bool:
+    """Whether a graph is being compiled that may hold no float8 tensor but its inputs."""
+    return torch.compiler.is_compiling() and compilers_lack_fp8()
 
 
 @torch.library.custom_op("hswq::dequantize", mutates_args=())

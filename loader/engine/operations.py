@@ -13,6 +13,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 
 from ...quant import dequantize
+from ...quant.fp8 import is_compiled_without_fp8
 from ..files.layer_formats import EXTRA_KEYS, stored_input_amax, stored_scale
 from .layout import hold, scale_for
 from .matmul import multiplied_in_fp8
@@ -191,12 +192,30 @@ class _Quantizable:
 
     def forward_comfy_cast_weights(self, inputs: torch.Tensor) -> torch.Tensor:
         """Forward through ComfyUI's general path: offloaded weights and weight functions."""
+        if isinstance(self.weight, QuantizedTensor) and is_compiled_without_fp8():
+            return self._product(inputs, self._decoded(inputs), self._cast_bias(inputs))
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self, inputs, offloadable=True, compute_dtype=inputs.dtype
         )
         outputs = self._product(inputs, weight, bias)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return outputs
+
+    def _decoded(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the float weight with its functions, where a compiler may see no FP8 tensor."""
+        weight = _float_weight(self.weight, inputs.dtype).to(inputs.device)
+        for function in self.weight_function:
+            weight = function(weight)
+        return weight
+
+    def _cast_bias(self, inputs: torch.Tensor) -> torch.Tensor | None:
+        bias = self.bias
+        if bias is None:
+            return None
+        bias = bias.to(inputs.device, inputs.dtype)
+        for function in self.bias_function:
+            bias = function(bias)
+        return bias
 
     def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **_) -> torch.Tensor:
         """Return the float weight that ComfyUI's patches apply to: the original, if it is there."""
