@@ -88,7 +88,7 @@ class PanelPage:
 
     def resize(self, width: int) -> None:
         """Make the sidebar so wide, by its handle; ComfyUI has a least width."""
-        handles = self.page.locator(".splitter-resize-handle, .p-splitter-gutter")  # newer, older
+        handles = self.page.locator(".side-bar-panel + div, .p-splitter-gutter")  # newer, older
         handle = handles.first.bounding_box()
         x, y = handle["x"] + handle["width"] / 2, handle["y"] + 200
         self.page.mouse.move(x, y)
