@@ -6,7 +6,9 @@ Import it where ComfyUI is up (tests/loader/conftest.py).
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -61,8 +63,14 @@ def _server() -> PromptServer:
 
 def _run(executor: PromptExecutor, prompt: Prompt) -> None:
     copied = {key: {**one, "inputs": dict(one["inputs"])} for key, one in prompt.items()}
-    executor.execute(copied, "composed", {}, ["keep"])
+    in_a_thread(executor.execute, copied, "composed", {}, ["keep"])
     assert executor.success, executor.status_messages[-1]
+
+
+def in_a_thread(function: Callable, *arguments: object) -> object:
+    """Call a function in a thread, as ComfyUI runs prompts; in this one Playwright may have a loop."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _keeper(kept: list[ModelPatcher]) -> type:

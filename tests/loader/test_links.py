@@ -10,6 +10,7 @@ import nodes
 import pytest
 from comfy_execution.graph import DynamicPrompt
 from execution import IsChangedCache
+from harness.execution import in_a_thread
 from harness.prompts import converter, hswq_loader, node
 from hswq.calibration import Statistics, save_statistics
 from hswq.loader import store
@@ -50,7 +51,8 @@ def asked(kind: str) -> object:
     """Return what ComfyUI learns of the node at a prompt's beginning."""
     prompt = {"made": PROMPTS[kind], "source": node("PrimitiveNode")}
     copied = {key: {**one, "inputs": dict(one["inputs"])} for key, one in prompt.items()}
-    return asyncio.run(IsChangedCache("id", DynamicPrompt(copied), None).get("made"))
+    answer = IsChangedCache("id", DynamicPrompt(copied), None).get("made")
+    return in_a_thread(asyncio.run, answer)
 
 
 def run(kind: str, model, statistics: str = "auto") -> None:
