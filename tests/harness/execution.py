@@ -68,7 +68,7 @@ def _run(executor: PromptExecutor, prompt: Prompt) -> None:
 
 
 def in_a_thread(function: Callable, *arguments: object) -> object:
-    """Call a function in a thread, as ComfyUI runs prompts; in this one Playwright may have a loop."""
+    """Call a function in a thread, as ComfyUI runs prompts: Playwright may have a loop here."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(function, *arguments).result()
 
