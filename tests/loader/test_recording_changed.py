@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from harness.changes import CHANGED, COMPILED, another_as_lora, changed, compiled_in_place
+from harness.fixtures import ENOUGH_STEPS
 from harness.inprocess import conditioning, load_16_bit, sample
 from harness.recording import hooks, recorded
 from hswq.calibration import monitored_layers
@@ -18,7 +19,7 @@ from hswq.loader.recording.status import NOT_RECORDED
 from hswq.quant import QuantizeSettings, SearchSettings
 from toy.checkpoint import make_checkpoint
 
-SETTINGS = QuantizeSettings(True, 0.25, SearchSettings(256, 20, 1))
+SETTINGS = QuantizeSettings(search=SearchSettings(256, 20, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +118,7 @@ class TestPoisonedFile:
 
     @pytest.fixture
     def poisoned(self, model, checkpoint):
-        sample(model, batch=32)
+        sample(model, batch=32, steps=ENOUGH_STEPS)
         found = recorded(checkpoint)
         foreign = {f"_orig_mod.{name}": layer for name, layer in list(found.items())[:76]}
         delta = type(found)(foreign, {"samples": 0, "total_steps": 0})
@@ -133,7 +134,7 @@ class TestPoisonedFile:
         choice = choose_statistics(
             "auto", fingerprint(str(checkpoint)), "toy", SETTINGS, "fail", keep=False
         )
-        loaded = loading.load_checkpoint(str(checkpoint), choice.source, only_model=True)[0]
+        loaded = loading.load_checkpoint(str(checkpoint), choice.decider, only_model=True)[0]
         assert list(loaded.get_attachment(ATTACHMENT).layers) == names
         assert caplog.text.count("76 layers that it does not have") == 1
         target = tmp_path / "exported.safetensors"
