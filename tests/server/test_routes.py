@@ -208,7 +208,7 @@ class TestPlanNode:
         assert progress[-1]["value"] == progress[-1]["max"] == 264
         for ratio in (0, 0.25, 0.8):
             found = panel.get(f"{PREVIEW}{ratio}").json()
-            assert found["kept"] == int(264 * ratio)
+            assert 0 <= found["kept"] - int(264 * ratio) <= 2  # the first and the last too
             assert found["searched"] == found["quantized"] == 264 - found["kept"]
             assert 0 < found["expected_error"] < 0.1
             assert all(layer["amax"] > 0 for layer in found["layers"].values())
