@@ -237,7 +237,7 @@ class TestOnAGPU:
 
     def test_the_kernel_and_torch_on_one_device(self):
         if not kernels.usable(torch.device("cuda")):
-            pytest.skip("Triton is not usable here")
+            pytest.skip("needs an NVIDIA GPU, for Triton")
         weight, sketch = gaussian(200, 320).cuda(), sketch_of(inputs_of(320)).cuda()
         found, storing = feedback_of(sketch), storing_of(weight, 0.06, scaled=True)
         columns = storing.scaled(weight.mT[found.order]).contiguous()
