@@ -1,4 +1,4 @@
-"""Quantized models in memory: how weights are held, loaded, patched, multiplied and saved.
+"""Quantized models in memory: how their weights are loaded, held, patched, multiplied and saved.
 
 May import host, files, calibration and quant.
 """

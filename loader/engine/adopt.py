@@ -19,14 +19,19 @@ ATTACHMENT = "hswq"
 def adopt(patcher: ModelPatcher, plan: Plan, name: str, its_fingerprint: str | None) -> None:
     """Mark a patcher as quantized by a Plan, and say so in the log.
 
-    `its_fingerprint` is of the file that its weights are from, None where there is none.
+    Args:
+        patcher: MODEL whose weights are quantized.
+        plan: the Plan by which they were quantized.
+        name: of the model, for the log and the panel.
+        its_fingerprint: of the weights before quantizing; None if it is not known.
     """
     patcher.set_attachments(ATTACHMENT, plan)
     if its_fingerprint is not None:
         note_alive(patcher.model, name, its_fingerprint, plan)
     gate_at_once(patcher.model.diffusion_model)
     save_as_16_bit(patcher.model)
-    # ComfyUI's cache of hooked weights holds them in FP32, four times what ours take.
+    # MinVram turns off ComfyUI's cache of hooked weights: it holds them in FP32, which takes four
+    # times the memory of our weights.
     patcher.set_hook_mode(comfy.hooks.EnumHookMode.MinVram)
     for warning in plan.warnings:
         logging.warning("HSWQ: %s: %s", name, warning)

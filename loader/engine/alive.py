@@ -1,4 +1,4 @@
-"""Which FP8 models are in memory, known without keeping them there."""
+"""A list of the FP8 models in memory, which does not keep any of them in memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Alive:
 
     Attributes:
         name: of its file.
-        fingerprint: of the weights that it was made of.
-        mode: name of the number format.
-        keep_ratio: share of the layers in 16 bit.
-        samples: that its statistics come from.
+        fingerprint: of the 16-bit weights that it was made from.
+        mode: name of its number format.
+        keep_ratio: share of its layers that are 16 bit.
+        samples: number of latent images that its statistics come from.
     """
 
     name: str
@@ -36,7 +36,7 @@ _lock = threading.Lock()
 
 
 def note_alive(model: BaseModel, name: str, fingerprint: str, plan: Plan) -> None:
-    """Know a quantized model for as long as it lives."""
+    """List a quantized model for as long as it is in memory, and tell the panel."""
     with _lock:
         _models[model] = Alive(
             name, fingerprint, plan.number_format.name, _kept_share(plan), plan.samples
@@ -46,12 +46,12 @@ def note_alive(model: BaseModel, name: str, fingerprint: str, plan: Plan) -> Non
 
 
 def alive_models() -> dict[str, Alive]:
-    """Return the FP8 models in memory by fingerprint; of several the one made last."""
+    """Return the FP8 models in memory by fingerprint; of several with one, the newest."""
     with _lock:
         return {alive.fingerprint: alive for alive in list(_models.values())}
 
 
 def _kept_share(plan: Plan) -> float:
-    """Return keep_ratio, or what it comes to where the file or another selection decided."""
+    """Return keep_ratio, or the actual share if the file or another selection decided."""
     chosen = getattr(plan.selection, "keep_ratio", None)
     return len(plan.kept) / max(1, len(plan.layers)) if chosen is None else chosen

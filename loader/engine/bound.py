@@ -1,4 +1,4 @@
-"""What others have bound to a MODEL's own modules, which a copy of the model has not."""
+"""Additions by other nodes that hold a MODEL's own modules, and so do not work on a copy of it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NETWORK = "diffusion_model"
 
 @contextmanager
 def as_built(patcher: ModelPatcher) -> Iterator[None]:
-    """Take off what the MODEL or a clone of it has put into the network, for the block.
+    """Show the network without object patches and injections, for the length of the block.
 
-    While a clone is loaded, its object patches and injections are in the network of all clones.
+    All clones share one network. While one of them is loaded, its patches and injections are in it.
     """
     model, originals = patcher.model, dict(patcher.object_patches_backup)
     loaded = [one.model for one in memory.current_loaded_models if one.model is not None]
@@ -34,10 +34,10 @@ def as_built(patcher: ModelPatcher) -> Iterator[None]:
 
 
 def check_free(patcher: ModelPatcher) -> None:
-    """Refuse a MODEL with something that works on its modules, and would not on a copy's.
+    """Refuse a MODEL with an addition that holds its modules, because a copy would not have it.
 
     Raises:
-        ValueError: it has; the message names it and says what to do.
+        ValueError: there is such an addition; the message names it and says what to do.
     """
     with as_built(patcher):
         own = set(patcher.model.diffusion_model.modules())
@@ -50,7 +50,7 @@ def check_free(patcher: ModelPatcher) -> None:
         found.append("its copies on other GPUs")
     if found:
         raise ValueError(
-            f"{found[0]} works on the 16-bit model alone, not on the FP8 model that is made of "
+            f"{found[0]} works only on the 16-bit model, not on the FP8 model that is made from "
             "it: put the node that adds it after the HSWQ FP8 Converter"
         )
 
@@ -60,7 +60,7 @@ def _in_network(key: str) -> bool:
 
 
 def _added(patcher: ModelPatcher) -> Iterator[tuple[str, object]]:
-    """Give all that nodes can add to a MODEL beside its weights, each with a name for messages."""
+    """Yield all that nodes can add to a MODEL besides weights, each with a name for messages."""
     for key, value in patcher.object_patches.items():
         if not _in_network(key):
             yield f"the object patch {key!r}", value
@@ -77,11 +77,12 @@ def _added(patcher: ModelPatcher) -> Iterator[tuple[str, object]]:
 
 
 def _reaches(value: object, own: set[torch.nn.Module]) -> bool:
-    """Whether a value holds one of some modules: in a closure, a bound method or a container."""
+    """Whether a value holds one of these modules: in a closure, a bound method or a container."""
     waiting, seen = [value], set()
     while waiting:
         value = waiting.pop()
-        if id(value) in seen or isinstance(value, BaseModel):  # which all are told of
+        # ComfyUI hands every function its BaseModel: holding one says nothing about the modules.
+        if id(value) in seen or isinstance(value, BaseModel):
             continue
         seen.add(id(value))
         if isinstance(value, torch.nn.Module):
@@ -110,5 +111,5 @@ def _held(value: object) -> list[object]:
 def _content(cell: object) -> list[object]:
     try:
         return [cell.cell_contents]
-    except ValueError:  # nothing was assigned to its name yet
+    except ValueError:  # the variable of the closure has no value yet
         return []

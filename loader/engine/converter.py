@@ -1,4 +1,4 @@
-"""Converting a MODEL in memory: a new one with quantized weights, the input left as it was."""
+"""Converting a MODEL in memory: it makes a new quantized MODEL and leaves the input unchanged."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _PREFIX = "diffusion_model."
 def convert(
     patcher: ModelPatcher, how: Decider | Plan, disable_dynamic: bool = False
 ) -> ModelPatcher:
-    """Return a quantized copy of a MODEL, with its LoRAs and merges in the quantized weights.
+    """Return a quantized copy of a MODEL. Its LoRAs and merges become part of the weights.
 
     Args:
         patcher: 16-bit MODEL; neither it nor its clones are changed.
-        how: what tells which layers are quantized, or a Plan to repeat.
-        disable_dynamic: ComfyUI's, for clones without Dynamic VRAM.
+        how: decides about each layer; or a Plan to repeat.
+        disable_dynamic: ComfyUI's argument, for clones without Dynamic VRAM.
 
     Raises:
-        ValueError: the model is quantized already, has something that works on its own modules
-            alone (see bound), or statistics or Plan are of another model.
+        ValueError: the model is quantized already, another node has added something that works
+            only on its own modules (see bound), or the statistics or the Plan are of another model.
     """
     check_free(patcher)
     original = patcher
@@ -67,7 +67,8 @@ def _convert(original: ModelPatcher, patcher: ModelPatcher, decider: Decider) ->
     }
     plan = quantizer.finish()
     weights.forget()
-    # Without Dynamic VRAM it would keep the 16-bit weights in memory, for clones on other GPUs.
+    # ComfyUI makes clones for other GPUs with this. Without Dynamic VRAM it would keep the 16-bit
+    # weights in memory.
     converted.cached_patcher_init = (convert, (original, plan)) if original.is_dynamic() else None
     its = identity(original)
     adopt(converted, plan, its.name if its else type(base).__name__, its and its.fingerprint)
@@ -75,7 +76,7 @@ def _convert(original: ModelPatcher, patcher: ModelPatcher, decider: Decider) ->
 
 
 class _Weights:
-    """The diffusion model's weights with what is patched onto them, one at a time."""
+    """The diffusion model's weights with their patches (LoRAs, merges), computed one at a time."""
 
     def __init__(self, patcher: ModelPatcher) -> None:
         self._device = memory.get_torch_device()
@@ -87,12 +88,12 @@ class _Weights:
         }
 
     def forget(self) -> None:
-        """Let go of the 16-bit weights; the new model's operations keep this object."""
+        """Release the 16-bit weights. The new model's operations would keep them in memory."""
         self._patches.clear()
 
     def unpatched(self, key: str) -> torch.Tensor:
         weight, convert_weight = self._patches[key][0]
-        # Not detach(): a parameter made in inference mode and moved outside of it has no views.
+        # `.data`, since detach() fails for a parameter made in inference mode and moved outside it.
         return convert_weight(weight.data)
 
     def patched(self, key: str) -> torch.Tensor:
@@ -104,7 +105,7 @@ class _Weights:
         return comfy.lora.calculate_weight(patches, values, _PREFIX + key)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return all weights; the layers' own are patched when they load, one by one."""
+        """Return all weights. Those of the layers are not patched yet: that is done on loading."""
         return {
             key: self.unpatched(key) if key in self._layers else self.patched(key)
             for key in self._patches
@@ -112,11 +113,11 @@ class _Weights:
 
 
 def _separate(converted: ModelPatcher) -> None:
-    """Take from a clone what it shares with the patcher of another model."""
-    converted.size = 0  # to be measured again
-    converted.parent = None  # which ComfyUI would take to be the same model, and keep
-    converted.clone_base_uuid = uuid.uuid4()  # by which it takes others on other GPUs for clones
-    # What hooks have patched is in the other model's weights.
+    """Reset what the clone has of the patcher that it was cloned from, whose model is another."""
+    converted.size = 0  # ComfyUI measures it again
+    converted.parent = None  # ComfyUI would keep the parent, and take it for the same model
+    converted.clone_base_uuid = uuid.uuid4()  # ComfyUI finds clones on other GPUs by it
+    # The backups of hooked weights are those of the other model.
     converted.hook_backup, converted.cached_hook_patches = {}, {}
     converted.current_hooks = None
 
@@ -127,18 +128,19 @@ def _load(model: BaseModel, weights: _Weights, *, assign: bool) -> None:
     )
     if missing or unexpected:
         raise ValueError(
-            f"{type(model).__name__} cannot be converted: {len(missing)} of its weights are "
-            f"missing and {len(unexpected)} unknown in its copy, as {(missing + unexpected)[0]!r}"
+            f"{type(model).__name__} cannot be converted: its copy lacks {len(missing)} weights "
+            f"and does not know {len(unexpected)}, such as {(missing + unexpected)[0]!r}"
         )
 
 
 def _rebuild(source: BaseModel, operations: type) -> BaseModel:
-    """Build the same model anew, with other operations and no weights yet."""
-    config = object.__new__(type(source.model_config))  # it answers copy's questions with None
+    """Build the same model again, with other operations and without weights."""
+    # Not copy.copy: the class returns None for every attribute that it lacks, which breaks copy.
+    config = object.__new__(type(source.model_config))
     config.__dict__.update(source.model_config.__dict__)
     config.unet_config = dict(config.unet_config)
     config.custom_operations = operations
-    # Read from the checkpoint's keys when it was loaded; they are gone now.
+    # ComfyUI derives it from the checkpoint's keys, which are not there any more.
     model_type = source.model_type
     config.model_type = lambda *_: model_type
     model = config.get_model({}, "", device=memory.unet_offload_device())

@@ -1,4 +1,4 @@
-"""SDXL's gated feed-forwards with less traffic to memory between their two matrix products."""
+"""SDXL's gated feed-forwards with less memory traffic between their two matrix products."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from .matmul import scale_at_hand
 
 
 class FeedForward(attention.FeedForward):
-    """ComfyUI's, whose GEGLU is one launch and gives FP8 to a layer that multiplies in it."""
+    """ComfyUI's FeedForward with GEGLU as one kernel launch.
+
+    If the next layer multiplies in FP8, that launch writes FP8.
+    """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return what ComfyUI's own forward does, but for a last digit here and there."""
+        """Return what ComfyUI's own forward returns, up to rounding."""
         if not self._may_gate_at_once() or not inputs.numel():
             return super().forward(inputs)
         gate, _, last = self.net
@@ -27,7 +30,7 @@ class FeedForward(attention.FeedForward):
         return last(gated if scale is None else hold(gated, scale, values.dtype))
 
     def _may_gate_at_once(self) -> bool:
-        """Whether torch need not derive it, nor fuse it itself, and others do not look into it."""
+        """Whether no gradients are needed, no compiler traces this, and nobody changed a part."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         if type(self.net) is not torch.nn.Sequential or not _is_untouched(self.net):
@@ -42,16 +45,16 @@ class FeedForward(attention.FeedForward):
 
 
 def _is_untouched(module: torch.nn.Module) -> bool:
-    """Whether nobody has hooked a module or replaced its forward, as bypass LoRAs do."""
+    """Whether a module has no hooks and its own forward, which bypass LoRAs replace."""
     own = getattr(module.forward, "__func__", None) is type(module).forward
     return own and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def gate_at_once(network: torch.nn.Module) -> None:
-    """Let a diffusion model's feed-forwards gate in one launch, those of SDXL's and SD1.5's kind.
+    """Give the feed-forwards of SDXL's and SD1.5's kind our class, which gates in one launch.
 
     Args:
-        network: whose Linear layers are ours; it has the same parameters afterwards.
+        network: diffusion model whose Linear layers are ours; its parameters stay the same.
     """
     if not _gates_as_here():
         return
@@ -61,7 +64,7 @@ def gate_at_once(network: torch.nn.Module) -> None:
 
 
 def _gates_as_here() -> bool:
-    """Whether GEGLU, which ComfyUI or an extension may change, is what gated_input computes."""
+    """Whether ComfyUI's GEGLU computes what gated_input does: extensions may have changed it."""
     gate = attention.GEGLU(1, 1, operations=comfy.ops.disable_weight_init)
     gate.proj = torch.nn.Identity()
     values = torch.linspace(-3, 3, 8)[None]

@@ -1,4 +1,4 @@
-"""Whose weights a model in memory has: found out once, when the model is first seen."""
+"""Which weights a model in memory holds: found out once, when the model is first seen."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _COMPARED_LAYERS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a model is, for as long as it is in memory, whatever becomes of its file.
+    """Which model one in memory is. It stays the same when the file is changed or removed.
 
     Attributes:
-        name: of its file, or of its class where it has none.
+        name: of its file, or of its class if there is no file.
         fingerprint: of its weights.
         layers: names of its own Linear and Conv2d layers, in the model's order.
-        path: of its file when the model was first seen, None where it has none.
-        version: of that file.
-        merged: whether other weights are merged into the file's; the fingerprint is of both.
+        path: of its file when the model was first seen; None if there is no file.
+        version: of that file (see files.versions).
+        merged: whether other weights are merged into the file's; then the fingerprint covers both.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Identity:
 
     @property
     def is_of_file(self) -> bool:
-        """Whether its weights are a file's and nothing else."""
+        """Whether its weights are exactly those of a file."""
         return self.path is not None and not self.merged
 
 
@@ -56,11 +56,13 @@ _lock = threading.Lock()
 
 
 def remember(model: BaseModel, file: ModelFile, layers: Iterable[str]) -> Identity | None:
-    """Take a model's identity from who loads it; None where the file was overwritten since.
+    """Note which file a model was just loaded from; return its identity.
+
+    It is None if the file was overwritten in the meantime.
 
     Args:
         model: just loaded.
-        file: that it was loaded from.
+        file: the file that it was loaded from.
         layers: names of its Linear and Conv2d layers, in its order.
     """
     found = fingerprint(file)
@@ -72,9 +74,9 @@ def remember(model: BaseModel, file: ModelFile, layers: Iterable[str]) -> Identi
 
 
 def identity(patcher: ModelPatcher) -> Identity | None:
-    """Return what a MODEL is; None where its weights are not those of its file any more.
+    """Return which model a MODEL is; None if its weights are no longer those of its file.
 
-    A merge is another model than its first. LoRAs make no other one.
+    A merge counts as a different model than the one it began with. LoRAs change nothing.
 
     Raises:
         OSError: the file cannot be read.
@@ -107,7 +109,7 @@ def _first_seen(patcher: ModelPatcher) -> Identity | None:
             layers = find_layers(file)
             if not _are_copies(weights, layers):
                 return None
-    except ModelFileError:  # the one that the model was loaded from was none
+    except ModelFileError:  # the file was replaced by something that is not a model
         return None
     return (
         Identity(file.name, found, tuple(layers), path, file.version) if _is_still(file) else None
@@ -119,7 +121,7 @@ def _is_still(file: ModelFile) -> bool:
 
 
 def _unpatched_weights(patcher: ModelPatcher) -> dict[str, torch.Tensor]:
-    """Return the weights of own_layers without LoRAs and hooks, as they are held."""
+    """Return the weights of own_layers as they are held, without LoRAs and hooks."""
     weights = {}
     for name, layer in own_layers(patcher).items():
         key = f"{PREFIX}.{name}.weight"
@@ -127,18 +129,18 @@ def _unpatched_weights(patcher: ModelPatcher) -> dict[str, torch.Tensor]:
         weight = patcher.hook_backup[key][0] if key in patcher.hook_backup else weight
         if not isinstance(weight, torch.Tensor) or weight.is_meta:
             continue
-        # Not detach(): a parameter made in inference mode and moved outside of it has no views.
+        # `.data`, since detach() fails for a parameter made in inference mode and moved outside it.
         weights[name] = weight if isinstance(weight, QuantizedTensor) else weight.data
     return weights
 
 
 def is_narrow(weight: torch.Tensor) -> bool:
-    """Whether a weight is held in less than 16 bit."""
+    """Whether a weight is held in fewer than 16 bits a value."""
     return isinstance(weight, QuantizedTensor) or weight.dtype.itemsize < 2
 
 
 def _are_copies(weights: Mapping[str, torch.Tensor], its: Mapping[str, torch.Tensor]) -> bool:
-    """Whether weights in memory are a file's, by a sample of some layers."""
+    """Whether weights in memory equal a file's, judged by samples of some layers."""
     names = [name for name in its if name in weights]
     compared = names[:: max(1, len(names) // _COMPARED_LAYERS)]
     return all(_is_copy(weights[name], its[name]) for name in compared)
@@ -151,7 +153,7 @@ def _is_copy(weight: torch.Tensor, original: torch.Tensor) -> bool:
 
 
 def _sample(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Return bytes of some values in the middle of a tensor, as they are in a dtype."""
+    """Return the bytes of some values from the middle of a tensor, converted to a dtype."""
     values = tensor.reshape(-1)
     count = min(values.numel(), SAMPLE_BYTES // (dtype or values.dtype).itemsize)
     start = (values.numel() - count) // 2
@@ -159,14 +161,17 @@ def _sample(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Ten
 
 
 def _fingerprint_of(weights: Mapping[str, torch.Tensor]) -> str:
-    """Return what identifies weights that are of no file."""
+    """Return a fingerprint of weights that do not come from a file."""
     digest = hashlib.sha256()
     _add(digest, list(weights.items()))
     return digest.hexdigest()
 
 
 def _merged_patches(patcher: ModelPatcher) -> dict[str, list]:
-    """Tell merges from LoRAs: their patches are whole weights, or scale the model's own."""
+    """Return the patches that are merges: whole weights, or such as scale the model's own.
+
+    The other patches are LoRAs and the like, which leave the model the same.
+    """
     merged = {
         key: [one for one in patches if isinstance(one[1], list) or one[2] != 1.0]
         for key, patches in patcher.patches.items()
@@ -175,7 +180,7 @@ def _merged_patches(patcher: ModelPatcher) -> dict[str, list]:
 
 
 def _add(digest: hashlib._Hash, value: object) -> None:
-    """Add what a patch is made of to a digest, the same in every process."""
+    """Add the parts of a patch to a digest, in a way that is the same in every process."""
     if isinstance(value, QuantizedTensor):
         _add(digest, [value._qdata, value._params.scale])
     elif isinstance(value, torch.Tensor):
@@ -188,6 +193,6 @@ def _add(digest: hashlib._Hash, value: object) -> None:
         for one in value:
             _add(digest, one)
     elif callable(value):
-        digest.update(b"function;")  # whose name is ComfyUI's own affair
+        digest.update(b"function;")  # a function's name may change with ComfyUI's version
     else:
         digest.update(f"{value!r};".encode())

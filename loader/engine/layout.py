@@ -17,20 +17,23 @@ from comfy.quant_ops import TensorCoreFP8E4M3Layout, register_layout_class
 from ...quant import FP8_MAX, dequantize, quantize
 
 LAYOUT = "HSWQFP8Layout"
-_ROUNDED_TO_MAX = 464.0  # what would be the next value of the grid is 480
+_ROUNDED_TO_MAX = 464.0  # halfway to 480, the next value if the grid went on: rounds to 448
 
 
 class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
-    """FP8 e4m3fn with one FP32 weight_scale, for weights of any rank, that keeps its clipping."""
+    """FP8 e4m3fn with one FP32 weight_scale, for weights of any rank.
+
+    Unlike ComfyUI's layout, it keeps the clipping that the search chose when a patch is applied.
+    """
 
     @dataclasses.dataclass(frozen=True)
     class Params(TensorCoreFP8E4M3Layout.Params):
-        """ComfyUI's, and what a Linear that multiplies in FP8 scales its input by.
+        """ComfyUI's parameters, and the scale of the input of a Linear that multiplies in FP8.
 
-        It is beside the weight, so that it is wherever the weight is, in all memory modes.
+        The scale is held with the weight so that ComfyUI moves both together, in all memory modes.
 
         Attributes:
-            input_scale: FP32 scalar tensor, None where the input is not quantized (see matmul).
+            input_scale: FP32 scalar tensor; None if the input is not quantized (see matmul).
         """
 
         input_scale: torch.Tensor | None = None
@@ -53,11 +56,11 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
         Args:
             tensor: float weight.
             scale: FP32 weight_scale to use; None or "recalculate" chooses one.
-            clipping_scale: the weight_scale before a patch. What is chosen is a power of 2 times
-                that, so that the search's choice of grid lasts and nothing new is clipped.
-            stochastic_rounding: seed, 0 rounds to the nearest.
-            inplace_ops: allows to overwrite `tensor`, which is never needed here.
-            input_scale: of the weight before a patch, which does not change the layer's input.
+            clipping_scale: the weight_scale before a patch. The chosen scale is that times a power
+                of 2: the grid that the search chose remains, and no more values are clipped.
+            stochastic_rounding: seed; 0 rounds to the nearest.
+            inplace_ops: allows overwriting `tensor`, which is never needed here.
+            input_scale: the input_scale before a patch, kept: a patch does not change the input.
         """
         if scale is None or isinstance(scale, str):
             scale = scale_for(tensor.abs().amax(), clipping_scale)
@@ -78,22 +81,25 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
 
     @classmethod
     def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict:
-        """Carry the scales over a patch (ComfyUI calls this for LoRA under Dynamic VRAM)."""
+        """Return the scales to keep through a patch (ComfyUI asks for LoRA under Dynamic VRAM)."""
         params = qtensor.params
         return {"clipping_scale": params.scale, "input_scale": params.input_scale}
 
     @classmethod
     def state_dict_tensors(cls, qdata: torch.Tensor, params: object) -> dict[str, torch.Tensor]:
-        """Save real values: stock ComfyUI cannot read a scaled Conv2d (the export writes FP8)."""
+        """Return the float weight to save: stock ComfyUI cannot read a scaled Conv2d.
+
+        A user who wants an FP8 file exports one.
+        """
         return {"": cls.dequantize(qdata, params)}
 
 
 def scale_for(amax: torch.Tensor, clipping_scale: torch.Tensor | None) -> torch.Tensor:
-    """Return a FP32 weight_scale that clips nothing up to `amax`.
+    """Return an FP32 weight_scale that clips no value up to `amax`.
 
     Args:
         amax: scalar tensor.
-        clipping_scale: FP32 weight_scale before a patch, whose octaves are to choose from.
+        clipping_scale: FP32 weight_scale before a patch; the result is that times a power of 2.
     """
     amax = amax.to(torch.float32)
     if clipping_scale is None:
@@ -107,11 +113,12 @@ register_layout_class(LAYOUT, HSWQFP8Layout)
 
 
 class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
-    """ComfyUI's QuantizedTensor, made safe to use in and out of inference mode.
+    """ComfyUI's QuantizedTensor, made safe to use inside and outside of inference mode.
 
-    Nodes run in inference mode; unloading on `/free` does not. Where a tensor is detached in the
-    other mode than it was made in, torch refuses to share its version counter. Parameters, state
-    dicts and `.data` all detach. (The name is ComfyUI's: it pins memory by the class's name.)
+    Nodes run in inference mode, but unloading on `/free` does not. If a tensor was made in one
+    mode and is detached in the other, torch refuses to share its version counter. Parameters,
+    state dicts and `.data` all detach. The class has the same name as ComfyUI's because ComfyUI
+    pins memory by that name.
     """
 
     @classmethod
@@ -119,17 +126,18 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
         cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> object:
         if func.overloadpacket is torch.ops.aten.to:
-            # Inference mode leaves `.to` whole, and comfy_kitchen's handlers of that forget `copy`
-            # (a backup would be the weight itself) or dequantize. Its parts are handled well.
+            # In inference mode `.to` arrives as one operation. comfy_kitchen's handlers for it
+            # ignore `copy`, so that a backup would be the weight itself, or they dequantize. They
+            # are right for the operations that `.to` is made of.
             return func.decompose(*args, **(kwargs or {}))
         if func is torch.ops.aten.copy_.default:
-            # What comfy_kitchen has is for two quantized ones.
+            # comfy_kitchen's handler expects two quantized tensors.
             target, source, *rest = args
             if not isinstance(target, comfy.quant_ops.QuantizedTensor):
                 return func(target, source.dequantize(), *rest, **(kwargs or {}))
             args = (target, _like(target, source), *rest)
         if func.is_view:
-            # A view has to be made in the mode that its base was made in.
+            # torch wants a view to be made in the mode in which its base was made.
             with torch.inference_mode(args[0].is_inference()), torch.no_grad():
                 return super().__torch_dispatch__(func, types, args, kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
@@ -141,11 +149,11 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
 
     @property
     def data(self) -> QuantizedTensor:
-        """Shares bytes and scale, so that copying into it (ComfyUI's hooks) sets both."""
+        """This tensor with bytes and scale shared: copying into it, as hooks do, sets both."""
         return self.detach()
 
     def __deepcopy__(self, memo: dict) -> QuantizedTensor:
-        """Copy bytes and scale; torch's own way needs memory of its own, which this has not."""
+        """Copy bytes and scale. torch's own way fails, since this tensor has no storage."""
         with torch.inference_mode(self.is_inference()), torch.no_grad():
             copied = self.clone()
         if isinstance(self, torch.nn.Parameter):
@@ -159,7 +167,7 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
     def contiguous(
         self, memory_format: torch.memory_format = torch.contiguous_format
     ) -> torch.Tensor:
-        """Return the float weight: who asks for this is about to read memory, to save it."""
+        """Return the float weight: a caller that asks for this reads memory next, to save it."""
         return self.dequantize().contiguous(memory_format=memory_format)
 
     def _copy_with(
@@ -172,7 +180,7 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
 def _like(
     target: comfy.quant_ops.QuantizedTensor, source: torch.Tensor
 ) -> comfy.quant_ops.QuantizedTensor:
-    """Quantize float values as a tensor is, as ComfyUI's cache of hooked weights needs."""
+    """Quantize float values in the format of `target`: ComfyUI restores hooked weights so."""
     if isinstance(source, comfy.quant_ops.QuantizedTensor):
         return source
     values = source.to(target.device)
@@ -180,6 +188,6 @@ def _like(
 
 
 def hold(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
-    """Wrap FP8 bytes and their FP32 scale as a weight of `dtype`, for ComfyUI to move about."""
+    """Wrap FP8 bytes and their FP32 scale as a weight of `dtype` that ComfyUI can handle."""
     params = HSWQFP8Layout.Params(scale, dtype, tuple(data.shape))
     return QuantizedTensor(data, LAYOUT, params)

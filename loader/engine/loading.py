@@ -1,4 +1,4 @@
-"""Loading a model file so that its diffusion model is FP8 when it arrives."""
+"""Loading a model file so that its diffusion model is FP8 from the start."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ def load_checkpoint(
     to_host: bool = False,
     disable_dynamic: bool = False,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP | None, comfy.sd.VAE | None]:
-    """Load a checkpoint with its diffusion model in FP8, kept layers in 16 bit.
+    """Load a checkpoint with its diffusion model in FP8 and the kept layers in 16 bit.
 
     Args:
         file: the checkpoint, or its path.
-        how: what tells which layers are quantized, or a Plan to repeat; None for a file that is
-            quantized already, which keeps what it has.
-        fp8_matmul: multiply in FP8 where the device can (see matmul).
+        how: decides about each layer; or a Plan to repeat; or None for a file that is quantized
+            already and stays as it is.
+        fp8_matmul: multiply in FP8 if the device can (see matmul).
         only_model: leave out CLIP and VAE.
-        to_host: leave the model to ComfyUI to load, also where it fits on the GPU.
-        disable_dynamic: ComfyUI's, for clones without Dynamic VRAM.
+        to_host: put the model into host memory even if it fits on the GPU.
+        disable_dynamic: ComfyUI's argument, for clones without Dynamic VRAM.
 
     Returns:
-        The quantized MODEL, CLIP and VAE, as the stock loader's. The MODEL's Plan is its
+        The quantized MODEL, CLIP and VAE, as from the stock loader. The MODEL's Plan is its
         attachment "hswq".
 
     Raises:
-        ModelFileError: the file is damaged, unknown to ComfyUI, or quantized when it should not
-            be (and the other way round).
+        ModelFileError: the file is damaged or unknown to ComfyUI; or it is quantized and `how` is
+            given; or it is not quantized and `how` is None.
         ValueError: the statistics or the Plan belong to another model.
     """
     file = opened(file)
     structure = detect(file)
-    if not file.prefix:  # ComfyUI would load it without our operations
-        find_layers(file)  # if it is a model at all
+    if not file.prefix:  # ComfyUI's checkpoint loader would load such a file without our operations
+        find_layers(file)  # raises if it is no model at all
         raise ModelFileError(
-            f"{file.name} is a diffusion model alone: put it into models/diffusion_models, "
-            "for Load Diffusion Model (HSWQ FP8)"
+            f"{file.name} holds only a diffusion model: put it into models/diffusion_models and "
+            "use Load Diffusion Model (HSWQ FP8)"
         )
     load = _Load(file, structure, how, to_host=to_host)
     with explained(file):
@@ -83,7 +83,10 @@ def load_checkpoint(
 def _clip_and_vae(
     load: _Load, disable_dynamic: bool
 ) -> tuple[comfy.sd.CLIP | None, comfy.sd.VAE | None]:
-    """Load what is not ours as stock does, also where our model goes without Dynamic VRAM."""
+    """Load CLIP and VAE as the stock loader does.
+
+    They are loaded apart from the model because they keep Dynamic VRAM where the model does not.
+    """
     embeddings = folder_paths.get_folder_paths("embeddings")
     _, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
         load.tensors(),
@@ -109,7 +112,7 @@ def load_diffusion_model(
     to_host: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """Load a file for its diffusion model alone; otherwise as load_checkpoint."""
+    """Load only the diffusion model of a file; otherwise as load_checkpoint."""
     file = opened(file)
     load = _Load(file, detect(file), how, to_host=to_host)
     with explained(file):
@@ -130,9 +133,10 @@ def _load_again(
     legacy: bool = False,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """Load a model as it was, for a clone with weights of its own, maybe on another GPU.
+    """Load the same model once more, for a clone that needs its own weights (on another GPU).
 
-    ComfyUI keeps this and its arguments as `cached_patcher_init`, and takes the first for the path.
+    ComfyUI keeps this function and its arguments as `cached_patcher_init`, and expects the path as
+    the first argument.
     """
     file = ModelFile(path)
     options = {
@@ -146,15 +150,15 @@ def _load_again(
 
 
 class _Load:
-    """What ComfyUI's loaders are given, so that layers are quantized as they come.
+    """What ComfyUI's loaders are given, so that each layer is quantized when it is loaded.
 
     Attributes:
-        file: that is loaded.
+        file: the file to load.
         options: ComfyUI's model_options.
-        resident: whether the model stays on the GPU from the start.
-        originals: of the layers.
-        quantizer: of the layers; None where the file is quantized.
-        sketches: by which rounding is compensated, None where it is not.
+        resident: whether the model is loaded onto the GPU at once and stays there.
+        originals: reads the layers' 16-bit weights again when a LoRA needs them.
+        quantizer: quantizes the layers; None if the file is quantized already.
+        sketches: of the layers' inputs, for compensated rounding; None without it.
     """
 
     def __init__(
@@ -180,15 +184,15 @@ class _Load:
         self.options = {"dtype": structure.dtype, "custom_operations": operations}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the file's tensors, in a dict that ComfyUI may empty."""
+        """Return the file's tensors, in a new dict: ComfyUI removes entries from it."""
         tensors = self.file.tensors
-        for marker in MODEL_MARKERS:  # a text encoder has its own, which it needs
+        for marker in MODEL_MARKERS:  # only the diffusion model's: text encoders need theirs
             tensors.pop(self.file.prefix + marker, None)
         return tensors
 
 
 def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool) -> None:
-    """Make a loaded MODEL what our loaders promise."""
+    """Check a MODEL that ComfyUI has loaded, and add what our loaders promise of it."""
     name = load.file.name
     check_whole(name, patcher.model.diffusion_model)
     if load.quantizer is not None:
@@ -211,7 +215,7 @@ def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool) -> None:
 def _stay_on_gpu(patcher: ModelPatcher) -> None:
     """Tell ComfyUI that a model is on the GPU.
 
-    Not by load_models_gpu, which would free as much memory again for what is there already.
+    load_models_gpu would free memory for the whole model, which is on the GPU already.
     """
     loaded = memory.LoadedModel(patcher)
     loaded.model_load()
@@ -219,7 +223,7 @@ def _stay_on_gpu(patcher: ModelPatcher) -> None:
 
 
 def _check_quantized(name: str, patcher: ModelPatcher, plan: Plan) -> None:
-    """Refuse a model that is not what its Plan says: ComfyUI may have loaded it without us."""
+    """Refuse a model that differs from its Plan, as when ComfyUI did not use our operations."""
     layers = monitored_layers(patcher.model.diffusion_model)
     held = [layer for layer, one in layers.items() if isinstance(one.weight, QuantizedTensor)]
     if set(held) != set(plan.quantized):
@@ -233,7 +237,7 @@ def _keep(_: str, weight: torch.Tensor, __: torch.device) -> torch.Tensor:
 
 
 def _plan_as_stored(patcher: ModelPatcher) -> Plan:
-    """Describe a model whose file decided about its layers."""
+    """Return a Plan that describes a model as its quantized file holds it."""
     layers = {}
     for name, layer in monitored_layers(patcher.model.diffusion_model).items():
         weight = layer.weight

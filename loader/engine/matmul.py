@@ -1,7 +1,7 @@
-"""Matrix products in FP8, for cards that have them: quicker than in 16 bit, and less exact.
+"""Matrix products in FP8, for cards that have them: faster than in 16 bit, and less exact.
 
-Off unless a user chooses them. A Linear's input is scaled by the largest that was recorded of it;
-what is larger is clipped. Conv2d has no FP8 product in torch.
+They are off unless the user turns them on. A Linear's input is scaled by the largest magnitude
+that was recorded of it; larger values are clipped. torch has no FP8 product for Conv2d.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ...quant.fp8 import quantize_input
 from ..files.layer_formats import input_scale
 
 _DTYPES = (torch.float16, torch.bfloat16)  # cuBLAS adds no bias to FP32 outputs
-_SIDES = 16  # that the matrices' sides must be multiples of
+_SIDES = 16  # cuBLAS wants the sides of both matrices to be multiples of this
 
 
 def multiplied_in_fp8(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Return a Linear's output by a product in FP8, None where it is to be the ordinary one.
+    """Return a Linear's output by a product in FP8; None if the ordinary product is needed.
 
     Args:
         inputs: (..., in features); a QuantizedTensor is in FP8 already.
@@ -44,7 +44,7 @@ def multiplied_in_fp8(
         rows, scale = inputs._qdata.flatten(0, -2), inputs._params.scale
     else:
         rows = quantize_input(inputs.reshape(-1, inputs.shape[-1]).contiguous(), scale)
-    # Fast accumulation keeps some 14 bits, of inputs that have 4.
+    # Fast accumulation keeps about 14 bits, which is enough: the inputs have 4.
     outputs = torch._scaled_mm(
         rows, weight._qdata.t(), scale_a=scale, scale_b=weight._params.scale,
         bias=bias, out_dtype=inputs.dtype, use_fast_accum=True,
@@ -53,12 +53,14 @@ def multiplied_in_fp8(
 
 
 def scale_at_hand(layer: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor | None:
-    """Return a layer's input_scale if nobody but the product reads its input, and that in FP8.
+    """Return a layer's input_scale if its input may be handed over in FP8, else None.
+
+    It may not if the weight has a function on it, or must be cast or fetched first: then the
+    layer's ordinary product needs a 16-bit input.
 
     Args:
-        layer: Linear that nobody has hooked; with a function on its weight, or with a weight that
-            has to be cast or fetched, it takes ordinary inputs.
-        inputs: of the device and dtype of the input.
+        layer: Linear without hooks.
+        inputs: any tensor with the device and dtype of the layer's input.
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, QuantizedTensor) or layer.weight_function:
@@ -68,11 +70,11 @@ def scale_at_hand(layer: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor 
 
 
 def multiply_in_fp8(patcher: ModelPatcher, plan: Plan) -> None:
-    """Let a model's quantized Linear layers multiply in FP8, where that is possible.
+    """Let a model's quantized Linear layers multiply in FP8 if the device can.
 
     Args:
         patcher: MODEL whose weights are QuantizedTensors with our layout.
-        plan: of that model; a layer without an input_amax stays with the ordinary product.
+        plan: of that model; a layer without an input_amax keeps the ordinary product.
     """
     if not usable(patcher.load_device):
         return
@@ -83,21 +85,21 @@ def multiply_in_fp8(patcher: ModelPatcher, plan: Plan) -> None:
 
 
 def fits(weight: QuantizedTensor) -> bool:
-    """Whether a weight can multiply in FP8: a Linear's, with sides that cuBLAS takes."""
+    """Whether a weight can multiply in FP8: it is a Linear's, and cuBLAS takes its sides."""
     return weight.ndim == 2 and not any(size % _SIDES for size in weight.shape)
 
 
 def scale_input(weight: QuantizedTensor, amax: float | None) -> None:
-    """Let a weight multiply in FP8 inputs up to `amax`; one that is not known changes nothing."""
+    """Let a weight multiply in FP8, with inputs clipped at `amax`; None changes nothing."""
     scale = input_scale(amax)
     if scale is not None:
-        with torch.inference_mode(False):  # so that it may be used anywhere
+        with torch.inference_mode(False):  # so that it can also be used outside of that mode
             scale = scale.clone().to(weight._qdata.device)
         weight._params = dataclasses.replace(weight._params, input_scale=scale)
 
 
 def description(patcher: ModelPatcher) -> str:
-    """Return a line about what multiplies in FP8 in a MODEL that was asked to."""
+    """Return a line that says how many layers of a MODEL multiply in FP8, or why none does."""
     if not usable(patcher.load_device):
         return f"{patcher.load_device} has no FP8 matrix products"
     weights = patcher.model.diffusion_model.parameters()
@@ -106,7 +108,7 @@ def description(patcher: ModelPatcher) -> str:
 
 
 def usable(device: torch.device) -> bool:
-    """Whether a device multiplies in FP8; the first call on one that should tries it."""
+    """Whether a device multiplies in FP8. The first call for a device tries one product."""
     return memory.supports_fp8_compute(device) and _works(device)
 
 
@@ -121,7 +123,7 @@ def _works(device: torch.device) -> bool:
             use_fast_accum=True,
         )  # fmt: skip
         return bool((found == 16).all())
-    except Exception as error:  # Triton's and cuBLAS's own, an older torch: without, all works too
+    except Exception as error:  # Triton, cuBLAS and older torch raise many kinds; FP8 is optional
         logging.info(
             "HSWQ: no FP8 matrix products on %s (%s)", device, str(error).split("\n", 1)[0]
         )

@@ -1,4 +1,4 @@
-"""Which layers a file's diffusion model has, and how ComfyUI would hold them."""
+"""Which layers a file's diffusion model has, and in which dtype ComfyUI would hold them."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from .operations import hswq_operations
 def layers_of(file: ModelFile) -> dict[str, torch.Tensor]:
     """Return the file's weight of every Linear and Conv2d by name, in the model's order.
 
-    They stay mapped.
+    The weights are mapped from the file, not read.
 
     Raises:
         ModelFileError: ComfyUI does not know the model, or renames or rearranges its layers; or
-            the file lacks some.
+            the file lacks some of them.
     """
     layers, tensors = find_layers(file), file.tensors
     for layer, weight in layers.items():
         if not _is(weight, tensors.get(f"{file.prefix}{layer}.weight")):
             raise ModelFileError(
-                f"{file.name} is not in ComfyUI's own layout, which alone can be exported: "
+                f"{file.name} is not in ComfyUI's own layout, and only that can be exported: "
                 f"it has no {file.prefix}{layer}.weight"
             )
     return layers
 
 
 def find_layers(file: ModelFile) -> dict[str, torch.Tensor]:
-    """Return what layers_of does, of a file in any layout that ComfyUI reads.
+    """Return what layers_of does, but for a file in any layout that ComfyUI reads.
 
-    ComfyUI itself builds the model and converts the names, without any weights.
+    ComfyUI itself builds the model, without memory for its weights, and converts the names.
 
     Raises:
-        ModelFileError: the file holds no diffusion model, or none that ComfyUI can build.
+        ModelFileError: the file holds no diffusion model, or one that ComfyUI cannot build.
     """
     layers: dict[str, torch.Tensor] = {}
 
@@ -64,9 +64,11 @@ def find_layers(file: ModelFile) -> dict[str, torch.Tensor]:
         )
     except memory.OOM_EXCEPTION:
         raise
-    except Exception as error:  # whatever a file makes ComfyUI stumble over
+    except Exception as error:  # ComfyUI raises many kinds for a file that it cannot load
         reason = " ".join(str(error).split("\n", 2)[:2]).replace("\t", "")
-        raise ModelFileError(f"{file.name} is no diffusion model that loads: {reason}") from error
+        raise ModelFileError(
+            f"{file.name} cannot be loaded as a diffusion model: {reason}"
+        ) from error
     if model is None:
         raise ModelFileError(f"{file.name} holds no diffusion model that ComfyUI knows")
     check_whole(file.name, model.model.diffusion_model)
@@ -74,26 +76,26 @@ def find_layers(file: ModelFile) -> dict[str, torch.Tensor]:
 
 
 def check_whole(name: str, network: torch.nn.Module) -> None:
-    """Refuse a model that was loaded from a file which lacks layers; their weights are None.
+    """Refuse a model with layers that its file lacks: their weights are None.
 
     Raises:
-        ModelFileError: it is such a file.
+        ModelFileError: the model has such layers.
     """
     layers = monitored_layers(network)
     lacking = [layer for layer, module in layers.items() if module.weight is None]
     if lacking:
         raise ModelFileError(
-            f"{name} is no whole diffusion model: it lacks {len(lacking)} of the {len(layers)} "
-            f"layers that ComfyUI's {type(network).__name__} has, such as {lacking[0]}"
+            f"{name} is not a complete diffusion model: it lacks {len(lacking)} of the "
+            f"{len(layers)} layers of ComfyUI's {type(network).__name__}, such as {lacking[0]}"
         )
 
 
 @contextmanager
 def explained(file: ModelFile) -> Iterator[None]:
-    """Where the block stumbles over a file or one of its layers, say which and what is wrong.
+    """Turn errors that a file or one of its layers causes in the block into one that names it.
 
     Raises:
-        ModelFileError: as find_layers; what is not the file's fault is raised as it is.
+        ModelFileError: as find_layers. Errors that are not the file's fault are raised unchanged.
     """
     try:
         yield
@@ -117,14 +119,14 @@ _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
 
 class Structure(NamedTuple):
-    """What a file's diffusion model is made of.
+    """What a file's diffusion model consists of.
 
     Attributes:
         dtype: of its 16-bit weights in memory.
         manual_cast: whether ComfyUI must cast them in each forward.
-        layers: numbers of weights of its tensors with more than one axis, by layer name.
-        first: name of the projection from the latent, None where it is not told from others.
-        last: name of the projection back to it, likewise.
+        layers: number of weights of each layer by name, for tensors with more than one axis.
+        first: name of the projection from the latent; None if its shape does not identify it.
+        last: name of the projection back to the latent; None as for `first`.
     """
 
     dtype: torch.dtype
@@ -135,7 +137,7 @@ class Structure(NamedTuple):
 
 
 def detect(file: ModelFile) -> Structure:
-    """Find out how ComfyUI would build a file's diffusion model; once for each ModelFile.
+    """Return how ComfyUI would build a file's diffusion model; found out once a ModelFile.
 
     Raises:
         ModelFileError: ComfyUI does not know the model.
@@ -172,11 +174,13 @@ def _detect(file: ModelFile) -> Structure:
 
 
 def _ends(shapes: dict[str, tuple[int, ...]], numbers: dict) -> tuple[str | None, str | None]:
-    """Return the only layers as wide as a patch of the latent, going in and coming out.
+    """Return the names of the projections from the latent and back to it (see Structure).
+
+    Each is the only layer whose input (or output) is as wide as a patch of the latent.
 
     Args:
         shapes: (out, in, ...) of the layers' weights.
-        numbers: of ComfyUI's detection: channels, and the side of a patch.
+        numbers: unet_config of ComfyUI's detection: channels, and the side of a patch.
     """
     entering = numbers.get("in_channels")
     leaving = numbers.get("out_channels") or entering
@@ -193,9 +197,9 @@ def _ends(shapes: dict[str, tuple[int, ...]], numbers: dict) -> tuple[str | None
 
 
 def sixteen_bit_options(file: ModelFile) -> dict[str, torch.dtype]:
-    """Return the model_options by which ComfyUI's own loaders give a file's model in 16 bit.
+    """Return the model_options with which ComfyUI's own loaders load a file's model in 16 bit.
 
-    They are empty but where ComfyUI was told to load every model in FP8.
+    They are empty unless ComfyUI was started with the option to load every model in FP8.
 
     Raises:
         ModelFileError: ComfyUI does not know the model.
@@ -206,8 +210,8 @@ def sixteen_bit_options(file: ModelFile) -> dict[str, torch.dtype]:
 
 
 def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
-    """Return ComfyUI's entry for a model in diffusers' layout, None where it knows none."""
-    # Converting copies, and writes into what it is given.
+    """Return ComfyUI's configuration for a model in diffusers' layout; None if it has none."""
+    # Tensors without memory, because the conversion copies tensors and changes the dict.
     shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
     converted = comfy.model_detection.convert_diffusers_mmdit(shapes, "")
     if converted is not None:
@@ -216,9 +220,9 @@ def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
 
 
 def stored_dtype(file: ModelFile) -> torch.dtype:
-    """Return what most of a diffusion model's weights are in, or were before they were FP8.
+    """Return the dtype of most of a diffusion model's weights, before any were FP8.
 
-    An export says it in its metadata.
+    For an exported file it is in the metadata.
     """
     names = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.itemsize >= 2}
     said = names.get((file.metadata or {}).get(DTYPE_KEY))
@@ -229,7 +233,7 @@ def stored_dtype(file: ModelFile) -> torch.dtype:
 
 
 def _dtype_in_memory(file: ModelFile, config: object) -> torch.dtype:
-    """Return ComfyUI's choice for the kept layers; where that is not 16 bit, the file's or FP16."""
+    """Return ComfyUI's choice for the kept layers; if that is not 16 bit, the file's, or FP16."""
     stored = stored_dtype(file)
     chosen = memory.unet_dtype(
         model_params=sum(math.prod(entry.shape) for entry in file.own.values()),

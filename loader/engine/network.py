@@ -1,4 +1,4 @@
-"""A model's own network, whatever nodes have put into it or around it for the moment."""
+"""A model's own network, without what nodes have temporarily put into it or around it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from ...calibration import monitored_layers
 
 PREFIX = "diffusion_model"
 BYPASS_LORA = "bypass_lora"
-"""Key of ComfyUI's injections that put a LoRA beside a layer: they add no module."""
+"""Key of ComfyUI's injections that compute a LoRA beside a layer. They add no module."""
 
 _ORIGINAL = "_orig_mod"
-"""Where torch.compile's module has the one that it compiles; importing its class takes seconds."""
+"""Name under which a module of torch.compile holds the module that it compiles.
+
+The name is used because importing torch.compile's class takes seconds.
+"""
 
 
 def own_network(patcher: ModelPatcher) -> torch.nn.Module:
-    """Return the diffusion model itself, neither a clone's replacement nor a compiled one."""
+    """Return the model's own diffusion model, not a clone's replacement or a compiled wrapper."""
     network = patcher.object_patches_backup.get(PREFIX, patcher.model.diffusion_model)
     while _ORIGINAL in network._modules:
         network = network._modules[_ORIGINAL]
@@ -31,8 +34,8 @@ def own_network(patcher: ModelPatcher) -> torch.nn.Module:
 def own_layers(patcher: ModelPatcher) -> dict[str, torch.nn.Module]:
     """Return the Linear and Conv2d layers that the model itself has, by name, in its order.
 
-    ComfyUI takes a clone's object patches and injections out when it loads another clone: until
-    then they are in the network, and so are their layers.
+    A clone's object patches and injections stay in the network until ComfyUI loads another clone,
+    and may have layers of their own. Those are not returned.
     """
     with _ejected(patcher):
         layers = monitored_layers(own_network(patcher))
@@ -44,7 +47,7 @@ def own_layers(patcher: ModelPatcher) -> dict[str, torch.nn.Module]:
 
 
 def _with_part(layers: dict, part: str, original: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Put a part's own layers where those of its replacement are."""
+    """Return layers with those of a replaced part exchanged for the original part's."""
     own = monitored_layers(original)
     named = {f"{part}.{name}" if name else part: layer for name, layer in own.items()}
     names = list(layers)
@@ -57,7 +60,7 @@ def _with_part(layers: dict, part: str, original: torch.nn.Module) -> dict[str, 
 
 @contextmanager
 def _ejected(patcher: ModelPatcher) -> Iterator[None]:
-    """Take out what any loaded clone has injected, and put it back."""
+    """Take out what loaded clones have injected, and put it back after the block."""
     loaded = [one.model for one in memory.current_loaded_models]
     clones = [one for one in loaded if one is not None and one.is_clone(patcher)]
     with ExitStack() as stack:
@@ -68,7 +71,7 @@ def _ejected(patcher: ModelPatcher) -> Iterator[None]:
 
 
 def is_compiled(patcher: ModelPatcher) -> bool:
-    """Whether any part of what a MODEL samples with is compiled by torch, in whatever way."""
+    """Whether torch has compiled any part that a MODEL samples with, in any of its ways."""
     if patcher.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
         return True
     called = [patcher.model, getattr(patcher.model, "apply_model", None)]
@@ -77,7 +80,7 @@ def is_compiled(patcher: ModelPatcher) -> bool:
 
 
 def _own_parts(patcher: ModelPatcher) -> Iterator[object]:
-    """Yield a network's modules and their forwards, but for those that a clone has replaced."""
+    """Yield a network's modules and their forwards, with originals for what a clone replaced."""
     originals = {
         key: one
         for key, one in patcher.object_patches_backup.items()
@@ -93,10 +96,10 @@ def _own_parts(patcher: ModelPatcher) -> Iterator[object]:
 
 
 def _is_compiled(part: object) -> bool:
-    """Tell a module or function that torch.compile has made or changed."""
+    """Whether torch.compile has made or changed a module or function."""
     if isinstance(part, torch.nn.Module):
         return part._compiled_call_impl is not None or _ORIGINAL in part._modules
-    disabled = getattr(part, "_torchdynamo_disable", False)  # by torch.compiler
+    disabled = getattr(part, "_torchdynamo_disable", False)  # set by torch.compiler.disable
     return hasattr(part, "_torchdynamo_orig_callable") and not disabled
 
 

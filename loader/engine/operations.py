@@ -1,4 +1,4 @@
-"""Linear and Conv2d that become FP8 while ComfyUI loads them (`custom_operations`)."""
+"""Linear and Conv2d that become FP8 while ComfyUI loads them (ComfyUI's `custom_operations`)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from .originals import Originals
 Decide = Callable[
     [str, torch.Tensor, torch.device], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
 ]
-"""Layer's name, 16-bit weight and device -> the weight to keep, or its FP8 bytes and weight_scale.
+"""Takes a layer's name, 16-bit weight and device; returns the weight to keep, or FP8 bytes and
+weight_scale.
 
-They are complete, and bytes and scale stay where they come back: ComfyUI may move a model, or
-compute with it, as soon as its weights are loaded.
+All copies must be complete on return, and bytes and scale must be on the device where they are to
+stay: ComfyUI may move a model, or compute with it, as soon as its weights are loaded.
 """
 
 
 def _normal_tensors(method: Callable) -> Callable:
-    """Run a method outside of inference mode, so that ComfyUI may use what it makes anywhere.
+    """Run a method outside of inference mode, so that its tensors can be used in both modes.
 
-    Nodes run inside of it, unloading (`/free`) and routes do not; a parameter that was made inside
-    cannot be patched or moved outside.
+    Nodes run in inference mode, but unloading (`/free`) and routes do not, and a parameter that
+    was made in inference mode cannot be patched or moved outside of it.
     """
 
     @functools.wraps(method)
@@ -50,10 +51,10 @@ def hswq_operations(
     """Return ComfyUI operations for one load, whose Linear and Conv2d ask `decide`.
 
     Args:
-        decide: is asked once a layer, in the model's order.
+        decide: is called once a layer, in the model's order.
         manual_cast: whether weights are cast to the input's dtype in each forward, as ComfyUI
-            does where the device cannot compute in the weights' dtype.
-        originals: what the weights are quantized from, for patches to go onto.
+            does if the device cannot compute in the weights' dtype.
+        originals: reads the weights before quantizing, so that patches can be applied to them.
     """
     base = comfy.ops.manual_cast if manual_cast else comfy.ops.disable_weight_init
 
@@ -88,17 +89,18 @@ class _Quantizable:
     """What Linear and Conv2d share: a weight that is 16 bit or a QuantizedTensor.
 
     Attributes:
-        stored_input_amax: largest |x| of the input by the file, where it is quantized already.
+        stored_input_amax: largest |x| of the input as a quantized file says it, else None.
     """
 
     stored_input_amax: float | None = None
     _name = ""
-    _original_amax: torch.Tensor | None = None  # of the weight that a patch is just put onto
+    # Between convert_weight and set_weight: amax of the original that the patch is applied to.
+    _original_amax: torch.Tensor | None = None
 
     def __init__(
         self, *args, device: torch.device | None = None, dtype: torch.dtype | None = None, **kwargs
     ) -> None:
-        # The weights come one by one from the file; none is allocated before.
+        # No memory is allocated here: the weights come from the file, one by one.
         super().__init__(*args, device="meta", dtype=dtype, **kwargs)
         self._shapes = {
             key: tuple(value.shape) for key, value in self._parameters.items() if value is not None
@@ -121,7 +123,7 @@ class _Quantizable:
             value = state_dict.get(prefix + key)
             if value is None:
                 missing.append(prefix + key)
-                if key == "weight":  # None, for who loads it to refuse the file
+                if key == "weight":  # stays None, by which check_whole refuses the file
                     continue
                 value = torch.zeros(shape)
             elif tuple(value.shape) != shape:
@@ -152,9 +154,9 @@ class _Quantizable:
         return hold(*decided, self._target[1])
 
     def _exchanged(self, value: torch.Tensor) -> torch.Tensor:
-        """Return what replaces a weight that is there: in its format, where it lies.
+        """Return a value for a weight that is loaded already, in its format and on its device.
 
-        A state dict of the model has QuantizedTensors, a saved one the values that they stand for.
+        A state dict of this model holds QuantizedTensors. A saved one holds their float values.
         """
         old, value = self.weight, value.to(self.weight.device, copy=True)
         self._original_amax = None
@@ -165,7 +167,7 @@ class _Quantizable:
             return value.to(old.dtype)
         again = old.requantize_from_float(value, scale=old._params.scale).to(old.dtype)
         if again.dequantize().equal(value.to(old.dtype)):
-            return again  # the bytes that they were; others need a scale of their own
+            return again  # the same values; different ones need a scale of their own
         return self._requantized(old, value, seed=0).to(old.dtype)
 
     @_normal_tensors
@@ -176,7 +178,7 @@ class _Quantizable:
         device = device if self.weight is None else self.weight.device
         if value.device.type != "cpu":
             return value.to(dtype)
-        # Dynamic VRAM assigns: a tensor of the right dtype stays backed by the file.
+        # Under Dynamic VRAM (assign), a tensor of the right dtype stays mapped from the file.
         return value.to(device, dtype, copy=not assign)
 
     @_normal_tensors
@@ -191,7 +193,7 @@ class _Quantizable:
         return self._product(inputs, self.weight, self.bias)
 
     def forward_comfy_cast_weights(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Forward through ComfyUI's general path: offloaded weights and weight functions."""
+        """Compute through ComfyUI's general path, for offloaded weights and weight functions."""
         if isinstance(self.weight, QuantizedTensor) and is_compiled_without_fp8():
             return self._product(inputs, self._decoded(inputs), self._cast_bias(inputs))
         weight, bias, stream = comfy.ops.cast_bias_weight(
@@ -202,7 +204,7 @@ class _Quantizable:
         return outputs
 
     def _decoded(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the float weight with its functions, where a compiler may see no FP8 tensor."""
+        """Return the float weight with its functions, for compilers that refuse FP8 tensors."""
         weight = _float_weight(self.weight, inputs.dtype).to(inputs.device)
         for function in self.weight_function:
             weight = function(weight)
@@ -218,7 +220,7 @@ class _Quantizable:
         return bias
 
     def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **_) -> torch.Tensor:
-        """Return the float weight that ComfyUI's patches apply to: the original, if it is there."""
+        """Return the float weight for ComfyUI to patch: the original if it can be read again."""
         if not isinstance(weight, QuantizedTensor):
             return weight
         originals, original = self._originals, None
@@ -235,7 +237,7 @@ class _Quantizable:
         return_weight: bool = False,
         **_,
     ) -> torch.Tensor | None:
-        """Take a patched float weight back, in the format of the one it replaces."""
+        """Take a patched float weight, and hold it in the format of the one that it replaces."""
         old = self.weight
         if isinstance(old, QuantizedTensor):
             new = self._requantized(old, weight, seed or 0).to(old.dtype)
@@ -253,8 +255,9 @@ class _Quantizable:
         amax, self._original_amax = self._original_amax, None
         if amax is None:
             return old.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed)
-        # As much is clipped as the Plan does, on no finer grid: without a patch (small layers under
-        # Dynamic VRAM) an FP16 file's bytes stay. It is the first rounding, so to the nearest.
+        # Clip the same share as the Plan, and use no finer grid. So a weight that ComfyUI converts
+        # without a patch (small layers under Dynamic VRAM) keeps an FP16 file's bytes. Rounding is
+        # to the nearest, not stochastic, because the original was not rounded before.
         plan, scale = self._originals.plan, old.params.scale.to(amax.device)
         share = (plan.layers[self._name].amax / amax.double()).clamp(max=1.0)
         limit = weight.abs().amax() * share
@@ -268,7 +271,7 @@ class _Quantizable:
     def _apply(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
     ) -> torch.nn.Module:
-        # torch moves parameters by swapping their data, which a wrapper subclass cannot do.
+        # torch moves parameters by exchanging their data, which fails for a tensor subclass.
         for key, value in self._parameters.items():
             if value is not None:
                 self._set(key, fn(value))
@@ -276,11 +279,12 @@ class _Quantizable:
 
 
 def _is_for_hooks(weight: torch.Tensor) -> bool:
-    """Whether conditioning hooks patch a weight, where it is one of a model that is sampled.
+    """Whether ComfyUI asks for a weight of a model in sampling in order to apply hooks' patches.
 
-    They swap patches in every step, and reading the file would take seconds each time. ComfyUI
-    asks in FP32 for them, otherwise in what the device computes LoRAs in. (Also in FP32 for
-    weights that are patches themselves, as merges have: of models that are not sampled then.)
+    Conditioning hooks change patches in every step, and reading the file would take seconds each
+    time. ComfyUI tells nobody why it asks, but it asks in FP32 for hooks, and for LoRAs in the
+    dtype in which the device computes them. (It also asks in FP32 for weights that are merged into
+    another model; then the model they are from is not being sampled.)
     """
     computes = memory.lora_compute_dtype(weight.device)
     return weight.dtype is torch.float32 and computes is not torch.float32

@@ -1,4 +1,4 @@
-"""The 16-bit weights that quantized ones came from, read again when a patch goes onto them."""
+"""The 16-bit weights before quantizing, read again from the file when a patch is applied."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 class Originals:
-    """A model file's weights, layer by layer.
+    """A model file's weights, read layer by layer.
 
-    A patched FP8 weight is rounded once more, which doubles the error and hides a weak LoRA. On
-    the original, the result is that of quantizing the merged weights. Nothing of the file stays
-    open or in memory.
+    Patching the FP8 weight would round it a second time, which doubles the error and hides a weak
+    LoRA. Patching the original gives the same result as quantizing the merged weights. The file is
+    neither kept open nor in memory.
 
     Attributes:
-        plan: by which the weights were quantized, None while they are.
+        plan: by which the weights were quantized; None until loading is complete.
         is_sampled: whether their model is in a sampling.
     """
 
     def __init__(self, file: ModelFile) -> None:
-        """Take a safetensors file; of others nothing is found."""
+        """Take a model file. Weights are found only in a safetensors file."""
         self.plan: Plan | None = None
         self._model: weakref.ref[BaseModel] | None = None
         self._path, self._version = file.path, file.version
@@ -40,23 +40,23 @@ class Originals:
         self._entries = file.own if is_safetensors(file.path) else {}
 
     def belong_to(self, model: BaseModel, plan: Plan) -> None:
-        """Know whose weights they were, and how those were quantized."""
+        """Note which model was made from these weights, and by which Plan."""
         self._model, self.plan = weakref.ref(model), plan
 
     @property
     def is_sampled(self) -> bool:
         model = None if self._model is None else self._model()
-        # ComfyUI sets it before a sampling, and takes it off however that ends.
+        # ComfyUI sets this before a sampling, and resets it after, also after an error.
         return getattr(model, "current_patcher", None) is not None
 
     def note(self, layer: str, data: torch.Tensor) -> None:
-        """Know a layer's quantized bytes again: those of a patched weight differ."""
+        """Note a layer's quantized bytes, by which `of` sees whether the weight was patched."""
         self._checksums[layer] = _checksum(data)
 
     def of(self, layer: str, weight: QuantizedTensor) -> torch.Tensor | None:
-        """Return what a quantized weight came from, on its device and in the dtype it stands for.
+        """Return the original of a quantized weight, on its device and in the dtype it stands for.
 
-        None where that is not known: the file is gone or another, or the weight is patched.
+        None if it cannot be had: the file is gone or has changed, or the weight is patched.
         """
         noted = None if self.plan is None else self._checksums.get(layer)
         if noted is None or not _checksum(weight._qdata).cpu().equal(noted.cpu()):
@@ -67,7 +67,7 @@ class Originals:
         return original.to(weight.device, weight.dtype)
 
     def _is_still_there(self) -> bool:
-        """Whether the file holds the same weights; it may have been moved away and back."""
+        """Whether the file still holds the same weights. It may have been moved away and back."""
         version = version_of(self._path)
         if version != self._version and fingerprint(self._path) == self._fingerprint:
             self._version = version
@@ -88,8 +88,8 @@ class Originals:
 
 
 def _checksum(data: torch.Tensor) -> torch.Tensor:
-    """Return a checksum of a tensor's bytes, an int64 scalar; equal on all devices."""
+    """Return a checksum of a tensor's bytes, an int64 scalar that is equal on all devices."""
     data = data.detach().view(torch.uint8).flatten()
     words = torch.nn.functional.pad(data, (0, -len(data) % 8)).view(torch.int64)
-    places = torch.arange(1, 2 * len(words), 2, device=words.device)  # odd: every bit counts
+    places = torch.arange(1, 2 * len(words), 2, device=words.device)  # odd, so no bit is lost
     return (words * places).sum()

@@ -1,4 +1,4 @@
-"""What can be told of a ModelPatcher: whose weights it has, and how they are held."""
+"""Questions about a ModelPatcher: whether it is quantized, what patches it, what is measurable."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .network import BYPASS_LORA, own_layers
 
 
 def is_quantized(patcher: ModelPatcher) -> bool:
-    """Whether any Linear or Conv2d of a MODEL holds less than 16 bit a weight."""
+    """Whether any Linear or Conv2d of a MODEL holds fewer than 16 bits a weight."""
     weights = (getattr(layer, "weight", None) for layer in own_layers(patcher).values())
     return any(weight is not None and is_narrow(weight) for weight in weights)
 
 
 def unknown_layers(patcher: ModelPatcher) -> str | None:
-    """Return why a loader could not quantize what can be measured, None where it can.
+    """Return why our loaders could not quantize all measurable layers of a MODEL, else None.
 
-    Loaders replace ComfyUI's own Linear and Conv2d; other ones keep their weights, whatever
-    statistics say of them.
+    They replace ComfyUI's own Linear and Conv2d. Layers of other classes stay 16 bit, so that
+    statistics of them would be useless.
     """
     model, layers = type(patcher.model).__name__, own_layers(patcher)
     foreign = [
@@ -44,12 +44,12 @@ def takes_another_model(patcher: ModelPatcher) -> bool:
 
 
 def with_clones(patcher: ModelPatcher) -> list[ModelPatcher]:
-    """Return a MODEL and its clones that sample along on other GPUs."""
+    """Return a MODEL and those clones of it that sample the same images on other GPUs."""
     return [patcher, *patcher.get_additional_models_with_key("multigpu")]
 
 
 def patches(patcher: ModelPatcher) -> str | None:
-    """Return a note on LoRAs and their like on a MODEL, None where it has none."""
+    """Return a note about LoRAs and other patches on a MODEL; None if it has none."""
     patched = set(patcher.patches).union(*patcher.hook_patches.values())
     notes = [f"patches on {len(patched)} weights"] if patched else []
     notes += ["LoRAs beside the weights"] if patcher.injections.get(BYPASS_LORA) else []

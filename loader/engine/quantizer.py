@@ -1,4 +1,4 @@
-"""Quantizing layer after layer while ComfyUI loads a model, by a Plan or while making one."""
+"""Quantizing layer after layer while ComfyUI loads a model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...quant import Decider, Plan, stored
 from .transfer import Transfer
 
 WORK_BYTES = 512 << 20
-"""GPU memory that searching one layer may take."""
+"""GPU memory to free for searching one layer."""
 
 
 def quantizing_device() -> torch.device:
     """Return the device that quantizes and computes.
 
     Raises:
-        ValueError: it knows no FP8, as Apple's GPUs and DirectML.
+        ValueError: it has no FP8, as is so for Apple's GPUs and DirectML.
     """
     device = memory.get_torch_device()
     if not memory.supports_cast(device, torch.float8_e4m3fn):
@@ -32,12 +32,15 @@ class Quantizer:
     """Decides and quantizes one layer at a time on the GPU (see operations)."""
 
     def __init__(self, decider: Decider, layers: int, *, resident: bool = False) -> None:
-        """Take what decides about layers, and how many will come.
+        """Free memory for the search.
 
-        `resident` leaves the layers on the GPU; else they go where ComfyUI builds the model.
+        Args:
+            decider: decides about each layer.
+            layers: how many layers there are, for the progress bar.
+            resident: leave all layers on the GPU; else each goes where ComfyUI builds the model.
 
         Raises:
-            ValueError: the device knows no FP8.
+            ValueError: the device has no FP8.
         """
         self._decider: Decider | None = decider
         self._resident = resident
@@ -48,9 +51,9 @@ class Quantizer:
     def decide(
         self, name: str, weight: torch.Tensor, device: torch.device
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return a layer's weight to keep, or its FP8 bytes and weight_scale.
+        """Return a layer's weight to keep, or its FP8 bytes and weight_scale, copied completely.
 
-        They are complete. `device` is that of the layer, where bytes and scale go.
+        `device` is where ComfyUI builds the layer. Unless resident, the result is there.
         """
         memory.throw_exception_if_processing_interrupted()
         self._progress.update(1)
@@ -62,7 +65,7 @@ class Quantizer:
         return parts if self._resident else tuple(transfer.place(part, device) for part in parts)
 
     def _refined(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-        """Return what a layer was rounded to before, on the device; None where nothing was kept."""
+        """Return a layer's quantized weight from an earlier load, on the device; else None."""
         found = None if self._decider.refined is None else self._decider.refined.get(name)
         if found is None or found[0].shape != weight.shape:
             return None
@@ -70,7 +73,7 @@ class Quantizer:
         return tuple(map(self._transfer.up, found))
 
     def finish(self) -> Plan:
-        """Return the Plan, and let go of pinned memory and statistics.
+        """Return the Plan, and release pinned memory and statistics.
 
         Raises:
             ValueError: the statistics or the Plan belong to another model.
@@ -81,10 +84,10 @@ class Quantizer:
 
 
 def restrict(decider: Decider, layers: Collection[str], name: str) -> None:
-    """Leave out statistics of layers that a node had put into a model, and say so.
+    """Leave out statistics of layers that a node had added to the model, and say so in the log.
 
     Args:
-        decider: which a Planner's statistics are taken from.
+        decider: whose statistics are restricted.
         layers: names of the model's own Linear and Conv2d layers.
         name: of the model, for the log.
     """
@@ -97,14 +100,14 @@ def restrict(decider: Decider, layers: Collection[str], name: str) -> None:
 
 
 def make_room(decider: Decider, layers: Mapping[str, int]) -> bool:
-    """Free GPU memory for a quantized model; return whether it can stay there right away.
+    """Free GPU memory for a quantized model; return whether it can be loaded there at once.
 
-    Such a model needs no Dynamic VRAM, which would keep it in host memory as well and copy it to
-    the GPU in its first step.
+    Such a model goes without Dynamic VRAM, which would also keep it in host memory, and would copy
+    it to the GPU in its first step.
 
     Args:
-        decider: what will be quantized.
-        layers: numbers of weights by layer name.
+        decider: says which layers will be quantized.
+        layers: number of weights of each layer by name.
     """
     device = memory.get_torch_device()
     if device.type != "cuda":

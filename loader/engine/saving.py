@@ -1,4 +1,4 @@
-"""Saving a quantized model with ComfyUI's own nodes: as the 16-bit weights that it stands for."""
+"""Saving a quantized model with ComfyUI's own nodes: they save its weights in 16 bit."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from comfy.quant_ops import QuantizedTensor
 def save_as_16_bit(model: BaseModel) -> None:
     """Let CheckpointSave and ModelSave write files that every loader reads.
 
-    They hand a model's weights to safetensors, which takes a QuantizedTensor's bytes for numbers
-    of its 16-bit dtype: garbage, and beyond the end of its memory.
+    Both hand a model's weights to safetensors. It would read a QuantizedTensor's FP8 bytes as
+    16-bit numbers: it would save garbage, and read beyond the end of the memory.
     """
     model.__class__ = _saving(type(model))
 
 
 class _Saves16Bit:
-    """What a quantized model has beside its own class."""
+    """What a quantized model's class has in addition to its own."""
 
     def state_dict_for_saving(
         self, unet_state_dict: dict[str, torch.Tensor], *args, **kwargs
     ) -> dict[str, torch.Tensor]:
-        # One layer at a time leaves the GPU; safetensors holds all of them on the CPU anyway.
+        # One layer at a time goes to the CPU, where safetensors needs all of them anyway.
         weights = {
             key: _patched(self.diffusion_model.get_submodule(key.rpartition(".")[0])).cpu()
             if isinstance(value, QuantizedTensor)
@@ -39,14 +39,15 @@ class _Saves16Bit:
 
 @functools.cache
 def _saving(model_class: type[BaseModel]) -> type[BaseModel]:
-    """Return a model's class with that, under the same name: it shows in logs."""
+    """Return a subclass that saves 16 bit, under the same name because logs show it."""
     return type(model_class.__name__, (_Saves16Bit, model_class), {})
 
 
 def _patched(layer: torch.nn.Module) -> torch.Tensor:
-    """Return a quantized layer's 16-bit weight, as it is after loading completely.
+    """Return a quantized layer's 16-bit weight with its patches.
 
-    Where a weight is offloaded, its patches wait for the forward, in an attribute of the layer.
+    Patches of an offloaded weight are not in it yet: they wait in an attribute of the layer until
+    the forward.
     """
     weight = layer.weight
     waiting = [*layer.weight_function, getattr(layer, "weight_lowvram_function", None)]

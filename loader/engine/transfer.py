@@ -14,20 +14,20 @@ _RING_BYTES = 64 << 20
 class Transfer:
     """Copies to and from one device through pinned memory.
 
-    A copy from pageable memory stops the CPU until it is done; through pinned memory the CPU
-    reads the next piece of the file while the GPU takes the last one and searches. The way back
-    does wait: a tensor in host memory has no stream that its readers would have to wait for. On
-    devices other than CUDA's it copies directly.
+    A copy from pageable memory blocks the CPU until it is done. Through pinned memory, the CPU
+    reads the next piece of the file while the GPU receives the last one and searches. Copies to
+    the host do block, because nothing would make a reader of host memory wait for them. On devices
+    other than CUDA's it copies directly.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Take the device that weights go to; pinned memory is taken when first needed."""
+        """Take the device that weights go to. Pinned memory is allocated when first needed."""
         self.device = device
         self._staged = device.type == "cuda"
         self._ring = _Ring(_RING_BYTES)
 
     def up(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a CPU tensor's copy on the device; one that is there already as it is."""
+        """Return a CPU tensor's copy on the device; a tensor of the device is returned as it is."""
         if not self._staged or tensor.device.type != "cpu" or not tensor.is_contiguous():
             return tensor.to(self.device)
         copied = torch.empty_like(tensor, device=self.device)
@@ -39,7 +39,7 @@ class Transfer:
         return copied
 
     def place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Return a tensor of the device on another one, complete; one that is there as it is."""
+        """Return a completed copy on another device; a tensor of that device as it is."""
         staged = self._staged and device.type == "cpu" and tensor.is_contiguous()
         if not staged or tensor.numel() == 1:
             return tensor.to(device)
@@ -49,12 +49,12 @@ class Transfer:
         return copied
 
     def finish(self) -> None:
-        """Wait for the copies to the device, and give the pinned memory back."""
+        """Wait for the copies to the device, and release the pinned memory."""
         self._ring.empty()
 
 
 class _Busy(NamedTuple):
-    """A part of the ring that the GPU reads."""
+    """A part of the ring from which the GPU is still copying."""
 
     start: int
     end: int
@@ -62,7 +62,7 @@ class _Busy(NamedTuple):
 
 
 class _Ring:
-    """Pinned memory that is handed out in turn; a part is free again when the GPU is done."""
+    """Pinned memory, handed out part by part. A part is free again when the GPU has copied it."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -71,7 +71,7 @@ class _Ring:
         self._start = self._end = 0  # of the part that was taken last
 
     def take(self, count: int) -> torch.Tensor:
-        """Return `count` bytes; wait for the GPU where they are still in use."""
+        """Return `count` bytes; wait for the GPU if it still copies from them."""
         if self._memory is None:
             pin = torch.cuda.is_available()
             self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=pin)
@@ -82,13 +82,13 @@ class _Ring:
         return self._memory[start : self._end]
 
     def hand_over(self, buffer: torch.Tensor) -> None:
-        """Note that the GPU was told to read the taken part."""
+        """Note that a copy to the GPU was started from the part that was taken last."""
         done = torch.cuda.Event()
         done.record()
         self._busy.append(_Busy(self._start, self._start + buffer.numel(), done))
 
     def empty(self) -> None:
-        """Wait for everything, and give the memory back."""
+        """Wait for all copies, and release the memory."""
         while self._busy:
             self._free_oldest()
         self._memory = None
@@ -99,5 +99,5 @@ class _Ring:
 
 
 def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Split a contiguous tensor into views of its bytes that fit the ring."""
+    """Split a contiguous tensor into views of its bytes that each fit into the ring."""
     return tensor.view(-1).view(torch.uint8).split(_PIECE_BYTES)

@@ -83,7 +83,7 @@ class Composition:
         if _CONVERT not in self.steps:
             return None
         if {_BESIDE, *COMPILED, *CHANGED} & {*self.steps[: self.steps.index(_CONVERT)]}:
-            return "works on the 16-bit model alone"
+            return "works only on the 16-bit model"
         return None if self.loader in _SIXTEEN_BIT else "is quantized already"
 
     @property

@@ -238,7 +238,7 @@ class TestDiffusersLayout:
         assert searched == len(own.layers) > 0
 
     def test_is_no_checkpoint(self, files):
-        with pytest.raises(ModelFileError, match="is a diffusion model alone"):
+        with pytest.raises(ModelFileError, match="holds only a diffusion model"):
             load_checkpoint(files[1], make_planner(None, 0.25, scaled=True, settings=QUICKLY))
 
     def test_is_not_exported(self, files):

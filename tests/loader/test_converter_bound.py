@@ -87,7 +87,7 @@ class TestRefused:
     @pytest.mark.parametrize("what", REFUSED)
     def test_is_what_works_on_the_old_modules(self, models, plan, what):
         model, before = REFUSED[what](models.sixteen_bit), held(models.sixteen_bit)
-        expected = f"^{what} works on the 16-bit model alone.*after the HSWQ FP8 Converter$"
+        expected = f"^{what} works only on the 16-bit model.*after the HSWQ FP8 Converter$"
         with pytest.raises(ValueError, match=expected):
             convert(model, plan)
         assert not same(held(models.sixteen_bit), before)
@@ -95,7 +95,7 @@ class TestRefused:
     def test_is_it_also_where_it_is_loaded(self, models, legacy, plan):
         for make in (with_bypass_lora, lambda m: with_object_patch(m, "diffusion_model")):
             model = load(make(models.sixteen_bit))
-            with pytest.raises(ValueError, match="works on the 16-bit model alone"):
+            with pytest.raises(ValueError, match="works only on the 16-bit model"):
                 convert(model, plan)
 
 

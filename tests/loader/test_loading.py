@@ -87,7 +87,9 @@ class TestWeights:
     def test_of_a_diffusion_model_alone_are_no_checkpoints(self, checkpoint, planner):
         """ComfyUI's checkpoint loader takes it without our operations: in 16 bit."""
         path = str(make_diffusion_model(checkpoint.parent / "unet.safetensors"))
-        with pytest.raises(ModelFileError, match=r"^unet\.safetensors is a diffusion model alone"):
+        with pytest.raises(
+            ModelFileError, match=r"^unet\.safetensors holds only a diffusion model"
+        ):
             load_checkpoint(path, planner())
 
     def test_are_no_inference_tensors(self, models):
