@@ -46,7 +46,7 @@ def export_path(filename: str, folder: str) -> Path:
     if not parts or not all(map(is_safe, parts)) or len(filename) > _MAX_NAME:
         raise ValueError(
             "the filename must be letters, digits, spaces and '_-.()+,@', with '/' between "
-            f"subfolders, at most {_MAX_NAME} in all, and no name that a system reserves, "
+            f"subfolders, at most {_MAX_NAME} in all, and not a name that a system reserves, "
             f"got {str(filename)[:_MAX_SHOWN]!r}"
         )
     base = os.path.join(folder_paths.get_output_directory(), folder)

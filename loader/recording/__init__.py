@@ -1,4 +1,4 @@
-"""Measuring samplings in the background, and what is known of it.
+"""Recording statistics of every sampling in the background, and the state of the recording.
 
 May import host, files, store, engine, calibration and quant.
 """

@@ -12,13 +12,15 @@ from comfy.model_patcher import ModelPatcher
 
 
 class SamplingPatch:
-    """Runs something around every sampling, also where other extensions patch the same."""
+    """Runs a context around every sampling, also if other extensions patch the same method."""
 
     def __init__(
         self, around: Callable[[ModelPatcher, torch.Tensor, tuple, dict], AbstractContextManager]
     ) -> None:
-        """Start uninstalled; `around` is called with each sampling's MODEL, noise and
-        other arguments."""
+        """Start without a patch.
+
+        `around` is called with each sampling's MODEL, noise, and other arguments.
+        """
         self._around = around
         self._ours: Callable | None = None
         self._before: Callable | None = None
@@ -26,17 +28,18 @@ class SamplingPatch:
         self._guiders: set[int] = set()
 
     def install(self) -> None:
-        """Wrap what ComfyUI calls now, unless that leads to us. Idempotent.
+        """Wrap the method that ComfyUI calls now, unless it calls ours already. Idempotent.
 
-        Another extension may have wrapped our function, or put back what was there before it.
-        Which of both shows when it is called. Wrapped twice, we run once.
+        If the method is not ours, another extension has either wrapped ours, or restored the one
+        from before. Only a call shows which. So it is wrapped again, and a second call of ours
+        within the first does nothing.
         """
         if samplers.CFGGuider.outer_sample not in (self._ours, self._above):
             self._before = samplers.CFGGuider.outer_sample
             self._ours = samplers.CFGGuider.outer_sample = self._wrapped(self._before)
 
     def remove(self) -> None:
-        """Put back what was there, unless somebody wrapped ours since."""
+        """Restore the method from before, unless another extension has wrapped ours since."""
         if self._ours is not None and samplers.CFGGuider.outer_sample is self._ours:
             samplers.CFGGuider.outer_sample = self._before
             self._ours = None

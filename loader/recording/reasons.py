@@ -18,7 +18,7 @@ NO_FILE = "it is a merge or was not loaded from a file"
 
 
 def unrecordable(patcher: ModelPatcher) -> str | None:
-    """Return why a sampling would not measure a model's own 16-bit weights, None if it does."""
+    """Return why a sampling would not measure a model's own 16-bit weights; None if it would."""
     if is_quantized(patcher):
         return QUANTIZED
     if is_compiled(patcher):

@@ -1,4 +1,4 @@
-"""Recording the Dual Monitor's statistics in the background of any sampling."""
+"""Recording the Dual Monitor's statistics in the background of every sampling."""
 
 from __future__ import annotations
 
@@ -35,20 +35,21 @@ from .status import (
 )
 
 WRAPPER = "hswq.calibration"
-"""Key of the calibration node's wrapper; passive recording leaves such a model to it."""
+"""Key of the calibration node's wrapper. A model with it is not recorded in the background too."""
 
 SHARE_PER_PERCENT = 0.025
-"""Of the layers in a forward, for each percent that it may take longer.
+"""Share of the layers to measure in a forward, for each percent that it may take longer.
 
-Measuring all of SDXL adds 39% to a GPU's launches and 14% to its time; on a CPU 40%.
+Measuring all layers of SDXL adds 39% to a GPU's kernel launches and 14% to its time, and 40% to a
+CPU's time: 1 / 40 for each percent.
 """
 
 SHARE_PER_PERCENT_WITHOUT_TRITON = 0.003
-"""On a GPU where a layer's call takes nine launches, not one."""
+"""The same for a GPU without Triton, where measuring a layer takes nine launches and not one."""
 
 
 class Target(NamedTuple):
-    """A model to record: its name, its file's fingerprint, and what was recorded before."""
+    """A model to record: its name and fingerprint, and how many images were recorded before."""
 
     name: str
     fingerprint: str
@@ -59,12 +60,12 @@ class Recorder:
     """Records every sampling once installed.
 
     Attributes:
-        enabled: whether samplings are recorded, as long as the settings say so too.
-        table: what recording does, of every model sampled with since ComfyUI started.
+        enabled: whether samplings are recorded, if the user's settings allow it.
+        table: the state of the recording of each model that has sampled since ComfyUI started.
     """
 
     def __init__(self) -> None:
-        """Start uninstalled."""
+        """Start without the patch."""
         self.enabled = True
         self.table = StatusTable()
         self._failed: dict[str, str] = {}  # fingerprint: what went wrong in measuring
@@ -73,10 +74,10 @@ class Recorder:
         self._patch = SamplingPatch(self._recording)
 
     def follow_settings(self) -> None:
-        """Be installed while the settings say so; asked for every prompt that is queued.
+        """Install or remove the patch as the settings say. It is called for every queued prompt.
 
-        ComfyUI tells nobody when a setting changes, and no prompt is sampled without this. One
-        that was queued before recording was turned off removes the patch when it samples.
+        ComfyUI has no event for a changed setting, but every sampling needs a queued prompt. If
+        recording is turned off while a prompt waits, the patch removes itself when it samples.
         """
         if settings.current().record:
             self.install()
@@ -84,17 +85,17 @@ class Recorder:
             self.remove()
 
     def install(self) -> None:
-        """Be around every sampling. Idempotent."""
+        """Patch ComfyUI so that every sampling is recorded. Idempotent."""
         self.enabled = True
         self._patch.install()
 
     def remove(self) -> None:
-        """Take the patch out, unless somebody wrapped it since: then fall silent."""
+        """Remove the patch. If another extension has wrapped it, it stays and does nothing."""
         self.enabled = False
         self._patch.remove()
 
     def status(self) -> list[ModelStatus]:
-        """Return what recording does, of every model sampled with since ComfyUI started."""
+        """Return the state of the recording of each model that has sampled since the start."""
         return self.table.all()
 
     @contextmanager
@@ -102,7 +103,7 @@ class Recorder:
         self, patcher: ModelPatcher, noise: torch.Tensor, args: tuple, kwargs: dict
     ) -> Iterator[None]:
         target = rotation = None
-        try:  # the picture must be made whatever happens here
+        try:  # no error here may prevent the picture
             if not settings.current().record:
                 self.remove()
             target = self._target(patcher)
@@ -136,7 +137,7 @@ class Recorder:
         return self.enabled and settings.current().record
 
     def _target(self, patcher: ModelPatcher) -> Target | None:
-        """Return which model to record, None with the reason noted."""
+        """Return the model to record; None if it shall not be recorded, with the reason noted."""
         state = store.state()
         if not self.enabled or self._complete.get(patcher.model) == state:
             return None
@@ -153,7 +154,7 @@ class Recorder:
         target = Target(found.name, found.fingerprint, known.samples if known else 0)
         if known and store.is_complete(known):
             self._note(target, COMPLETE)
-            self._complete[patcher.model] = state  # nothing to look up until that changes
+            self._complete[patcher.model] = state  # no need to look again until the state changes
             return None
         failure = self._failed.get(found.fingerprint)
         reason = failure or unrecordable(patcher)
@@ -167,7 +168,7 @@ class Recorder:
         self.table.note(ModelStatus(target.name, target.fingerprint, state, target.samples, reason))
 
     def _rotation(self, fingerprint: str, patcher: ModelPatcher) -> Rotation:
-        """Return whose turn it is; the turns of few-step samplings go on in the next one."""
+        """Return a model's Rotation. It is kept, so that the next sampling continues the turns."""
         share = share_of(settings.current().budget, torch.device(patcher.load_device))
         names = tuple(own_layers(patcher))
         known = self._rotations.get(fingerprint)
@@ -177,23 +178,28 @@ class Recorder:
 
 
 def share_of(budget: float, device: torch.device) -> float:
-    """Return the share of the layers whose measuring takes so many percent of a step."""
+    """Return the share of the layers to measure a forward.
+
+    Args:
+        budget: percent by which a step may take longer.
+        device: that samples.
+    """
     in_one_launch = device.type == "cpu" or kernels.usable(device)
     share = SHARE_PER_PERCENT if in_one_launch else SHARE_PER_PERCENT_WITHOUT_TRITON
     return min(1.0, budget * share)
 
 
 class Recording(NamedTuple):
-    """Where a sampling's statistics go, and who wants to know.
+    """Where a sampling's statistics go, and whom to tell.
 
     Attributes:
-        fingerprint: of the model's file, None if it has none.
+        fingerprint: of the model's weights; None if it has no file.
         session: of the statistics file.
-        name: of the model, for people.
+        name: of the model, for messages.
         saved: is called with the file's new content.
-        failed: is called with what went wrong, and whether it will go wrong again.
-        wanted: whether the statistics are still wanted when the sampling has ended.
-        meta: what else the statistics shall say.
+        failed: is called with the reason of a failure, and whether it would happen again.
+        wanted: tells, when the sampling has ended, whether its statistics are still wanted.
+        meta: further entries of the statistics' meta.
     """
 
     fingerprint: str | None
@@ -213,14 +219,14 @@ def record(
 ) -> Iterator[None]:
     """Measure one sampling and add it to the model's statistics file when it has succeeded.
 
-    Whatever goes wrong in measuring or saving is reported; the sampling goes on.
+    Errors in measuring or saving are reported, and the sampling goes on.
 
     Args:
-        patcher: whose diffusion model runs in the block; its clones on other GPUs are measured
-            there.
-        samples: latent images in the sampling.
+        patcher: MODEL whose diffusion model runs in the block. Its clones on other GPUs are
+            measured there too.
+        samples: number of latent images in the sampling.
         recording: where the statistics go.
-        rotation: whose turn it is in each forward; None measures every layer in every forward.
+        rotation: chooses the layers to measure in each forward; None measures all in all.
     """
     with ExitStack() as hooks:
         monitors = []
@@ -269,7 +275,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _report(recording: Recording, reason: str, for_good: bool = False) -> None:
-    """Pass on what went wrong; a listener that fails has no say in the picture either."""
+    """Tell the listener of a failure. An error in the listener must not prevent the picture."""
     try:
         recording.failed(reason, for_good)
     except Exception as error:

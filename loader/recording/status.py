@@ -1,4 +1,4 @@
-"""What recording does, model by model: for the log, and for whoever asks or listens."""
+"""The state of the recording of each model, for the log and the panel."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..host.events import changed
 RECORDING, COMPLETE, NOT_RECORDED, FAILED = "recording", "complete", "not recorded", "failed"
 
 QUANTIZED = "its weights are quantized"
-"""Reason of a model that samples in FP8: it is past recording."""
+"""Reason for a model that samples in FP8 and so is not recorded any more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelStatus:
-    """What became of a model's last sampling.
+    """The state of a model's recording at its last sampling.
 
     Attributes:
-        name: of its file, or of its class where that is unknown.
-        fingerprint: of its weights, None where its file is unknown.
+        name: of its file, or of its class if the file is unknown.
+        fingerprint: of its weights; None if its file is unknown.
         state: RECORDING, COMPLETE, NOT_RECORDED or FAILED.
-        samples: recorded of it, in all sessions.
-        reason: why it is not recorded, None where it is.
-        last_run: when that was, in ISO 8601.
+        samples: number of latent images recorded of it, in all sessions.
+        reason: why it is not recorded; None if it is.
+        last_run: time of the sampling, in ISO 8601.
     """
 
     name: str
@@ -40,14 +40,14 @@ class ModelStatus:
 
 
 class StatusTable:
-    """The last status of every model that was sampled with since ComfyUI started."""
+    """The status of each model that has sampled since ComfyUI started."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without models."""
         self._models: dict[str, ModelStatus] = {}
 
     def note(self, status: ModelStatus) -> None:
-        """Take a model's new status; its reason is logged when it is a new one."""
+        """Take a model's new status, and log its reason unless it is the same as before."""
         key = status.fingerprint or status.name
         before = self._models.pop(key, None)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -59,11 +59,11 @@ class StatusTable:
         logging.log(level, "HSWQ: %s is not recorded: %s", status.name, status.reason)
 
     def forget(self, fingerprint: str) -> None:
-        """Know nothing of a model any more."""
+        """Remove a model's status."""
         self._models.pop(fingerprint, None)
 
     def all(self) -> list[ModelStatus]:
-        """Return the status of every model, the last one sampled with last."""
+        """Return the status of every model, in the order of their last samplings."""
         return list(self._models.values())
 
 
@@ -73,7 +73,10 @@ _sampling_lock = threading.Lock()
 
 @contextmanager
 def sampling(fingerprint: str | None) -> Iterator[None]:
-    """Note that a model's sampling is being recorded; None is of no file."""
+    """Note, for the length of the block, that a model's sampling is being recorded.
+
+    For a model without a file (None) nothing is noted.
+    """
     _count(fingerprint, 1)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Recorded statistics on disk: locks, merging, and the cache of what searches found.
+"""Recorded statistics and sketches on disk: locks and merging; caches of searches and models.
 
 May import host, files, calibration and quant.
 """

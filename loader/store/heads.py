@@ -1,8 +1,8 @@
-"""What a model's statistics files hold, but for importances: all that is asked for often.
+"""Heads: what a model's statistics files hold, without the channels' importances.
 
-Reading SDXL's 8 MiB takes longer than adding to it, and a model may have many sessions. So the sums
-of a model's files are kept in memory, and on disk in a file of the model's own, for as long as the
-same versions of the same files are there.
+Importances are most of a file (8 MiB for SDXL) and needed only for quantizing, while the rest is
+asked for often. So the rest is kept in memory, and on disk in one `.heads` file a model. It is
+valid as long as the same statistics files are there, unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import kept_json, locked_file
 from .totals import total_of
 
 ID_DIGITS = 16
-"""Of the fingerprint, in the names of a model's files."""
+"""Digits of the fingerprint in the names of a model's files."""
 
 _FILE = re.compile(r".+\.(?P<id>[0-9a-f]{16})\.(?P<session>[A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
 _FORMAT = 1
@@ -41,7 +41,7 @@ class Session:
     Attributes:
         path: of the file.
         size: of the file in bytes.
-        about: its meta, without layers.
+        about: statistics with the file's meta and no layers.
     """
 
     path: Path
@@ -56,12 +56,12 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What is known of one model.
+    """What the statistics files of one model hold.
 
     Attributes:
-        fingerprint: of its weights.
-        sessions: its files, by name.
-        total: their sums as of total_of, with importances of no channel.
+        fingerprint: of the model's weights.
+        sessions: its files, in the order of their names.
+        total: their sums by total_of; every layer's importance has no channels.
     """
 
     fingerprint: str
@@ -71,11 +71,11 @@ class Head:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """What the files say that bear one id.
+    """What all statistics files with the same id hold.
 
     Attributes:
-        versions: of the files, by name.
-        models: what they are of: one model, unless somebody forged an id.
+        versions: of the files, by name (see files.versions).
+        models: the models that they are of: one, unless somebody forged an id.
         problems: a sentence about each file that cannot be read.
     """
 
@@ -86,11 +86,11 @@ class Heads:
 
 _known: dict[Path, Heads] = {}
 _files: collections.OrderedDict[Path, tuple[Version, Statistics | str]] = collections.OrderedDict()
-_lock = threading.Lock()  # of _files: the panel reads in another thread than the one that samples
+_lock = threading.Lock()  # for _files: the panel and samplings read in different threads
 
 
 def ids() -> dict[str, list[Path]]:
-    """Return all statistics files by their models' ids, both in the order of files' names."""
+    """Return all statistics files by their models' ids, ordered by the files' names."""
     found: dict[str, list[Path]] = {}
     for path in sorted(statistics_folder().glob("*.pt")):
         match = _FILE.fullmatch(path.name)
@@ -100,18 +100,18 @@ def ids() -> dict[str, list[Path]]:
 
 
 def head_of(fingerprint: str) -> Head | None:
-    """Return what is known of a model, None where nothing was recorded."""
+    """Return what was recorded of a model; None if nothing was."""
     heads = heads_of(fingerprint[:ID_DIGITS])
     return next((head for head in heads.models if head.fingerprint == fingerprint), None)
 
 
 def heads_of(its_id: str, paths: Iterable[Path] | None = None, *, keep: bool = False) -> Heads:
-    """Return what the files of an id say. Only those that were changed are read.
+    """Return what the files of an id hold. Only files that have changed are read.
 
     Args:
         its_id: first digits of a fingerprint.
-        paths: its statistics files, where they are known.
-        keep: write what had to be read to disk, for the next start of ComfyUI.
+        paths: its statistics files; None lists the folder.
+        keep: if files had to be read, write the result to disk for ComfyUI's next start.
     """
     if paths is None:
         folder = statistics_folder()
@@ -130,7 +130,7 @@ def heads_of(its_id: str, paths: Iterable[Path] | None = None, *, keep: bool = F
 
 
 def forget(fingerprint: str) -> None:
-    """Remove what is kept of a model."""
+    """Remove a model's heads from memory and disk."""
     path = _path(fingerprint[:ID_DIGITS])
     _known.pop(path, None)
     with contextlib.suppress(OSError):
@@ -154,7 +154,7 @@ def _versions(paths: Iterable[Path]) -> tuple[dict[str, Version], list[str]]:
 
 
 def _read(its_id: str, versions: Mapping[str, Version], problems: list[str]) -> Heads:
-    """Sum up the files of an id."""
+    """Read the files of an id, and sum them up by model."""
     models: dict[str, list[tuple[Session, Statistics]]] = {}
     problems = list(problems)
     for name, version in versions.items():
@@ -173,7 +173,10 @@ def _read(its_id: str, versions: Mapping[str, Version], problems: list[str]) -> 
 
 
 def _without_importances(path: Path, version: Version) -> Statistics | str | None:
-    """Return a file's other sums, a sentence where it cannot be read, None where it is gone."""
+    """Return a file's sums without importances.
+
+    A file that cannot be read gives a sentence that says why; one that is gone gives None.
+    """
     with _lock:
         known = _files.get(path)
         if known is not None and known[0] == version:
@@ -209,7 +212,7 @@ def _path(its_id: str) -> Path:
 
 
 def _keep(path: Path, heads: Heads) -> None:
-    """Write what is known; where that fails, the files are read again after the next start."""
+    """Write heads to disk. If that fails, the files are read again after the next start."""
     models = [
         {
             "fingerprint": head.fingerprint,
@@ -227,7 +230,7 @@ def _keep(path: Path, heads: Heads) -> None:
 
 
 def _kept(path: Path) -> Heads | None:
-    """Read what `_keep` has written; None where there is nothing, or something else."""
+    """Read what `_keep` has written; None if there is nothing, or it is damaged."""
     try:
         content = kept_json.read(path)
         if content["format"] != _FORMAT:

@@ -1,6 +1,6 @@
-"""A file of what can be found out again: JSON behind the SHA-256 of its bytes.
+"""Files of caches: the SHA-256 of some JSON in the first line, the JSON after it.
 
-What is damaged or edited counts as none.
+A file that was damaged or edited counts as missing, since its content can be computed again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAX_BYTES = 16 << 20
 
 
 def write(path: Path, content: object) -> None:
-    """Replace a file; its folder is made.
+    """Replace a file; its folder is created.
 
     Raises:
         OSError: it cannot be written.
@@ -33,8 +33,8 @@ def read(path: Path) -> dict:
     """Return what `write` was given.
 
     Raises:
-        OSError: the file cannot be read; FileNotFoundError: there is none.
-        ValueError, RecursionError: it is not as `write` made it.
+        OSError: the file cannot be read; FileNotFoundError: it does not exist.
+        ValueError, RecursionError: it is damaged.
     """
     with open_regular(path) as file:
         found = file.read(min(_MAX_BYTES, os.fstat(file.fileno()).st_size))

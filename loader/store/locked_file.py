@@ -1,4 +1,4 @@
-"""Reading and writing a statistics file that other processes may write too."""
+"""Reading and writing a statistics file that other processes may also write."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from ...calibration import Statistics, StatisticsError, load_statistics, save_st
 from ..files.versions import version_of
 
 DAMAGED = ".damaged"
-"""What the name of a file that was set aside ends with."""
+"""Suffix of a damaged file that was set aside."""
 
 SHORTLY = 0.2
-"""Seconds that a sampling may wait for a lock; a save takes a tenth of one."""
+"""Seconds that a sampling may wait for a lock. Saving takes about 0.1 s."""
 
 _LOCK_SECONDS = 10
 _CACHED_FILES = 6
-# Windows replaces no file while somebody reads it, which takes a hundredth of a second.
+# Seconds between attempts to write: Windows cannot replace a file while another process reads it.
 _PATIENCE = (0.05, 0.2, 0.5) if os.name == "nt" else ()
 
 
 class FileLockedError(OSError):
-    """Another process keeps a file's lock."""
+    """Another process holds a file's lock."""
 
 
 @contextmanager
 def locked(path: Path, patience: float | None = None) -> Iterator[None]:
-    """Keep other processes from writing a file, and sweep away what killed ones left of it.
+    """Hold a file's lock, so that no other process writes it; remove leftovers of killed ones.
 
     Args:
         path: of the file.
-        patience: seconds to wait for the lock; None waits as long as a user would.
+        patience: seconds to wait for the lock; None waits for ten.
 
     Raises:
-        FileLockedError: another process keeps the lock.
-        OSError: the folder cannot be made.
+        FileLockedError: another process holds the lock.
+        OSError: the folder cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = _LOCK_SECONDS if patience is None else patience
@@ -60,14 +60,14 @@ def locked(path: Path, patience: float | None = None) -> Iterator[None]:
 
 
 def write(statistics: Statistics, path: Path) -> None:
-    """Replace a file whose lock is held.
+    """Replace a file. The caller holds its lock.
 
     Raises:
-        OSError: it cannot be written; it is left as it was.
+        OSError: it cannot be written; it is unchanged.
     """
     try:
         _save(statistics, path)
-    except OSError as error:  # of a full disk, it does not say which file
+    except OSError as error:  # the system's message about a full disk does not name the file
         raise OSError(f"{path.name} cannot be written: {error.strerror}") from error
     _keep(path, version_of(path), statistics)
 
@@ -82,13 +82,13 @@ def _save(statistics: Statistics, path: Path) -> None:
 
 
 def remove(path: Path, beside: Path) -> bool:
-    """Remove a file under its lock, what was set aside of it, and the file beside it.
+    """Remove a file under its lock, with its damaged version and the sketches `beside` it.
 
     Returns:
-        Whether there was one.
+        Whether the file existed.
 
     Raises:
-        OSError: it cannot be removed, or another process keeps the lock.
+        OSError: it cannot be removed, or another process holds the lock.
     """
     with locked(path):
         there = path.exists()
@@ -102,14 +102,14 @@ def remove(path: Path, beside: Path) -> bool:
 
 
 def unreadable(path: Path, error: Exception) -> str:
-    """Return one sentence about a file that was not read; statistics' own errors are one."""
+    """Return one sentence about a file that cannot be read. It always names the file."""
     if not isinstance(error, OSError):
         return str(error)
     return f"{path.name} cannot be read: {error.strerror or error}"
 
 
 def read_or_set_aside(path: Path) -> Statistics | None:
-    """Read a file whose lock is held, None where there is none; a damaged one is moved away.
+    """Read a file whose lock is held; None if there is none. A damaged file is renamed.
 
     Raises:
         OSError: it cannot be read.
@@ -154,7 +154,7 @@ def read(path: Path) -> Statistics:
 
 
 def known(path: Path) -> Statistics | None:
-    """Return what was read or written last, None where that is long ago or the file has changed.
+    """Return a file's content from memory; None if it is not there or the file has changed.
 
     Raises:
         OSError: there is no such file.
@@ -164,7 +164,7 @@ def known(path: Path) -> Statistics | None:
 
 
 def _keep(path: Path, version: tuple, statistics: Statistics) -> None:
-    with _cache_lock:  # routes read while prompts write
+    with _cache_lock:  # routes and prompts run in different threads
         _cache.pop(path, None)
         _cache[path] = version, statistics
         while len(_cache) > _CACHED_FILES:

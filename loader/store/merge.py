@@ -1,4 +1,4 @@
-"""Merging what other machines recorded: all statistics files of a folder into one session."""
+"""Merging recordings of other machines: all statistics files of a folder become one session."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..host.folders import FOLDER
 from . import locked_file
 
 ALL = "all"
-"""Of models/hswq: whatever "auto" does not count already."""
+"""Choice of a folder: all of models/hswq that "auto" does not count already."""
 
 COUNTED = "counted already"
 
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """One model's file that sums up others.
+    """A written file that sums up the files of one model.
 
     Attributes:
-        path: of the new file.
-        samples: in it.
-        files: how many were merged.
+        path: of the file.
+        samples: number of latent images that it counts.
+        files: number of files that were merged into it.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class _Source(NamedTuple):
 
 
 def folders() -> list[str]:
-    """Return what can be gathered: everything, or a subfolder of models/hswq with its own."""
+    """Return the choices of `gather`: ALL, and each subfolder of models/hswq with statistics."""
     found = set()
     for name in folder_paths.get_filename_list(FOLDER):
         while name := os.path.dirname(name):
@@ -58,20 +58,21 @@ def folders() -> list[str]:
 def gather(folder: str, session: str) -> tuple[list[Gathered], dict[str, str]]:
     """Sum up the statistics files of a folder, each model's in one file of a session.
 
-    The session's file is made anew from these files alone, so gathering again, with more of them
-    or with ones that have grown, counts nothing twice. Neither do files that hold the same
-    recording, of which the largest counts, nor one that other sessions count already.
+    Nothing counts twice. The session's file is written from these files alone, so a user may
+    gather again when there are more of them, or when some have grown. Of files that hold the same
+    recording, only the largest counts; a recording that another session has does not count.
 
     Args:
         folder: one of `folders`.
-        session: a plain word; it must not have recordings of its own.
+        session: name of letters, digits, `_` and `-`; it must not have recordings of its own.
 
     Returns:
-        The files that were written, and why others were left out, by their names.
+        The files that were written; and by name of each file left out, why it was.
 
     Raises:
-        ValueError: the folder or the session is none, or nothing is left to merge.
-        OSError: a file cannot be written; it is left as it was.
+        ValueError: there is no such folder, the session's name is not allowed, or no file is left
+            to merge.
+        OSError: a file cannot be written; it is unchanged.
     """
     store.check_session(session)
     if folder not in folders():
@@ -92,7 +93,7 @@ def gather(folder: str, session: str) -> tuple[list[Gathered], dict[str, str]]:
 
 
 def _sources(folder: str, left_out: dict[str, str]) -> Iterator[_Source]:
-    """Read what the files of a folder are, but for those that are a session's already."""
+    """Yield the files of a folder, except those that are a session's already."""
     for name in folder_paths.get_filename_list(FOLDER):
         if folder != ALL and not name.startswith(folder + os.sep):
             continue
@@ -106,7 +107,7 @@ def _sources(folder: str, left_out: dict[str, str]) -> Iterator[_Source]:
             left_out[name] = "it does not say which weights it is of"
         elif path not in store.statistics_files(found.fingerprint):
             meta = {"model": name, **found.meta}
-            if not store.recordings(found):  # another tool's
+            if not store.recordings(found):  # another tool wrote the file: it has no recording id
                 meta[store.RECORDING] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
             yield _Source(name, path, Statistics(meta=meta))
 
@@ -116,7 +117,7 @@ def _uncounted(sources: list[_Source], fingerprint: str, session: str) -> list[_
     target = store.statistics_path(fingerprint, session, "")
     counted: set[str] = set()
     for path in store.statistics_files(fingerprint):
-        with contextlib.suppress(StatisticsError, OSError):  # it counts for nothing
+        with contextlib.suppress(StatisticsError, OSError):  # an unreadable file does not count
             if path != target:
                 counted |= store.recordings(locked_file.read(path))
     new = [one for one in sources if counted.isdisjoint(store.recordings(one.about))]
@@ -125,7 +126,7 @@ def _uncounted(sources: list[_Source], fingerprint: str, session: str) -> list[_
 
 
 def _merge(sources: list[_Source], session: str, left_out: dict[str, str]) -> Gathered:
-    """Sum files of one model up, one after the other, and write the session's file."""
+    """Sum up the files of one model, one after the other, and write the session's file."""
     first, total, parts, sketches = sources[0].about, Statistics(), {}, []
     for source in sources:
         try:

@@ -1,9 +1,13 @@
-"""A model's statistics as they were at its last milestone, by which everything quantizes it.
+"""A model's statistics as they were at its last milestone: everything quantizes it by them.
 
-The file lies beside the recorded ones and is no session: nothing lists it or counts it. It is
-written when a milestone is reached, or first used, and holds the total of all sessions then. It
-stands until the total reaches another milestone, or lacks a recording that it holds. The sketches
-of that moment lie beside it. Without any then, there are none until the next milestone.
+Recording changes the statistics with every picture. The same workflow should give the same picture
+all the same, so that a model is quantized by a copy of its statistics, which is renewed only at a
+milestone (32, 64, 128 images and the target; see readiness).
+
+The copy lies beside the statistics files and is no session: nothing lists or counts it. It holds
+the total of all sessions when the milestone was reached, or first used. It is replaced when the
+total reaches another milestone, or when somebody removes a recording that is in it. A copy of the
+sketches lies beside it; if there were none at that time, there are none until the next milestone.
 """
 
 from __future__ import annotations
@@ -21,12 +25,14 @@ from .totals import origins, recordings
 
 
 def at_milestone(fingerprint: str, total: Statistics, patience: float | None = None) -> Statistics:
-    """Return what a model is quantized by, kept from now on; the total itself while not usable.
+    """Return the statistics to quantize a model by, and keep them if they are not kept yet.
+
+    Before the first milestone it is the total itself.
 
     Args:
         fingerprint: of the model's weights.
-        total: of all its sessions, as they are now.
-        patience: as of locked_file.locked.
+        total: sums of all its sessions, as they are now.
+        patience: see locked_file.locked.
     """
     if not milestone(total):
         return total
@@ -45,10 +51,10 @@ def at_milestone(fingerprint: str, total: Statistics, patience: float | None = N
 
 
 def _write(path: Path, total: Statistics) -> None:
-    """Replace what is kept; its lock is held.
+    """Replace what is kept. The caller holds the lock.
 
-    Sketches come first. Who is killed after them leaves a milestone whose sketches are of another,
-    which nothing reads; and the next use makes both again.
+    Sketches are written first. If the process is killed between the two files, the sketches do not
+    fit the statistics: then nothing reads them, and the next use writes both again.
     """
     found = sketches_of(total.fingerprint)
     if found is None:
@@ -60,12 +66,12 @@ def _write(path: Path, total: Statistics) -> None:
 
 
 def kept_sketches(kept: Statistics) -> sketch_file.SketchFile | None:
-    """Return the sketches that were kept with a milestone; None where there were none."""
+    """Return the sketches that were kept with a milestone's statistics; None if there are none."""
     return sketch_file.open_beside(_path(kept.fingerprint), kept, recordings(kept), kept.samples)
 
 
 def kept_of(fingerprint: str, total: Statistics) -> Statistics | None:
-    """Return what is kept of the total's last milestone; None where nothing is."""
+    """Return the statistics that are kept of the total's last milestone; None if none are."""
     try:
         kept = locked_file.read(_path(fingerprint))
     except FileNotFoundError:
@@ -78,10 +84,10 @@ def kept_of(fingerprint: str, total: Statistics) -> Statistics | None:
 
 
 def forget(fingerprint: str) -> None:
-    """Remove what is kept of a model.
+    """Remove the statistics and sketches that are kept of a model's milestone.
 
     Raises:
-        OSError: it cannot be removed, or another process keeps its lock.
+        OSError: they cannot be removed, or another process holds the lock.
     """
     path = _path(fingerprint)
     both = path, sketch_file.beside(path)

@@ -1,4 +1,4 @@
-"""What statistics files are called."""
+"""Names and paths of statistics files."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def check_session(session: str) -> str:
-    """Return a session name that is safe in a file name.
+    """Return the session's name if it is safe as part of a file name.
 
     Raises:
-        ValueError: it is not letters, digits, `_` and `-`.
+        ValueError: it has something other than letters, digits, `_` and `-`, or it is reserved.
     """
     if not isinstance(session, str) or not _SESSION.fullmatch(session) or is_reserved(session):
         raise ValueError(
-            "the session must be 1 to 64 letters, digits, '_' or '-', and no name that a system "
-            f"reserves, got {session!r}"
+            "the session must be 1 to 64 letters, digits, '_' or '-', and not a name that an "
+            f"operating system reserves, got {session!r}"
         )
     return session
 
 
 def statistics_path(fingerprint: str | None, session: str, model_name: str) -> Path:
-    """Return the file of one model and session; an existing one keeps the name it has.
+    """Return the file of one model and session. An existing file keeps its name.
 
-    The statistics of a model without a fingerprint (a merge) are known by their session alone.
+    A model without a fingerprint (a merge) has one file a session, without its name.
     """
     check_session(session)
     if fingerprint is None:
@@ -45,6 +45,6 @@ def statistics_path(fingerprint: str | None, session: str, model_name: str) -> P
 
 
 def statistics_files(fingerprint: str) -> list[Path]:
-    """Return the statistics files of one model, of all its sessions, by name."""
+    """Return the statistics files of all sessions of one model, sorted by name."""
     folder = statistics_folder()
     return sorted(folder.glob(f"*.{fingerprint[:SHORT]}.*.pt")) if folder.is_dir() else []

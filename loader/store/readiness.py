@@ -1,4 +1,4 @@
-"""Whether enough was recorded of a model to quantize it, and to end its recording."""
+"""Whether enough was recorded of a model to quantize it, and to stop recording it."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from ...calibration import Statistics, seen_levels
 from ..host import settings
 
 USABLE_SAMPLES, USABLE_CALLS, USABLE_LEVELS = 32, 8, 4
-"""Images, measured forwards of each layer, and levels of noise (of 8) that are enough.
+"""Latent images, measured forwards of each layer, and noise levels (of 8) that are enough.
 
 docs/recording.md has the experiment by which they were chosen.
 """
 
 IMAGES, LAYERS, CALLS, NOISE = "images", "layers", "calls", "noise"
-"""What may be missing."""
+"""Values of `missing`: what is still missing."""
 
 
 def target() -> int:
-    """Return the samples at which passive recording ends."""
+    """Return the number of latent images at which background recording ends."""
     return settings.current().target
 
 
 def missing_layers(statistics: Statistics) -> int:
-    """Return how many of the model's layers were never measured, as far as the file says."""
+    """Return how many of the model's layers were never measured; 0 if the file does not say."""
     layers = statistics.meta.get("layers")
     return max(0, layers - len(statistics)) if type(layers) is int else 0
 
 
 def fewest_calls(statistics: Statistics) -> int:
-    """Return how often the layer was measured that was so least often; 0 without layers."""
+    """Return how often the least measured layer was measured; 0 without layers."""
     return min((layer.calls for layer in statistics.values()), default=0)
 
 
 def missing(statistics: Statistics) -> str | None:
-    """Return which of IMAGES, LAYERS, CALLS and NOISE it still takes to quantize; None of none.
+    """Return what is missing before the model can be quantized: IMAGES, LAYERS, CALLS or NOISE.
 
-    Levels of noise that were not seen by the target are those that its user does not sample at. A
-    layer that was not measured, or hardly, by twice the target is one that the model hardly calls.
+    None if nothing is. Recording does not wait for ever: from the target on, noise levels that
+    were not seen are taken as levels at which this user does not sample. From twice the target on,
+    layers that were not measured, or hardly, are taken as layers that the model hardly calls.
     """
     samples = statistics.samples
     if samples < USABLE_SAMPLES:
@@ -50,19 +51,20 @@ def missing(statistics: Statistics) -> str | None:
 
 
 def is_complete(statistics: Statistics) -> bool:
-    """Whether passive recording is over: at the target, once nothing is missing."""
+    """Whether background recording is over: the target is reached and nothing is missing."""
     return statistics.samples >= target() and is_usable(statistics)
 
 
 def is_usable(statistics: Statistics) -> bool:
-    """Whether a model can be quantized by what was recorded of it."""
+    """Whether enough was recorded of a model to quantize it."""
     return missing(statistics) is None
 
 
 def milestone(statistics: Statistics) -> int:
-    """Return the last number of samples at which a model gets a new Plan, 0 while not usable.
+    """Return the last milestone that was passed: a number of latent images; 0 while not usable.
 
-    They are 32, 64, 128 and the target: in between, the same workflow gives the same picture.
+    Milestones are 32, 64, 128 and the target. A model gets a new Plan only at a milestone, so that
+    between two of them the same workflow gives the same picture.
     """
     if not is_usable(statistics):
         return 0

@@ -1,7 +1,8 @@
-"""Quantized models on disk, so that the next load reads half the bytes and rounds nothing again.
+"""A cache of quantized models on disk: the next load reads half the bytes and rounds nothing.
 
-A file holds the FP8 layers of one model, as an export does; the rest is read from the checkpoint.
-It is a cache: what is damaged counts as none, and what was not used for longest goes first.
+A file holds the quantized layers of one model, as an export does. The other tensors are read from
+the checkpoint. Damaged files count as missing. When the cache is full, the file that was not used
+for the longest time is removed first.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ _SUFFIX = ".safetensors"
 
 
 def refined_folder() -> Path:
-    """Return where the files lie."""
+    """Return the folder of the cache's files."""
     return statistics_folder() / "refined"
 
 
 def find(key: str) -> RefinedModel | None:
-    """Open what was kept under a key, None where there is nothing or the user wants none.
+    """Open the file that was kept under a key; None if there is none or the user wants no cache.
 
-    A file that is damaged or of another key is reported in the log, and counts as none.
+    A file that is damaged or has another key is reported in the log, and counts as missing.
 
     Args:
         key: the first 16 digits of the model's fingerprint, a dot, and hex digits that change with
-            all that the bytes depend on.
+            everything that the bytes depend on.
     """
     if not _limit():
         return None
@@ -50,10 +51,10 @@ def find(key: str) -> RefinedModel | None:
         return None
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).split("\n", 1)[0]
-        logging.warning("HSWQ: the refined model %s is made anew: %s", path.name, reason)
+        logging.warning("HSWQ: the refined model %s is made again: %s", path.name, reason)
         return None
     _open[id(found)] = found
-    with contextlib.suppress(OSError):  # of a folder that cannot be written
+    with contextlib.suppress(OSError):  # the folder may be read-only
         os.utime(path)
     return found
 
@@ -66,13 +67,13 @@ def keep(
     layers: Iterable[tuple[str, torch.Tensor, torch.Tensor]],
     sizes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Keep a quantized model's layers for the next load, one in memory at a time.
+    """Write a quantized model's layers for the next load, one at a time, and wait for the disk.
 
-    Files that were not used for longest make room for it. Where it is larger than the user allows,
-    or cannot be written, the log says so and nothing is kept. The disk is waited for.
+    Files that were not used for the longest time make room for it. If it is larger than the user
+    allows, or cannot be written, the log says so and nothing is kept.
 
     Args:
-        key: as of `find`.
+        key: see `find`.
         layers: name, float8_e4m3fn weight and FP32 scalar weight_scale of every quantized layer,
             in any order and on any device.
         sizes: the weights' shapes by layer name.
@@ -96,7 +97,7 @@ def keep(
 
 
 def forget(fingerprint: str) -> None:
-    """Remove all that is kept of a model; what another process holds open stays on Windows."""
+    """Remove all files of a model. On Windows, a file that another process has open remains."""
     for path in refined_folder().glob(f"{fingerprint[:SHORT]}.*{_SUFFIX}"):
         try:
             path.unlink(missing_ok=True)
@@ -118,7 +119,7 @@ def _write(
         layout.begin(file)
         for name, data, scale in layers:
             if name in sums or name not in sizes:
-                raise ValueError(f"layer {name!r} comes twice, or is none of the model's")
+                raise ValueError(f"layer {name!r} comes twice, or is not one of the model's")
             parts = data.cpu(), scale.cpu()
             sums[name] = checksum(*parts)
             layout.write(file, name + DATA, parts[0])
@@ -129,12 +130,12 @@ def _write(
 
 
 def _make_room(size: int, but: Path) -> bool:
-    """Remove the files used longest ago until the rest have at most `size` bytes.
+    """Remove the files that were used longest ago until the rest have at most `size` bytes.
 
-    Those that are open stay, and `but`, which is about to be replaced.
+    Files that are open remain. `but` does not count: it is about to be replaced.
 
     Returns:
-        Whether they have no more.
+        Whether the rest have at most `size` bytes.
     """
     in_use = {found.path for found in list(_open.values()) if found.is_open}
     files = [(when, count, path) for when, count, path in _files() if path != but]
@@ -143,22 +144,22 @@ def _make_room(size: int, but: Path) -> bool:
         if total <= size:
             break
         if path not in in_use:
-            with contextlib.suppress(OSError):  # another process has it open, on Windows
+            with contextlib.suppress(OSError):  # on Windows, if another process has it open
                 path.unlink(missing_ok=True)
                 total -= count
     return total <= size
 
 
 def _files() -> Iterator[tuple[int, int, Path]]:
-    """Give each file's last use (ns), size in bytes and path."""
+    """Yield each file's last use (ns), size in bytes and path."""
     for path in refined_folder().glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
             status = path.stat()
             yield status.st_mtime_ns, status.st_size, path
 
 
 def _limit() -> int:
-    """Return the bytes that the user allows."""
+    """Return the bytes that the user allows for all files together; 0 turns the cache off."""
     return int(settings.current().refined_gb * (1 << 30))
 
 

@@ -14,7 +14,7 @@ from ..files.safetensors import read_header
 
 FORMAT = "hswq_refined_v1"
 DATA, SCALE, SUMS = ".weight", ".weight_scale", "hswq_sums"
-"""What a layer's name is followed by, and the tensor of checksums, in the order of the names."""
+"""Suffixes of a layer's two tensors; name of the tensor of checksums, sorted by layer name."""
 
 _EXPECTED = {DATA: "F8_E4M3", SCALE: "F32"}
 
@@ -23,7 +23,7 @@ def facts_of(key: str, sizes: Mapping[str, tuple[int, ...]]) -> tuple[dict, dict
     """Return dtype and shape of each tensor of a file, and its metadata.
 
     Args:
-        key: that the file is kept under.
+        key: under which the file is kept.
         sizes: the weights' shapes by layer name.
     """
     tensors: dict[str, tuple] = {SUMS: (torch.int64, (len(sizes),))}
@@ -34,9 +34,9 @@ def facts_of(key: str, sizes: Mapping[str, tuple[int, ...]]) -> tuple[dict, dict
 
 
 def checksum(data: torch.Tensor, scale: torch.Tensor) -> int:
-    """Return the sum of a layer's 64-bit words, which takes no longer than reading them.
+    """Return the sum of a layer's 64-bit words.
 
-    It tells what a disk has lost, not what somebody has forged.
+    It finds damage by a disk, not forgery, and takes no longer than reading the file.
 
     Args:
         data: float8_e4m3fn, on the CPU.
@@ -52,14 +52,14 @@ def checksum(data: torch.Tensor, scale: torch.Tensor) -> int:
 
 
 class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
-    """Layer name to float8_e4m3fn weight and FP32 scalar weight_scale, both on the CPU.
+    """Maps layer name to float8_e4m3fn weight and FP32 scalar weight_scale, both on the CPU.
 
-    A layer is mapped from the file and checked when it is asked for: `model[name]` raises KeyError
-    where it is damaged, as where there is none. Tensors outlive `close`.
+    A layer is mapped from the file and checked when it is asked for. `model[name]` raises KeyError
+    if the layer is missing or damaged. Tensors remain valid after `close`.
 
     Attributes:
         path: of the file.
-        is_open: whether it was not closed yet.
+        is_open: whether it is still open.
         is_whole: whether no layer was found damaged so far.
     """
 
@@ -67,8 +67,8 @@ class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
         """Open a file.
 
         Raises:
-            OSError: it cannot be read; FileNotFoundError: there is none.
-            ValueError, SafetensorError: it is damaged, or of another key.
+            OSError: it cannot be read; FileNotFoundError: it does not exist.
+            ValueError, SafetensorError: it is damaged, or has another key.
         """
         self.path, self.is_whole = path, True
         entries = read_header(str(path))
@@ -78,22 +78,22 @@ class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
         if {name: entry.dtype for name, entry in entries.items()} != wanted:
             raise ValueError("its tensors are not a quantized model's")
         if any(entries[name + SCALE].shape for name in self._names):
-            raise ValueError("it has a scale that is not one number")
+            raise ValueError("it has a scale that is not a single number")
         if sums is None or (sums.dtype, sums.shape) != ("I64", (len(self._names),)):
             raise ValueError("it has no checksum for each layer")
         self._file = safe_open(path, "pt")
         if (self._file.metadata() or {}) != {"format": FORMAT, "key": key}:
-            raise ValueError(f"it is no {FORMAT} of its name")
+            raise ValueError(f"it is not a {FORMAT} file with the key in its name")
         self._sums = dict(zip(self._names, self._file.get_tensor(SUMS).tolist(), strict=True))
 
     def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         expected = self._sums[name]
-        # Read in inference mode they could not become parameters outside of it without a copy.
+        # Tensors that are read in inference mode cannot become parameters without a copy.
         with torch.inference_mode(False):
             data, scale = (self._file.get_tensor(name + part) for part in (DATA, SCALE))
         if checksum(data, scale) != expected or not 0 < scale.item() < torch.inf:
             if self.is_whole:
-                logging.warning("HSWQ: %s is made anew: %s is damaged", self.path.name, name)
+                logging.warning("HSWQ: %s is made again: %s is damaged", self.path.name, name)
             self.is_whole = False
             raise KeyError(name)
         return data, scale
@@ -106,12 +106,12 @@ class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
 
     @property
     def is_open(self) -> bool:
-        """Whether it was not closed yet."""
+        """Whether it is still open."""
         return self._file is not None
 
     def close(self) -> None:
-        """Let go of the file, and remove it where it was found damaged."""
+        """Close the file, and remove it if it was found damaged."""
         self._file = None
         if not self.is_whole:
-            with contextlib.suppress(OSError):  # it stays mapped, on Windows
+            with contextlib.suppress(OSError):  # on Windows, if tensors still map it
                 self.path.unlink()

@@ -1,7 +1,7 @@
-"""What searches have found, kept beside the statistics so that no layer is searched twice.
+"""A cache of what searches found, beside the statistics, so that no layer is searched twice.
 
-A file begins with the SHA-256 of what follows. What is damaged, edited or out of range counts as
-none.
+A file begins with the SHA-256 of the rest. If it is damaged, edited or has a number out of range,
+it counts as missing.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _SHORT = 16  # hex digits of the fingerprint in a file's name
 
 
 def findings_key(fingerprint: str, statistics: str, settings: QuantizeSettings) -> str:
-    """Return what a layer's search depends on, as a file name: not on keep_ratio.
+    """Return a file name that changes with all that a search depends on. keep_ratio is not in it.
 
     Args:
         fingerprint: of the model's weights.
-        statistics: what tells these statistics from others.
-        settings: mode and search.
+        statistics: a key that changes with the statistics.
+        settings: number format and search.
     """
     search = dataclasses.asdict(settings.search)
     facts = [_VERSION, fingerprint, statistics, settings.number_format.name, search]
@@ -43,9 +43,9 @@ def findings_key(fingerprint: str, statistics: str, settings: QuantizeSettings) 
 
 
 def find_findings(key: str) -> Findings | None:
-    """Return what was found before; None where there is nothing.
+    """Return what earlier searches found; None if there is no file.
 
-    A file that cannot be read counts as none: it is made again.
+    A file that cannot be read counts as missing, and is written again.
     """
     try:
         with open_regular(_path(key)) as file:
@@ -70,7 +70,8 @@ def _read(content: bytes) -> Findings:
     """Rebuild what `_written` has made.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: it has not.
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: the content
+            is damaged.
     """
     digest, _, text = content.partition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != digest:
@@ -78,7 +79,7 @@ def _read(content: bytes) -> Findings:
     found = Findings.from_json(json.loads(text))
     for layer in found.layers.values():
         sizes = (layer.amax, layer.relative_error, layer.input_amax, layer.output_error)
-        spread = layer.sensitivity  # nan where a layer's statistics are not finite
+        spread = layer.sensitivity  # nan if the layer's statistics are not finite
         if not all(map(_in_range, sizes)) or not (_in_range(spread) or math.isnan(spread)):
             raise ValueError("a number is out of range")
     return found
@@ -89,9 +90,9 @@ def _in_range(number: float | None) -> bool:
 
 
 def keep_findings(key: str, plan: Plan, samples: int) -> None:
-    """Keep what a Plan has found, and forget the files not used for longest.
+    """Write what a Plan has found, and remove the files that were not used for the longest time.
 
-    A file that cannot be written is no reason to fail: the next load searches again.
+    A file that cannot be written raises nothing: the next load searches again.
     """
     path, before = _path(key), find_findings(key)
     found = Findings.of(plan, samples) if before is None else before.including(plan)
@@ -107,13 +108,13 @@ def keep_findings(key: str, plan: Plan, samples: int) -> None:
 
 
 def note_use(key: str) -> None:
-    """Note that what was found was used now, so that it is kept for longer than what was not."""
-    with contextlib.suppress(OSError):  # gone, or of a folder that cannot be written
+    """Note that a file was used now, so that files which are not used are removed before it."""
+    with contextlib.suppress(OSError):  # the file may be gone, or the folder read-only
         os.utime(_path(key))
 
 
 def forget_findings(fingerprint: str) -> None:
-    """Remove all that was found of a model."""
+    """Remove all that searches found about a model."""
     for path in _path("").parent.glob(f"{fingerprint[:_SHORT]}.*.json"):
         path.unlink(missing_ok=True)
 

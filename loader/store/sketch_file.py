@@ -1,7 +1,7 @@
-"""The file of sketches: a safetensors file beside the statistics file whose recording it is of.
+"""The file of sketches: a safetensors file beside the statistics file of the same recording.
 
-Sums lie in the statistics file alone, which other tools read. A model has its sketches for better
-rounding: without this file, or with one that is damaged, all else works as before.
+Sketches serve compensated rounding only. Without the file, or with a damaged one, everything else
+works: the sums are in the statistics file, which other tools read too.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _ROWS, _SCALE = "rows", ".scale"
 
 
 class Origin(NamedTuple):
-    """What sketches are of.
+    """Where sketches come from.
 
     Attributes:
-        fingerprint: of the model's weights, None of a model without a file.
+        fingerprint: of the model's weights; None for a model without a file.
         session: of the recording.
-        recordings: ids of what was recorded into them.
-        samples: of the milestone that they were kept at, None of a session's, which grow.
+        recordings: ids of the recordings that are in them.
+        samples: of the milestone that they were kept at; None for a session's, which grow.
     """
 
     fingerprint: str | None
@@ -51,17 +51,17 @@ class Origin(NamedTuple):
 
 
 def beside(statistics: Path) -> Path:
-    """Return where the sketches of a statistics file lie."""
+    """Return the path of the sketches of a statistics file."""
     return statistics.with_name(statistics.name.removesuffix(".pt") + SUFFIX)
 
 
 def write(statistics: Path, sketches: Sketches, origin: Origin) -> None:
     """Replace the sketches beside a statistics file whose lock is held, one in memory at a time.
 
-    The sketches are closed: some may be of the very file that is replaced.
+    The given sketches are closed, because some may be read from the file that is replaced.
 
     Raises:
-        OSError: it cannot be written; it is left as it was.
+        OSError: it cannot be written; it is unchanged.
     """
     path = beside(statistics)
     locked_file.sweep(path)
@@ -72,14 +72,14 @@ def write(statistics: Path, sketches: Sketches, origin: Origin) -> None:
         layout.begin(file)
         for place, names in enumerate(groups):
             sketch = sketches.get(names[0])
-            if sketch is None:  # what was read of it is damaged; rows 0 say that there is none
+            if sketch is None:  # it is damaged in the old file; 0 rows say that there is none
                 sketch = Sketch(torch.zeros(SKETCH_SIZE, sketches.channels(names[0])), 0)
             rows[place] = sketch.rows
             data, scale = _rounded(sketch.matrix)
             layout.write(file, str(place), data)
             layout.write(file, f"{place}{_SCALE}", scale)
         layout.write(file, _ROWS, rows)
-        sketches.close()  # Windows replaces no file that is mapped
+        sketches.close()  # Windows cannot replace a file that is mapped
 
 
 def _shapes(sketches: Sketches, groups: list[list[str]]) -> dict[str, tuple]:
@@ -107,7 +107,8 @@ def _metadata(origin: Origin, groups: list[list[str]]) -> dict[str, str]:
 def _rounded(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a matrix in INT8 with an FP32 scale for each channel.
 
-    It is off by 1% of a channel, where a sketch of 128 rows is off by 9%.
+    The rounding error is 1% of a channel, which is small against the 9% by which a sketch of 128
+    rows is off anyway.
     """
     matrix = matrix.to(torch.float32)
     scale = (matrix.abs().amax(0) / 127).clamp(min=torch.finfo(torch.float32).tiny)
@@ -117,15 +118,15 @@ def _rounded(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def open_beside(
     path: Path, statistics: Statistics, recordings: frozenset[str], samples: int | None = None
 ) -> SketchFile | None:
-    """Return the sketches of a statistics file, None where it has none of its own.
+    """Return the sketches of a statistics file; None if it has none.
 
-    A file that is damaged or of other statistics is reported in the log and left out.
+    A file that is damaged, or belongs to other statistics, is reported in the log and ignored.
 
     Args:
         path: of the statistics file.
-        statistics: what it holds.
-        recordings: their ids.
-        samples: of a milestone, whose sketches must be of it; None of a session.
+        statistics: the content of that file.
+        recordings: ids of the recordings in it.
+        samples: of a milestone, which must be the sketches' too; None for a session.
     """
     path = beside(path)
     try:
@@ -133,16 +134,16 @@ def open_beside(
     except FileNotFoundError:
         return None
     except (OSError, ValueError, SafetensorError) as error:
-        logging.warning("HSWQ: %s is left out: %s", path.name, str(error).split("\n", 1)[0])
+        logging.warning("HSWQ: %s is not used: %s", path.name, str(error).split("\n", 1)[0])
         return None
 
 
 class SketchFile(Sketches):
-    """A file of sketches; each is read from the mapped file when it is asked for.
+    """A file of sketches. Each is read from the mapped file when it is asked for.
 
     Attributes:
-        recordings: ids of what was recorded into it.
-        version: what tells it from what it was or will be; a SHA-256 (hex).
+        recordings: ids of the recordings in it.
+        version: SHA-256 (hex) that changes when the content does.
     """
 
     def __init__(
@@ -155,22 +156,22 @@ class SketchFile(Sketches):
         """Open a file; for the arguments see open_beside.
 
         Raises:
-            OSError: it cannot be read; FileNotFoundError: there is none.
-            ValueError, SafetensorError: it is damaged, or not of these statistics.
+            OSError: it cannot be read; FileNotFoundError: it does not exist.
+            ValueError, SafetensorError: it is damaged, or belongs to other statistics.
         """
         self._path = path
         _check_size(path)
         self._file = safe_open(path, "pt")
         metadata = self._file.metadata() or {}
         if (metadata.get("format"), metadata.get("size")) != (FORMAT, str(SKETCH_SIZE)):
-            raise ValueError(f"it is no {FORMAT} of {SKETCH_SIZE} rows")
+            raise ValueError(f"it is not a {FORMAT} file of {SKETCH_SIZE} rows")
         if metadata.get("fingerprint") != (statistics.fingerprint or ""):
             raise ValueError("it is of another model")
         self.recordings = frozenset(metadata.get("recordings", "").split())
         if not self.recordings or not self.recordings <= recordings:
-            raise ValueError("it is of another recording than the statistics beside it")
+            raise ValueError("it belongs to another recording than the statistics beside it")
         if metadata.get("samples") != (None if samples is None else str(samples)):
-            raise ValueError("it is of another milestone than the statistics beside it")
+            raise ValueError("it belongs to another milestone than the statistics beside it")
         self._places = _places(metadata.get("layers", ""))
         count = 1 + max(self._places.values(), default=-1)
         self._channels = [self._channels_of(str(place)) for place in range(count)]
@@ -207,7 +208,7 @@ class SketchFile(Sketches):
         return len(self._places)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file = None
 
     def key(self, name: str) -> Hashable:
@@ -239,19 +240,19 @@ def _check_size(path: Path) -> None:
 
 
 def _places(text: str) -> dict[str, int]:
-    """Return in which sketch each layer has its own, of a list of lists of names."""
+    """Parse a JSON list of lists of layer names: return the number of each layer's sketch."""
     try:
         groups = json.loads(text)
     except RecursionError:
         raise ValueError("its layers are nested too deeply") from None
     if not isinstance(groups, list) or not all(isinstance(names, list) for names in groups):
-        raise ValueError("its layers are no lists of names")
+        raise ValueError("its layers are not lists of names")
     places = {}
     for place, names in enumerate(groups):
         for name in names:
             if not isinstance(name, str) or name in places:
-                raise ValueError(f"its layers have {name!r} twice, or it is no name")
+                raise ValueError(f"its layers have {name!r} twice, or it is not a name")
             places[name] = place
     if len(set(places.values())) < len(groups):
-        raise ValueError("a sketch is no layer's")
+        raise ValueError("it has a sketch that belongs to no layer")
     return places

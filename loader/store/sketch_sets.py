@@ -1,4 +1,4 @@
-"""Sketches of a model's layers, wherever they lie: which layers share one, and their sums."""
+"""Sketches of a model's layers, in memory or in files: which layers share one, and sums."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from ...calibration import Sketch
 
 
 class Sketches(Mapping[str, Sketch]):
-    """Layer name to Sketch. One is read or computed when it is asked for, and not kept.
+    """Maps layer name to Sketch. A sketch is read or computed when it is asked for, and not kept.
 
-    `sketches[name]` raises KeyError where there is none that can be used.
+    `sketches[name]` raises KeyError if there is none, or it is damaged.
     """
 
     @abc.abstractmethod
     def key(self, name: str) -> Hashable:
-        """Return what is equal for layers that share a sketch, None where a layer has none."""
+        """Return a key that is equal for layers that share a sketch; None for a layer without."""
 
     @abc.abstractmethod
     def channels(self, name: str) -> int:
         """Return the input channels of a layer's sketch."""
 
     def close(self) -> None:
-        """Let go of the files; nothing is read from then on."""
+        """Close the files; nothing can be read after that."""
 
     def groups(self) -> dict[Hashable, list[str]]:
-        """Return the layers of every sketch."""
+        """Return the names of the layers that share each sketch, by its key."""
         found: dict[Hashable, list[str]] = {}
         for name in self:
             found.setdefault(self.key(name), []).append(name)
         return found
 
     def get(self, name: str, default: Sketch | None = None) -> Sketch | None:
-        """Return a layer's sketch, the default where it has none."""
+        """Return a layer's sketch, or the default if it has none."""
         try:
             return self[name]
         except KeyError:
@@ -45,7 +45,7 @@ class Recorded(Sketches):
     """Sketches in memory."""
 
     def __init__(self, sketches: Mapping[str, Sketch]) -> None:
-        """Take them."""
+        """Take the sketches by layer name."""
         self._sketches = sketches
 
     def __getitem__(self, name: str) -> Sketch:
@@ -58,7 +58,7 @@ class Recorded(Sketches):
         return len(self._sketches)
 
     def key(self, name: str) -> Hashable:
-        """Return which object it is."""
+        """Return the id of the layer's Sketch object."""
         return id(self._sketches[name]) if name in self._sketches else None
 
     def channels(self, name: str) -> int:
@@ -67,16 +67,16 @@ class Recorded(Sketches):
 
 
 class Total(Sketches):
-    """Sums of several; layers share a sketch where they do in all of them.
+    """Sums of several Sketches. Layers share a sketch if they share one in all of the parts.
 
-    Two layers have the same Sketch object as long as somebody holds it.
+    Such layers get the same Sketch object, for as long as somebody holds it.
     """
 
     def __init__(self, parts: Sequence[Sketches]) -> None:
-        """Take what to add up.
+        """Take the parts to add up.
 
         Raises:
-            ValueError: a layer has different input channels in them.
+            ValueError: a layer has different numbers of input channels in two parts.
         """
         self._parts = list(parts)
         self._names = dict.fromkeys(name for part in self._parts for name in part)
@@ -107,12 +107,12 @@ class Total(Sketches):
         return len(self._names)
 
     def close(self) -> None:
-        """Let go of the parts' files."""
+        """Close the parts' files."""
         for part in self._parts:
             part.close()
 
     def key(self, name: str) -> Hashable:
-        """Return the keys in all parts."""
+        """Return the layer's keys in all parts."""
         return tuple(part.key(name) for part in self._parts) if name in self._names else None
 
     def channels(self, name: str) -> int:

@@ -1,7 +1,7 @@
-"""A model's sketches: new ones wait in memory, and are written every some samplings.
+"""A model's sketches: new ones are held in memory, and written after every few samplings.
 
-SDXL's file has 112 MB, too much to be written after each sampling. A process that is killed loses
-the sketches of its last samplings, never sums.
+SDXL's file has 112 MB, which is too much to write after each sampling. A process that is killed
+loses the sketches of its last samplings, but never the sums in the statistics file.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .sketch_sets import Recorded, Sketches, Total
 from .totals import RECORDING, once_each, recordings
 
 BYTES_A_SAMPLING = 8 << 20
-"""Of sketches, to write on average: what takes a hundredth of a second or two."""
+"""Bytes of sketches to write a sampling, on average: it takes 10 to 20 ms."""
 
 
 @dataclasses.dataclass
 class _Held:
-    """Sketches that are not written yet, of one statistics file.
+    """Sketches of one statistics file that are not written yet.
 
     Attributes:
-        origin: what they are of.
-        sketches: layer name to Sketch.
-        samplings: since the last writing.
+        origin: where they come from.
+        sketches: by layer name.
+        samplings: number of samplings since the last writing.
     """
 
     origin: sketch_file.Origin
@@ -39,31 +39,31 @@ class _Held:
     samplings: int = 0
 
     def is_due(self) -> bool:
-        """Whether it has been long enough since the last writing."""
+        """Whether there were enough samplings since the last writing."""
         matrices = {id(sketch): sketch.matrix for sketch in self.sketches.values()}
         size = sum(matrix.numel() for matrix in matrices.values())
         return self.samplings * BYTES_A_SAMPLING >= size
 
 
 _held: dict[Path, _Held] = {}
-_lock = threading.Lock()  # the panel reads in other threads than the one that samples
+_lock = threading.Lock()  # the panel and samplings run in different threads
 
 
 def hold_sketches(
     sketches: Mapping[str, Sketch], total: Statistics, path: Path, samples: int
 ) -> None:
-    """Take a sampling's sketches, and write them when it is time.
+    """Hold a sampling's sketches, and write all that are held if that is due.
 
     Args:
-        sketches: layer name to Sketch.
-        total: what the statistics file holds, with the sampling's sums in it.
+        sketches: by layer name.
+        total: content of the statistics file, with the sampling's sums in it.
         path: of that file.
-        samples: latent images in the sampling.
+        samples: number of latent images in the sampling.
     """
     with _lock:
         held = _held.get(path)
         ids = frozenset({str(total.meta[RECORDING])})
-        if held is None or held.origin.recordings != ids:  # begun anew
+        if held is None or held.origin.recordings != ids:  # the file was begun again
             held = _held[path] = _Held(_origin(total, ids), {})
         held.sketches = merge_sketches(held.sketches, sketches)
         held.samplings += 1
@@ -73,15 +73,16 @@ def hold_sketches(
 
 
 def _milestone(before: int, now: int) -> bool:
-    """Whether a model quantizes anew from now on."""
+    """Whether a milestone lies between two numbers of latent images."""
     marks = {USABLE_SAMPLES, 2 * USABLE_SAMPLES, 4 * USABLE_SAMPLES, target(), 2 * target()}
     return any(before < mark <= now for mark in marks)
 
 
 def write_held(path: Path | None = None, patience: float | None = None) -> None:
-    """Write the sketches in memory that are of a statistics file, or all.
+    """Write the sketches in memory that belong to a statistics file, or all of them.
 
-    `patience` is as of locked_file.locked; what is locked for longer waits on.
+    If a file is locked for longer than `patience` (see locked_file.locked), its sketches remain in
+    memory.
     """
     for one in [path] if path else list(_held):
         with _lock:
@@ -91,13 +92,13 @@ def write_held(path: Path | None = None, patience: float | None = None) -> None:
         try:
             _add(held, one, patience)
         except (OSError, ValueError) as error:
-            logging.warning("HSWQ: the sketches of %s wait to be written: %s", one.name, error)
+            logging.warning("HSWQ: the sketches of %s are not written yet: %s", one.name, error)
             with _lock:
                 _held.setdefault(one, dataclasses.replace(held, samplings=0))
 
 
 def _add(held: _Held, path: Path, patience: float | None) -> None:
-    """Add sketches to the file that is there; of statistics that are gone, they are not wanted."""
+    """Add sketches to their file. If its statistics were removed or replaced, they are dropped."""
     with locked_file.locked(path, patience):
         try:
             statistics = locked_file.read(path)
@@ -115,15 +116,15 @@ def _add(held: _Held, path: Path, patience: float | None) -> None:
 
 
 def replace_sketches(path: Path, parts: Sequence[sketch_file.SketchFile]) -> None:
-    """Write the sums of other files' sketches beside a statistics file that sums those up.
+    """Write the sums of several files' sketches beside a statistics file that sums up those files.
 
     Args:
         path: of the statistics file.
-        parts: the sketches beside the files that it sums up.
+        parts: the sketches of the files that it sums up.
 
     Raises:
-        OSError: they cannot be written; those before are left as they were.
-        ValueError: they have different input channels.
+        OSError: they cannot be written; the previous ones are unchanged.
+        ValueError: a layer has different numbers of input channels in two of them.
     """
     with locked_file.locked(path):
         if not parts:
@@ -138,14 +139,14 @@ def _origin(statistics: Statistics, ids: frozenset[str]) -> sketch_file.Origin:
 
 
 def sketches_of(fingerprint: str) -> Sketches | None:
-    """Return the sums of the sketches of all of a model's sessions, None where there are none.
+    """Return the sums of the sketches of all sessions of a model; None if there are none.
 
-    They are of the same files that `statistics_of` sums up: each recording counts once.
+    As in `statistics_of`, each recording counts once.
     """
     found: dict[int, Path] = {}
     read = []
     for path in statistics_files(fingerprint):
-        with contextlib.suppress(StatisticsError, FileNotFoundError):  # statistics_of reports it
+        with contextlib.suppress(StatisticsError, FileNotFoundError):  # statistics_of logs it
             statistics = locked_file.read(path)
             if statistics.fingerprint == fingerprint:
                 found[id(statistics)] = path
@@ -155,11 +156,11 @@ def sketches_of(fingerprint: str) -> Sketches | None:
     try:
         return Total(parts) if parts else None
     except ValueError as error:
-        logging.warning("HSWQ: the sketches are left out: %s", error)
+        logging.warning("HSWQ: the sketches are not used: %s", error)
         return None
 
 
 def sketches_beside(path: Path, statistics: Statistics) -> sketch_file.SketchFile | None:
-    """Return the sketches of one statistics file, those in memory written first; None of none."""
+    """Write a statistics file's sketches that are in memory; return all of it, None without."""
     write_held(path)
     return sketch_file.open_beside(path, statistics, recordings(statistics))

@@ -1,4 +1,4 @@
-"""Adding a sampling's sums without making it wait for a lock that another process keeps."""
+"""Adding a sampling's sums without making it wait for a lock that another process holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .totals import RECORDING
 from .waiting import New
 
 LAST_PATIENCE = 1.0
-"""Seconds for a lock when ComfyUI ends."""
+"""Seconds to wait for a lock when ComfyUI ends."""
 
 
 def add_soon(
@@ -28,11 +28,11 @@ def add_soon(
 ) -> Statistics:
     """Add new sums as `add_statistics` does, and return what the file will hold.
 
-    Where another process keeps the file locked, they wait in memory until the next sampling, of
-    whatever model, or until ComfyUI ends.
+    If another process holds the file's lock, the sums wait in memory until the next sampling of
+    any model, or until ComfyUI ends.
 
     Raises:
-        OSError, ValueError: as of `add_statistics`, but for a lock.
+        OSError, ValueError: as for `add_statistics`, but not for a lock.
     """
     new = New(Statistics(delta, {RECORDING: secrets.token_hex(8), **delta.meta}),
               fingerprint, session, model_name, order, sketches)  # fmt: skip
@@ -51,17 +51,17 @@ def add_soon(
 
 @atexit.register
 def write_last() -> None:
-    """Write all that waits in memory: sums first, as sketches lie beside the file of theirs."""
+    """Write all that waits in memory: sums first, because sketches need a statistics file."""
     add_waiting()
     write_held(patience=LAST_PATIENCE)
 
 
 def add_waiting() -> None:
-    """Add the sums that still wait; those of files that are locked even now are lost."""
+    """Add the sums that still wait. If their file is still locked, they are lost."""
     for file in waiting.files():
         _try_again(file, LAST_PATIENCE)
     for file in waiting.files():
-        _report_lost(waiting.take(file), "another process keeps its file locked")
+        _report_lost(waiting.take(file), "another process holds the lock of its file")
 
 
 def _try_again(file: tuple[str | None, str], patience: float) -> None:
@@ -82,7 +82,7 @@ def _report_lost(new: New, reason: object) -> None:
 
 
 def _now_in_file(new: New) -> Statistics | None:
-    """Return what a file holds that another process has locked, None where that is unknown."""
+    """Return the content of a file that another process has locked; None if it is unreadable."""
     try:
         return locked_file.read(statistics_path(new.fingerprint, new.session, new.model_name))
     except (OSError, StatisticsError):

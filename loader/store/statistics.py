@@ -1,4 +1,4 @@
-"""Where statistics live: one file a model and session under `models/hswq`."""
+"""Statistics on disk: one file a model and session, in `models/hswq`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .totals import MERGED, RECORDING, total_of
 from .waiting import New
 
 PASSIVE_SESSION = "recorded"
-"""Session of the statistics that grow in the background."""
+"""Name of the session that is recorded in the background."""
 
 
 def statistics_of(fingerprint: str) -> Statistics | None:
-    """Return the sums of all sessions of one model, None where nothing was recorded.
+    """Return the sums of all sessions of one model; None if nothing was recorded.
 
-    A file that cannot be read is reported in the log and left out. So is the smaller of two that
-    sum up the same recording, as a merged file and one that was merged into it: nothing counts
-    twice.
+    A file that cannot be read is reported in the log and left out. No recording counts twice: if
+    two files hold the same one, such as a merged file and a file that was merged into it, only the
+    larger file counts.
     """
     found = []
     for path in statistics_files(fingerprint):
@@ -43,10 +43,10 @@ def statistics_of(fingerprint: str) -> Statistics | None:
 
 
 def quantizing_statistics(fingerprint: str, patience: float | None = None) -> Statistics | None:
-    """Return what a model is quantized by: all that was recorded at its last milestone.
+    """Return the statistics to quantize a model by: those of its last milestone.
 
-    Before the first one it is all that was recorded, which `is_usable` refuses; importances are
-    left out there. `patience` is as of locked_file.locked.
+    Before the first milestone it is all that was recorded, without importances; `is_usable`
+    refuses that. For `patience` see locked_file.locked.
     """
     head = heads.head_of(fingerprint)
     if head is None or not milestone(head.total):
@@ -59,13 +59,13 @@ def quantizing_statistics(fingerprint: str, patience: float | None = None) -> St
 
 
 def quantizing_sketches(fingerprint: str) -> sketch_file.SketchFile | None:
-    """Return the sketches that belong to `quantizing_statistics`, None where there were none."""
+    """Return the sketches that belong to `quantizing_statistics`; None if there are none."""
     kept = quantizing_statistics(fingerprint)
     return None if kept is None or not milestone(kept) else milestones.kept_sketches(kept)
 
 
 def state() -> tuple[int, int]:
-    """Return what changes when a model that was complete may be so no more."""
+    """Return a value that changes when a model that was complete may no longer be complete."""
     try:
         return target(), os.stat(statistics_folder()).st_mtime_ns
     except FileNotFoundError:
@@ -83,28 +83,33 @@ def add_statistics(
 ) -> Statistics:
     """Add new sums to a model's file under its lock, and return the file's new content.
 
-    Its sketches are taken before a milestone is kept, which thus has them all. They may wait to be
-    written; whatever is wrong with them, the sums count.
-
     Two processes that record the same model add up. A damaged file is set aside as `.damaged`.
-    `order` names the model's layers as they come in it: that decides between equal
-    sensitivities, and a sampling need not have measured all layers. Others are dropped.
-    `patience` is as of locked_file.locked.
+    Sketches may be written later; an error about them does not affect the sums.
+
+    Args:
+        delta: the new sums.
+        fingerprint: of the model's weights; None if its file is unknown.
+        session: of the statistics file.
+        model_name: of the model's file.
+        order: names of the model's layers in its order. A sampling need not measure all of them,
+            and the order decides between equal sensitivities. Sums of other layers are dropped.
+        sketches: of the layers' inputs, by layer name.
+        patience: see locked_file.locked.
 
     Raises:
-        OSError: the file cannot be written, or is locked; it is left as it was.
-        ValueError: the file's layers have other shapes than the new ones.
+        OSError: the file cannot be written, or is locked; it is unchanged.
+        ValueError: the file's layers have different shapes than the new ones.
     """
     path = statistics_path(fingerprint, session, model_name)
     new = New(delta, fingerprint, session, model_name, order, sketches)
     with locked_file.locked(path, patience):
         total = sum_of(locked_file.read_or_set_aside(path), new)
         locked_file.write(total, path)
-    if sketches:
+    if sketches:  # before the milestone is kept, so that its copy has them
         try:
             hold_sketches(sketches, total, path, delta.samples)
         except ValueError as error:
-            logging.warning("HSWQ: the sampling's sketches are left out: %s", error)
+            logging.warning("HSWQ: the sampling's sketches are not used: %s", error)
     if fingerprint is not None:
         _keep_milestone(fingerprint, patience)
     changed()
@@ -112,7 +117,7 @@ def add_statistics(
 
 
 def sum_of(before: Statistics | None, new: New) -> Statistics:
-    """Return a file's content with new sums in it; None is of no file."""
+    """Return a file's content with new sums added; `before` is None if there is no file."""
     now = _now()
     meta = {"created_at": now, "model": new.model_name, "session": new.session}
     meta[RECORDING] = secrets.token_hex(8)
@@ -129,13 +134,13 @@ def replace_merged(
 
     Args:
         merged: has `model`, `fingerprint` and MERGED in its meta.
-        session: its file may be there, from merging before.
-        sketches: those beside the files that were merged.
+        session: its file is replaced if it was merged too.
+        sketches: of the files that were merged.
 
     Raises:
-        OSError: the file cannot be written; it is left as it was.
-        ValueError: something was recorded into that session, which would be lost; or the sketches
-            have different input channels.
+        OSError: the file cannot be written; it is unchanged.
+        ValueError: the session has recordings of its own, which would be lost; or a layer's
+            sketches have different numbers of input channels.
     """
     path = statistics_path(merged.fingerprint, session, merged.meta["model"])
     with locked_file.locked(path):
@@ -153,10 +158,13 @@ def replace_merged(
 
 
 def _keep_milestone(fingerprint: str, patience: float | None = None) -> None:
-    """Keep what the model is quantized by, if this was a milestone; the file is safe already."""
+    """Keep a copy of the statistics if a milestone was reached.
+
+    Errors are only logged, because the new sums are on disk already.
+    """
     try:
         quantizing_statistics(fingerprint, patience)
-    except (OSError, ValueError) as error:  # of its other sessions
+    except (OSError, ValueError) as error:  # about the model's other sessions
         logging.warning("HSWQ: %s", error)
 
 
@@ -165,7 +173,7 @@ def _now() -> str:
 
 
 def _of_model(statistics: Statistics, order: Collection[str]) -> dict[str, LayerStatistics]:
-    """Keep the model's own layers, where they are known: a node may have put in others."""
+    """Return the model's own layers: a node may have added others. Without `order`, return all."""
     if not order:
         return dict(statistics)
     return {name: statistics[name] for name in order if name in statistics}
@@ -174,14 +182,13 @@ def _of_model(statistics: Statistics, order: Collection[str]) -> dict[str, Layer
 def remove_statistics(fingerprint: str, session: str | None = None) -> int:
     """Remove what was recorded of a model, in one session or in all; return how many files.
 
-    What was refined by it goes too.
-
-    Each under its lock, so that what another process is about to add begins a new file. Locks stay:
-    without them, who waits for one would not lock out who comes later. One that cannot be removed
-    keeps none of the others.
+    The caches that depend on it are removed too. Each file is removed under its lock; a process
+    that waits to add to it then begins a new file. Lock files remain, because a process may be
+    waiting for one: if it were removed, the next process would make a second lock. If one file
+    cannot be removed, the others still are.
 
     Raises:
-        OSError: a file cannot be removed, or another process keeps its lock.
+        OSError: a file cannot be removed, or another process holds its lock.
     """
     removed, failed = 0, []
     waiting.forget(fingerprint, session)

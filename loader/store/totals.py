@@ -1,4 +1,4 @@
-"""Summing up a model's files, so that no recording counts twice."""
+"""Summing up a model's statistics files so that no recording counts twice."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 from ...calibration import Statistics
 
 RECORDING, MERGED = "recording", "merged"
-"""In a file's meta: the id of what was recorded into it, and the ids that were merged into it."""
+"""Keys of a file's meta: the id of its own recording, and the ids of recordings merged into it."""
 
 SENT = "sent"
-"""In a file's meta: somebody uploaded it."""
+"""Key of a file's meta that says that somebody uploaded it."""
 
 
 def total_of(found: Sequence[Statistics]) -> Statistics | None:
-    """Return the sums of a model's files, each recording once; None of no files.
+    """Return the sums of a model's files, with each recording once; None if there are no files.
 
-    The total's meta says of how many recordings it is, as a merged file's does. What is said of
-    the model itself is what nobody sent.
+    The total's meta names its recordings, as a merged file's does. Facts about the model come from
+    this machine's own recordings before uploaded ones.
     """
     counted = {id(statistics) for statistics in once_each(found)}
     parts = [statistics for statistics in found if id(statistics) in counted]
@@ -31,20 +31,21 @@ def total_of(found: Sequence[Statistics]) -> Statistics | None:
 
 
 def recordings(statistics: Statistics) -> frozenset[str]:
-    """Return which recordings a file sums up: its own, and those that were merged into it."""
+    """Return the ids of the recordings in a file: its own, and those merged into it."""
     own, merged = (statistics.meta.get(key) for key in (RECORDING, MERGED))
     return frozenset(f"{own or ''} {merged or ''}".split())
 
 
 def origins(statistics: Statistics) -> frozenset[str]:
-    """Return its recordings; of a file that names none, when it was begun."""
+    """Return a file's recordings; for a file that names none, the time when it was created."""
     return recordings(statistics) or frozenset([str(statistics.meta.get("created_at"))])
 
 
 def once_each(found: Iterable[Statistics]) -> list[Statistics]:
-    """Return those to count, so that no recording counts twice.
+    """Return the files to count, so that no recording counts twice.
 
-    What nobody sent comes first, whatever a file from elsewhere says; then the largest.
+    This machine's own files come before uploaded ones, which may claim anything; then larger ones
+    before smaller ones.
     """
     counted: set[str] = set()
     chosen = []
@@ -57,5 +58,5 @@ def once_each(found: Iterable[Statistics]) -> list[Statistics]:
 
 
 def _is_theirs(statistics: Statistics) -> bool:
-    """Whether somebody sent a file."""
+    """Whether a file was uploaded."""
     return bool(statistics.meta.get(SENT))

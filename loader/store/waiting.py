@@ -1,4 +1,4 @@
-"""What was recorded while another process kept the file locked: it waits in memory."""
+"""Sums that wait in memory because another process holds the lock of their file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class New(NamedTuple):
 
     Attributes:
         delta: the sums.
-        fingerprint: of the model's weights, None if its file is unknown.
+        fingerprint: of the model's weights; None if its file is unknown.
         session: of the statistics file.
         model_name: of the model's file.
-        order: the model's layers as they come in it; empty where that is unknown.
-        sketches: of the sampling's inputs, by layer.
+        order: names of the model's layers in its order; empty if that is unknown.
+        sketches: of the layers' inputs, by layer name.
     """
 
     delta: Statistics
@@ -29,34 +29,34 @@ class New(NamedTuple):
     sketches: Mapping[str, Sketch] | None = None
 
     def after(self, before: New) -> New:
-        """Return both together.
+        """Return earlier sums and these together.
 
         Raises:
-            ValueError: their layers have other shapes.
+            ValueError: a layer has different shapes in the two.
         """
         sketches = merge_sketches(before.sketches or {}, self.sketches or {})
         return self._replace(delta=before.delta.merge(self.delta), sketches=sketches)
 
     @property
     def file(self) -> tuple[str | None, str]:
-        """What tells its statistics file from others."""
+        """A key for the statistics file: the model's fingerprint and the session."""
         return self.fingerprint, self.session
 
 
 _waiting: dict[tuple[str | None, str], New] = {}
-_lock = threading.Lock()  # the panel forgets a model in another thread than the one that samples
+_lock = threading.Lock()  # the panel and samplings run in different threads
 
 
 def files() -> list[tuple[str | None, str]]:
-    """Return whose sums are waiting."""
+    """Return the keys of the files for which sums wait."""
     return list(_waiting)
 
 
 def hold(new: New) -> New:
-    """Let sums wait, with those that wait for the same file; return both together.
+    """Let sums wait; return them with those that wait for the same file already.
 
     Raises:
-        ValueError: their layers have other shapes than those.
+        ValueError: a layer has different shapes in the two.
     """
     with _lock:
         before = _waiting.get(new.file)
@@ -67,7 +67,7 @@ def hold(new: New) -> New:
 
 
 def take(file: tuple[str | None, str]) -> New | None:
-    """Return the sums that wait for a file, which wait no more; None where there are none."""
+    """Take the sums that wait for a file, and return them; None if there are none."""
     with _lock:
         return _waiting.pop(file, None)
 

@@ -71,7 +71,7 @@ class TestKept:
         assert not caplog.text
         path.rename(path.with_name(f"{other}.safetensors"))
         assert refined.find(other) is None
-        assert "of its name" in caplog.text
+        assert "with the key in its name" in caplog.text
 
     def test_again_they_take_the_place_of_the_first(self, layers):
         keep(layers)
@@ -131,7 +131,7 @@ class TestDamage:
         path = keep(few)
         DAMAGE[damage](path)
         assert refined.find(KEY) is None
-        assert caplog.text.count(f"{path.name} is made anew: ") == 1
+        assert caplog.text.count(f"{path.name} is made again: ") == 1
         if path.is_dir():
             path.rmdir()
         keep(few)

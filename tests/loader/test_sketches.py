@@ -159,7 +159,7 @@ class TestSeldom:
         with monkeypatch.context() as full:
             full.setattr(sketch_file, "atomic_file", fail)
             parts = [record(seed) for seed in range(4)]
-        assert "wait to be written: No space left on device" in caplog.text
+        assert "are not written yet: No space left on device" in caplog.text
         parts.append(record(4))
         assert_sum(store.sketches_of(MODEL), *parts)
 
@@ -217,7 +217,7 @@ class TestDamage:
         path = sidecar(folder)
         DAMAGE[damage](path)
         assert store.sketches_of(MODEL) is None
-        assert caplog.text.count(f"{path.name} is left out: ") == 1
+        assert caplog.text.count(f"{path.name} is not used: ") == 1
         assert store.statistics_of(MODEL).samples == 1
 
     def test_the_next_sampling_begins_a_new_one(self, folder):

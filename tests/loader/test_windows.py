@@ -69,7 +69,7 @@ class TestNames:
 
     @pytest.mark.parametrize("name", ["con", "NUL", "com1", "aux"])
     def test_that_windows_reserves(self, name):
-        with pytest.raises(ValueError, match="no name that a system reserves"):
+        with pytest.raises(ValueError, match="not a name that an operating system reserves"):
             store.statistics_path(None, name, "toy")
         path = store.statistics_path("0" * 64, "recorded", f"{name}.safetensors")
         assert path.name.startswith(f"_{name}.")
