@@ -1,6 +1,6 @@
-"""The Dual Monitor: statistics of a model's layers, and the file that keeps them.
+"""The Dual Monitor: it measures statistics of a model's layers, and saves them in a file.
 
-Pure torch; knows nothing of ComfyUI.
+Plain torch: nothing here imports ComfyUI, or `quant`.
 """
 
 from .atomic import atomic_file, sweep

@@ -1,8 +1,9 @@
-"""Opening a torch archive that anybody may have made.
+"""Opening a torch archive from an unknown source.
 
-`torch.load(weights_only=True)` runs no code of a file's, but it compares no checksums, trusts what
-other extensions declared safe, and a pickle of 30 bytes makes it allocate gigabytes. What a
-statistics file never holds is refused here, before torch sees it.
+`torch.load(weights_only=True)` runs no code from a file. But it does not compare checksums, it
+trusts all classes that other extensions have declared safe, and a pickle of 30 bytes can make it
+allocate gigabytes. So an archive is checked here before torch sees it: it may hold only what a
+statistics file holds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_FILE_BYTES = 256 << 20
 MAX_MEMBERS = 1 << 13
 MAX_PICKLE_BYTES = 8 << 20
 MAX_OPERATIONS = 1 << 18
-"""SDXL's pickle has 35,000 in 143 KB. One takes up to 64 bytes of memory and a step of Python."""
+"""SDXL's pickle has 35,000 operations in 143 KB. Each takes up to 64 bytes of memory to check."""
 
 _MEMBER = re.compile(r"[^/]+/(data\.pkl|byteorder|version|data/[^/]+)")
 _DIRECTORY_ENTRY = b"PK\x01\x02"
@@ -34,12 +35,12 @@ _STATEFUL = ("BUILD", "NEWOBJ")
 
 
 def checked_archive(path: str | os.PathLike) -> io.BytesIO:
-    """Return a copy, in memory, of what torch reads of an archive; every byte of it is checked.
+    """Return a copy, in memory, of those parts of an archive that torch reads, all checked.
 
-    What is refused takes no more memory than the file has bytes, twice over.
+    A refused file takes no more memory than twice its size.
 
     Raises:
-        OSError: the file cannot be read, or is no regular one.
+        OSError: the file cannot be read, or is not a regular file.
         ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError: it is too large,
             damaged, or not what torch.save writes of tensors and plain values.
     """
@@ -50,28 +51,31 @@ def checked_archive(path: str | os.PathLike) -> io.BytesIO:
         for member in members:
             if member.filename.endswith(".pkl"):
                 _check_pickle(source.read(member))
-        for member in members:  # read raises where the checksum differs
+        for member in members:  # read raises an error if the checksum differs
             target.writestr(member.filename, source.read(member))
     copy.seek(0)
     return copy
 
 
 def _content(path: str | os.PathLike) -> bytes:
-    """Read a file whose list of members is short enough to be read."""
+    """Read a file, and refuse one that is too large or has too many members."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_FILE_BYTES:
             raise ValueError(f"it has {size} bytes, and none has more than {MAX_FILE_BYTES}")
         content = file.read(size)
     if not content.startswith(b"PK\x03\x04"):
-        raise ValueError("it is no archive that torch.save writes")
+        raise ValueError("it is not an archive that torch.save writes")
     if content.count(_DIRECTORY_ENTRY) > MAX_MEMBERS:
         raise ValueError(f"it has more than {MAX_MEMBERS} members")
     return content
 
 
 def _checked_members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
-    """Return what torch reads of an archive of `size` bytes, which cannot grow in unpacking."""
+    """Return the members that torch reads; refuse an archive that would grow when unpacked.
+
+    `size` is that of the archive in bytes.
+    """
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("it is compressed, which torch.save never does")
@@ -82,7 +86,7 @@ def _checked_members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInf
 
 
 def _check_pickle(data: bytes) -> None:
-    """Refuse a pickle that makes anything but containers, plain values and tensors, or many."""
+    """Refuse a pickle that is too long, or makes other things than containers, values, tensors."""
     if len(data) > MAX_PICKLE_BYTES:
         raise ValueError(
             f"its pickle has {len(data)} bytes, and none has more than {MAX_PICKLE_BYTES}"

@@ -1,4 +1,4 @@
-"""Replacing a file at once, and removing what a process that was killed has left of its own."""
+"""Replacing a file in one step, and removing temporary files of processes that were killed."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows removes no file that is open
+except ImportError:  # on Windows, which needs no locks here: it does not remove open files
     fcntl = None
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-_FRESH_SECONDS = 60  # in which its process has surely locked it
+_FRESH_SECONDS = 60  # its process has locked it within this time
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike, *, replace: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary binary file beside `path` that takes its place when the block succeeds.
 
-    On any error the temporary file is removed and `path` is left as it was. What a killed process
-    leaves of it, `sweep` removes.
+    On any error the temporary file is removed and `path` is unchanged. If the process is killed,
+    the temporary file remains until `sweep` removes it.
 
     Raises:
-        FileExistsError: without `replace`, there is a file by now.
+        FileExistsError: `path` exists at the end of the block, and `replace` is False.
     """
     path = Path(path)
-    # Not of tempfile, whose files only their owner may read.
+    # The module tempfile is not used because only the owner may read its files.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -41,9 +41,9 @@ def atomic_file(path: str | os.PathLike, *, replace: bool = True) -> Iterator[Bi
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if fcntl is not None:  # still locked
+            if fcntl is not None:  # while it is locked, so that `sweep` cannot remove it
                 _place(temporary, path, replace)
-        if fcntl is None:  # Windows renames no file that is open
+        if fcntl is None:  # Windows cannot rename an open file
             _place(temporary, path, replace)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -54,10 +54,10 @@ def atomic_file(path: str | os.PathLike, *, replace: bool = True) -> Iterator[Bi
 def _place(temporary: Path, path: Path, replace: bool) -> None:
     if not replace:
         try:
-            os.link(temporary, path)  # of two processes at once, one fails
+            os.link(temporary, path)  # if two processes do this at once, one of them fails
         except FileExistsError:
             raise
-        except OSError as error:  # a file system without links
+        except OSError as error:  # the file system has no links
             if path.exists():
                 raise FileExistsError(errno.EEXIST, "it is there already", path) from error
         else:
@@ -66,9 +66,10 @@ def _place(temporary: Path, path: Path, replace: bool) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files in a folder whose processes are gone; return how many.
+    """Remove the temporary files in a folder whose processes have ended; return how many.
 
-    A process has its own locked as long as it lives. What cannot be removed is left.
+    A process holds a lock on its temporary file as long as it runs. Files that cannot be removed
+    remain.
     """
     removed = 0
     for path in folder.glob(".*.tmp"):
@@ -79,7 +80,7 @@ def sweep(folder: Path) -> int:
 
 
 def _remove(path: Path) -> bool:
-    """Remove a temporary file unless a process has it open or has only just made it."""
+    """Remove a temporary file unless a process has it open, or has only just created it."""
     status = path.lstat()
     fresh = abs(time.time() - status.st_mtime) < _FRESH_SECONDS
     if fresh or not stat.S_ISREG(status.st_mode):
@@ -92,11 +93,11 @@ def _remove(path: Path) -> bool:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Whether nobody else has locked a file; Windows locks what is open by itself."""
+    """Lock a file; return False if another process has locked it. Windows locks open files."""
     if fcntl is None:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # locked, or on a file system that has no locks
+    except OSError:  # it is locked, or the file system has no locks
         return False
     return True

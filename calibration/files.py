@@ -1,6 +1,6 @@
-"""The statistics file: the `.pt` of the ComfyUI quantizer "hswq_dual_monitor_v2" (HSWQ.md).
+"""The statistics file: the `.pt` format "hswq_dual_monitor_v2" of the ComfyUI quantizer.
 
-A layer has one key more, `input_amax`, where it was recorded; other tools do not look at it.
+One key a layer is added to it, `input_amax`, which other tools ignore.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ from .statistics import LayerStatistics, Statistics
 
 FILE_TYPE = "hswq_dual_monitor_v2"
 MAX_LAYERS = 1 << 12
-"""SDXL has 794; by all bounds of an archive this many may be read."""
+"""SDXL has 794 layers. A file with this many passes all bounds of archive.py."""
 
 MAX_CHANNELS = 1 << 20
 MAX_ALL_CHANNELS = 1 << 24
-"""Of all layers together, 128 MiB; SDXL has 2**20."""
+"""All layers' channels together, which is 128 MiB. SDXL has 2**20."""
 MAX_CALLS = 1 << 53
 MAX_BATCH = 1 << 12
-"""Latent images in one call: ComfyUI's nodes make no more."""
+"""Latent images in one call: the most that ComfyUI's nodes allow."""
 
 MAX_MAGNITUDE = torch.finfo(torch.float32).max
-"""Of an activation: networks compute in FP32 at most, so no sum of files becomes infinite."""
+"""Largest activation: networks compute in FP32 at most. With it no sum of files overflows."""
 
 MAX_NAME = 1000
 _MAX_REASON = 200
 
 
 class StatisticsError(ValueError):
-    """A statistics file is not what it should be; the message names it and what is wrong."""
+    """A statistics file is damaged or of another kind; the message names it and says why."""
 
 
 def save_statistics(statistics: Statistics, path: str | os.PathLike) -> None:
-    """Write a statistics file so that after a crash at any moment it is the old or the new one.
+    """Write a statistics file. After a crash at any time it is either the old or the new one.
 
     Raises:
-        OSError: the file cannot be written; an older one is left as it was.
-        ValueError: load_statistics would refuse it, as where a sum is not finite; likewise.
+        OSError: the file cannot be written; an older one is unchanged.
+        ValueError: load_statistics would refuse it, as when a sum is not finite; an older one is
+            unchanged.
     """
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     meta = {"created_at": now, "total_steps": 0, **statistics.meta, "type": FILE_TYPE}
     layers = {name: _layer_table(layer) for name, layer in statistics.items()}
     _check_plain(meta)
     _parse({"meta": meta, "layers": layers})
-    content = io.BytesIO()  # written at once: of a full disk, torch.save reports something else
+    content = io.BytesIO()  # torch.save to a full disk would hide the reason in its own error
     torch.save({"meta": meta, "layers": layers}, content)
     with atomic_file(path) as file:
         file.write(content.getbuffer())
@@ -62,7 +63,7 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     """Read a statistics file without running any code from it.
 
     Raises:
-        OSError: it cannot be read; FileNotFoundError: there is none.
+        OSError: it cannot be read; FileNotFoundError: it does not exist.
         StatisticsError: it is damaged, malicious or of another kind.
     """
     name = os.path.basename(path)
@@ -72,18 +73,18 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
         raise
     except Exception as error:  # damaged files raise errors of every kind
         reason = str(error).split("\n", 1)[0][:_MAX_REASON]
-        if isinstance(error, pickle.UnpicklingError):  # torch's advice is how to run its code
+        if isinstance(error, pickle.UnpicklingError):  # torch's message advises to run its code
             reason = "it holds more than tensors and plain values"
         raise StatisticsError(f"{name} cannot be read as a statistics file: {reason}") from error
     try:
         return _parse(data)
     except ValueError as error:
-        reason = str(error)[:_MAX_REASON]  # it may quote what somebody wrote there
-        raise StatisticsError(f"{name} is no HSWQ statistics file: {reason}") from error
+        reason = str(error)[:_MAX_REASON]  # it may quote long text from the file
+        raise StatisticsError(f"{name} is not an HSWQ statistics file: {reason}") from error
 
 
 def _layer_table(layer: LayerStatistics) -> dict:
-    # A copy of its own: torch.save writes all of the storage that a view shows a part of.
+    # Copied, because torch.save writes the whole storage of a view.
     importance = layer.importance_sum.detach().to("cpu", torch.float64)
     amax = {} if layer.input_amax is None else {"input_amax": float(layer.input_amax)}
     return {
@@ -118,7 +119,7 @@ def _parse(data: object) -> Statistics:
     found = Statistics(called, _parse_meta(meta))
     most = MAX_BATCH * sum(layer.output_calls for layer in called.values())
     if called and found.samples > most:
-        raise ValueError(f"it says {found.samples} samples, and its calls were of {most} at most")
+        raise ValueError(f"it says {found.samples} samples, but its calls allow {most} at most")
     return found
 
 
@@ -128,7 +129,7 @@ def _channels(table: object) -> int:
 
 
 def _parse_meta(meta: Mapping) -> dict:
-    """Keep what is a plain value; other tools may have put anything there."""
+    """Return the plain values of a file's meta: other tools may have added anything to it."""
     plain = {
         key: value
         for key, value in meta.items()
@@ -144,9 +145,9 @@ def _parse_meta(meta: Mapping) -> dict:
 
 
 def _parse_layer(name: str, layer: object) -> LayerStatistics | None:
-    """Return a layer's sums, None for one that was never called."""
+    """Return a layer's sums; None for a layer that was never called."""
     if not isinstance(layer, Mapping):
-        raise ValueError(f"layer {name!r} is no table")
+        raise ValueError(f"layer {name!r} is not a table")
     for key in ("output_sum", "output_sq_sum", "out_count", "input_imp_sum", "in_count"):
         if key not in layer:
             raise ValueError(f"layer {name!r} lacks {key}")
@@ -163,12 +164,12 @@ def _parse_layer(name: str, layer: object) -> LayerStatistics | None:
         _amax(f"input_amax of layer {name!r}", layer.get("input_amax")),
     )
     if not _possible(found):
-        raise ValueError(f"the sums of layer {name!r} are not those of its calls")
+        raise ValueError(f"the sums of layer {name!r} are impossible for its number of calls")
     return found
 
 
 def _possible(layer: LayerStatistics) -> bool:
-    """Whether that many calls in FP32 can have such sums."""
+    """Whether a layer's number of calls, computed in FP32, can have its sums."""
     return (
         abs(layer.output_sum) <= layer.output_calls * MAX_MAGNITUDE
         and 0 <= layer.output_square_sum <= layer.output_calls * MAX_MAGNITUDE**2
@@ -185,7 +186,7 @@ def _importance(name: str, value: object) -> torch.Tensor:
     )
     expanded = plain and 0 in value.stride() and value.numel() > 1
     if not plain or expanded or value.ndim != 1 or not 1 <= value.numel() <= MAX_CHANNELS:
-        raise ValueError(f"input_imp_sum of layer {name!r} is no vector of floats")
+        raise ValueError(f"input_imp_sum of layer {name!r} is not a vector of floats")
     importance = value.detach().to(torch.float64, copy=True)
     if not importance.isfinite().all() or (importance < 0).any():
         raise ValueError(f"input_imp_sum of layer {name!r} is negative or not finite")
@@ -194,20 +195,20 @@ def _importance(name: str, value: object) -> torch.Tensor:
 
 def _name(name: object) -> str:
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
-        raise ValueError(f"a layer's name is no string of 1 to {MAX_NAME} characters")
+        raise ValueError(f"a layer's name is not a string of 1 to {MAX_NAME} characters")
     return name
 
 
 def _float(what: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{what} is no number")
-    if not abs(value) <= sys.float_info.max:  # nan and integers beyond float too
-        raise ValueError(f"{what} is no finite number")
+        raise ValueError(f"{what} is not a number")
+    if not abs(value) <= sys.float_info.max:  # refuses nan, and integers beyond float
+        raise ValueError(f"{what} is not a finite number")
     return float(value)
 
 
 def _amax(what: str, value: object) -> float | None:
-    """Return the largest |X| of a layer, None where its file does not say."""
+    """Return the largest |X| of a layer; None if its file does not say."""
     if value is not None and _float(what, value) < 0:
         raise ValueError(f"{what} is negative")
     return None if value is None else float(value)
@@ -215,5 +216,5 @@ def _amax(what: str, value: object) -> float | None:
 
 def _count(what: str, value: object) -> int:
     if type(value) is not int or not 0 <= value <= MAX_CALLS:
-        raise ValueError(f"{what} is no count")
+        raise ValueError(f"{what} is not a count")
     return value

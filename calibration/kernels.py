@@ -1,8 +1,8 @@
 """A Triton kernel that adds a layer's call to its sums in one launch; torch needs nine.
 
-Launches are what measuring costs on a GPU: SDXL has 794 layers, and each of their calls is over in
+On a GPU, launches are most of the cost of measuring: SDXL has 794 layers, and each call takes only
 microseconds. Every program sums a part in FP32 and adds it to the layer's float64 sums, so the
-result is that of sums.add_call but for the last digits.
+result equals that of sums.LayerSums with torch up to rounding.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ import torch
 try:
     import triton
     import triton.language as tl
-except ImportError:  # Windows and macOS builds of torch come without it
+except ImportError:  # torch for Windows and macOS comes without Triton
     triton = None
 
 SLOTS = 16
-"""Copies of a layer's moments, so that programs seldom add to the same address at once."""
+"""Copies of a layer's moments: with several, programs seldom wait to add to the same address."""
 
 MOMENTS = 3
-"""Sum of mean(Y), sum of mean(Y^2), largest |X|."""
+"""Numbers in each copy: sum of mean(Y), sum of mean(Y^2), largest |X|."""
 
-_BLOCK = 1024  # values at a time, eight for each of 128 threads
+_BLOCK = 1024  # values that a program reads at a time: eight for each of its 128 threads
 _WARPS = 4
-_STEPS = 4, 16  # blocks a program, of small tensors and of large ones
-_LARGE = 1 << 21  # values
+_STEPS = 4, 16  # blocks that a program reads, of small tensors and of large ones
+_LARGE = 1 << 21  # values of a tensor that counts as large
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Matrix(NamedTuple):
-    """How an input lies in memory: `rows` x `columns`, without a gap.
+    """An input's layout in memory: a contiguous matrix of `rows` x `columns`.
 
     Attributes:
-        planes: a row belongs to one channel (row modulo channels); else a column is a channel.
+        planes: True if each row belongs to one channel, which is the row's number modulo channels.
+            False if each column is a channel.
     """
 
     rows: int
@@ -47,7 +48,7 @@ class Matrix(NamedTuple):
 
 @functools.cache
 def usable(device: torch.device) -> bool:
-    """Whether the kernel runs on this device; the first call on a GPU tries it."""
+    """Whether the kernel runs on a device. The first call for a GPU tries it."""
     if triton is None or device.type != "cuda" or torch.version.hip is not None:
         return False
     try:
@@ -58,13 +59,13 @@ def usable(device: torch.device) -> bool:
         )
         add_call(moments, importance, ones, 2 * ones, matrix_of(ones))
         return [*moments.sum(0).tolist(), importance.sum().item()] == [1.0, 1.0, 2.0, 32.0]
-    except Exception as error:  # no compiler on this machine, an unknown card: torch does it all
+    except Exception as error:  # e.g. no compiler, or an unknown card; then torch is used
         logging.info("HSWQ: Triton is not usable on %s (%s)", device, str(error).split("\n", 1)[0])
         return False
 
 
 def matrix_of(inputs: torch.Tensor) -> Matrix | None:
-    """Return how an input lies in memory, None where the kernel does not know its layout.
+    """Return an input's layout in memory; None if the kernel does not know it.
 
     It knows contiguous (B, C, H, W), (B, T, C) and (B, C), channels-last (B, C, H, W), and
     (B, T, C) that is a transposed (B, C, T).
@@ -104,12 +105,12 @@ def add_call(
     """Add one call of a layer to its sums, in one launch.
 
     Args:
-        moments: (SLOTS, MOMENTS) float64 on the GPU. The first two columns' totals are the sums
-            of mean(Y) and mean(Y^2), the third one's maximum is the largest |X|; nan wins.
-        importance: (channels,) float64 there, the sums of mean |X|.
+        moments: (SLOTS, MOMENTS) float64 on the GPU. The totals of the first two columns are the
+            sums of mean(Y) and mean(Y^2). The maximum of the third is the largest |X|, or nan.
+        importance: (channels,) float64 on that GPU, the sums of mean |X|.
         output: FP16, BF16 or FP32 on that GPU; see is_flat.
-        inputs: likewise.
-        lies: what matrix_of says of the inputs.
+        inputs: FP16, BF16 or FP32 on that GPU.
+        lies: matrix_of(inputs).
     """
     count = output.numel()
     output_steps, input_steps = _STEPS[count >= _LARGE], _STEPS[inputs.numel() >= _LARGE]
@@ -135,8 +136,9 @@ def _ceil(count: int, size: int) -> int:
 
 
 if triton is not None:
-    # The loops are unrolled, so that their loads are under way at once: most layers are too small
-    # to fill the GPU with programs, and wait for memory. By 8 it takes twice the registers.
+    # The loops are unrolled so that several loads are in flight at once: most layers are too small
+    # to fill the GPU with programs, so that each program waits for memory. Unrolling by 8 instead
+    # of 4 would take twice the registers.
 
     @triton.jit
     def _add_moments(
@@ -157,7 +159,7 @@ if triton is not None:
 
     @triton.jit
     def _bits(magnitude):
-        # In the order of the numbers, which are not negative; above all of them, nan.
+        # Magnitudes are not negative, so their bits compare as the numbers do; nan is largest.
         return magnitude.to(tl.int32, bitcast=True)
 
     @triton.jit
@@ -212,7 +214,8 @@ if triton is not None:
         tl.atomic_add(importance + column, mean, mask=column < columns, sem="relaxed")
         _raise_amax(slot, largest)
 
-    # Sizes are not specialized but where a load is wider for it: every variant is compiled anew.
+    # Triton compiles one variant for each kind of value of an argument. These sizes are left out of
+    # that, because they make no load faster.
     @triton.jit(do_not_specialize=["of_output", "rows", "channels"])
     def _add_call(
         output, inputs, moments, importance, of_output, count, rows, columns, channels,

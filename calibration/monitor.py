@@ -15,17 +15,17 @@ from .statistics import LayerStatistics, Statistics
 from .sums import DeviceSums
 
 SKETCHED_IN_TURNS = 0.4
-"""Of an input's measured calls, those that go into its sketch where layers take turns.
+"""Share of an input's measured calls that go into its sketch if layers are measured in turns.
 
-Each is a launch: so many keep recording below 60 launches a step of SDXL. Half of all calls instead
-of all make rounding 2% worse.
+Each call in a sketch costs one launch. With this share, recording SDXL stays below 60 launches a
+step. Taking half of the calls and not all makes rounding 2% worse.
 """
 
 
 def monitored_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Return every Linear and Conv2d of a model by name, in the model's order.
 
-    ComfyUI's quantized Linear is no torch.nn.Linear; its features and weight show what it is.
+    ComfyUI's quantized Linear is not a torch.nn.Linear. It is known by its attributes.
     """
     return {name: module for name, module in model.named_modules() if _is_monitored(module)}
 
@@ -41,18 +41,18 @@ def _is_monitored(module: torch.nn.Module) -> bool:
 class DualMonitor:
     """Measures a model's layers while the `with` block runs (HSWQ.md, "Dual Monitor").
 
-    Sums stay on the layers' device and are read back by `statistics`; nothing waits for the
-    device before. The hooks are gone when the block ends, however it ends. The model's forward
-    goes on whatever happens to the measuring: its first error ends it.
+    Sums stay on the layers' device until `statistics` reads them back; nothing waits for the
+    device before that. When the block ends, with or without an error, the hooks are removed. An
+    error in measuring ends the measuring, but not the model's forward.
 
         with DualMonitor(unet) as monitor:
             unet(latents, timesteps, context)
         statistics = monitor.statistics()
 
-    Of each input it keeps a sketch too (docs/sketches.md): of those that layers share, one.
+    It also keeps a sketch of each input (docs/sketches.md). Layers with the same input share one.
 
     Attributes:
-        error: what ended the measuring, None while all is well.
+        error: the error that ended the measuring; None if there was none.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class DualMonitor:
         """Take what to measure.
 
         Args:
-            model: whose Linear and Conv2d layers are measured.
-            share: of the layers to measure in each forward of the model. Below 1 they take
-                turns, and a call of the model itself begins a forward.
-            rotation: goes on with the turns of an earlier monitor; `share` is its.
-            sketched: share of an input's measured calls that go into its sketch; 0 keeps none,
-                and None takes half of them where layers take turns, else all.
-            layers: to measure, by name; None for all of the model's.
+            model: its Linear and Conv2d layers are measured.
+            share: share of the layers to measure in each forward of the model. Below 1 they are
+                measured in turns. A call of the model itself begins a forward.
+            rotation: continues the turns of an earlier monitor; then `share` is ignored.
+            layers: layers to measure, by name; None for all of the model's.
+            sketched: share of an input's measured calls that go into its sketch; 0 keeps no
+                sketches. None takes SKETCHED_IN_TURNS if layers are measured in turns, else all.
         """
         self.error: Exception | None = None
         self._failed: str | None = None
@@ -109,10 +109,10 @@ class DualMonitor:
     def statistics(self) -> Statistics:
         """Return the sums so far of every layer that was called, in the model's order.
 
-        Its meta has `layers`, the number of layers that the model has, and `total_steps`.
+        The meta has `layers`, the number of the model's layers, and `total_steps`.
 
         Raises:
-            RuntimeError: measuring failed; the sums would lack some calls.
+            RuntimeError: measuring failed, so that some calls are missing from the sums.
         """
         self._check()
         total: dict[str, LayerStatistics] = {}
@@ -126,7 +126,7 @@ class DualMonitor:
         )
 
     def sketches(self) -> dict[str, Sketch]:
-        """Return the sketches so far, by layer; layers that share an input have the same object.
+        """Return the sketches so far, by layer. Layers that share an input have the same object.
 
         Raises:
             RuntimeError: as `statistics`.
@@ -163,7 +163,7 @@ class DualMonitor:
         self._forwards += 1
 
     def _hook_learning(self) -> None:
-        """Learn of every layer whose input it shares, in the first forward that calls it."""
+        """Hook layers that were not called before, to learn which of them share an input."""
         for name, layer in self._layers.items():
             if self._sharing is not None and name not in self._sharing:
                 hook = functools.partial(self._learn, name)
@@ -188,7 +188,7 @@ class DualMonitor:
             self._fail(name, error)
 
     def _add(self, name: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        """Add one call; one of an empty batch has no mean and is none."""
+        """Add one call. A call with an empty batch has no mean, and does not count."""
         if not output.numel():
             return
         sums = self._sums.get(output.device)
@@ -210,7 +210,7 @@ class DualMonitor:
 
     def _fail(self, name: str, error: Exception) -> None:
         if self.error is None:
-            # Without its traceback, whose frames keep the activations alive.
+            # The traceback is dropped because its frames would keep the activations in memory.
             self.error, self._failed = error.with_traceback(None), name
         self._stop()
 

@@ -1,7 +1,7 @@
-"""Random signs and picks that are a function of a seed: the same on a CPU, a GPU and in a kernel.
+"""Random signs and picks that depend only on a seed: equal on a CPU, on a GPU and in a kernel.
 
-Nobody else's random numbers change by them, and no state has to wait on a device. Every row has
-some words of 32 bits, hashed from the seed, the row and the word.
+They do not touch torch's random numbers, by which ComfyUI makes pictures, and need no state on a
+device. Each row has several words of 32 bits, hashed from the seed and the two numbers.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import torch
 
 FIRST, SECOND = 0x7FEB352D, 0x846CA68B
-"""Factors of the hash of 32 bits by Chris Wellons ("lowbias32")."""
+"""Factors of "lowbias32", a hash of 32 bits by Chris Wellons."""
 
 _MASK = 0xFFFFFFFF
 
 
 def picks(seed: int, positions: int, count: int, device: torch.device) -> torch.Tensor:
-    """Return (count,) int64 positions, one at random out of each of `count` equal stretches.
+    """Return (count,) int64: a random position from each of `count` equal parts of `positions`.
 
-    Every position has the same chance. At most 2**31 positions, and no fewer than `count`.
+    Every position has the same chance. `positions` is at least `count` and at most 2**31.
     """
     row = torch.arange(count, device=device)
     chance = _words(seed, row, torch.zeros_like(row)) >> 8

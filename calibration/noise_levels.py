@@ -1,7 +1,8 @@
-"""How many forwards a recording has seen of each level of noise.
+"""How many forwards a recording has seen at each noise level.
 
-A level is an eighth of the model's schedule, the noisiest first. Statistics keep the eight counts
-in their meta, as one text. Those that do not say may have seen all of them.
+A level is an eighth of the model's schedule; the noisiest is first. Statistics have the eight
+counts in their meta, as one text. Statistics without them, as other tools write them, count as
+having seen all levels.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 LEVELS = 8
 NOISE_LEVELS = "noise_levels"
-"""In the meta: LEVELS numbers, with spaces between."""
+"""Key of the meta. Its value is LEVELS numbers, separated by spaces."""
 
 _TEXT = re.compile(rf"\d{{1,15}}( \d{{1,15}}){{{LEVELS - 1}}}")
 
 
 def noise_levels(sigmas: Iterable[float], percent_to_sigma: Callable[[float], float]) -> str:
-    """Return the value for the meta of one sampling.
+    """Return the counts of one sampling, as the text for the meta.
 
     Args:
-        sigmas: at which the model is called.
-        percent_to_sigma: of the model's schedule: from 0, its beginning, to 1; it falls.
+        sigmas: noise levels at which the model is called.
+        percent_to_sigma: the model's schedule: takes 0 (its beginning) to 1, returns a falling
+            sigma.
     """
     limits = [float(percent_to_sigma(level / LEVELS)) for level in range(1, LEVELS)]
     counts = [0] * LEVELS
@@ -31,13 +33,13 @@ def noise_levels(sigmas: Iterable[float], percent_to_sigma: Callable[[float], fl
 
 
 def seen_levels(meta: Mapping) -> int:
-    """Return how many levels have been seen; all of them where the meta does not say."""
+    """Return how many levels were seen; all of them if the meta does not say."""
     counts = _counts(meta)
     return LEVELS if counts is None else sum(count > 0 for count in counts)
 
 
 def merged_levels(parts: Sequence[Mapping]) -> dict[str, str]:
-    """Return what the meta of a sum says of them: nothing where that of a part does not."""
+    """Return the entry for the meta of a sum; {} if the meta of one part has none."""
     counts = [_counts(meta) for meta in parts]
     if not counts or None in counts:
         return {}

@@ -1,4 +1,4 @@
-"""Which layers are measured in which forward, when not all of them are."""
+"""Which layers are measured in which forward, if not all layers are measured in every one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 
 class Rotation:
-    """Groups of layers to measure in turn, every layer equally often.
+    """Groups of layers that are measured in turns, every layer equally often.
 
-    Each round goes through all layers once, in a new random order: a layer that was always measured
-    in the same step of a sampling would show that step alone.
+    Each round goes through all layers once, in a new random order. In a fixed order, a layer might
+    always be measured in the same step of a sampling, and its statistics would show only that step.
     """
 
     def __init__(self, names: Sequence[str], share: float, seed: int | None = None) -> None:
-        """Take the layers, the share of them in a group, and what makes the order reproducible.
+        """Take the layers, the share of them in a group, and a seed for a reproducible order.
 
         Raises:
             ValueError: the share is not above 0 and at most 1.
@@ -25,9 +25,9 @@ class Rotation:
             raise ValueError(f"the share must be above 0 and at most 1, got {share}")
         self._names = list(names)
         self._groups = min(math.ceil(1 / share - 1e-9), max(1, len(self._names)))
-        self._random = random.Random(seed)  # of its own: nobody else's numbers change
+        self._random = random.Random(seed)  # its own, so that other random numbers do not change
         self._waiting: list[list[str]] = []
-        self._lock = threading.Lock()  # a model's clones on several GPUs run in threads
+        self._lock = threading.Lock()  # clones of a model on several GPUs run in threads
 
     def __len__(self) -> int:
         """Return the number of groups in a round."""

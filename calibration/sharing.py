@@ -1,4 +1,4 @@
-"""Which layers of a model are given the very same input: those need one sketch between them."""
+"""Which layers of a model are given the same input: they need only one sketch between them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ class _Input(NamedTuple):
 
 
 class Sharing:
-    """Who of a model's layers owns an input, and who shares it; learned as they are called.
+    """Which layer owns each input, and which layers share it. It is learned as they are called.
 
-    Layers share an input where they are first called with the same tensor object. Its address says
-    less: an activation's memory is given to the next one when it is gone. Inference tensors have no
-    version that shows a change in place, so a few values are kept until `settle` compares them.
+    Layers share an input if their first calls are given the same tensor object. Equal addresses
+    would not do, because the memory of one activation is used again for the next. A tensor may also
+    be changed in place between two calls. Inference tensors have no version that would show it, so
+    a few values are copied at each call, and `settle` compares them.
     """
 
     def __init__(self) -> None:
-        """Know nothing."""
+        """Start without any layers."""
         self._owners: dict[str, str] = {}
         self._inputs: dict[int, _Input] = {}
         self._unproven: list[tuple[str, torch.Tensor, torch.Tensor]] = []
@@ -46,11 +47,14 @@ class Sharing:
             self._inputs[id(inputs)] = _Input(weakref.ref(inputs), layer, probe)
 
     def owner(self, layer: str) -> str:
-        """Return the layer, of those with the same input, that is called first."""
+        """Return the first called of the layers that share this layer's input."""
         return self._owners.get(layer, layer)
 
     def settle(self) -> None:
-        """Let go of what was kept; who was given a changed tensor owns its input. Waits for it."""
+        """Compare the copied values; a layer whose tensor had changed owns its input.
+
+        It waits for the device, and releases all that was kept.
+        """
         unproven, self._unproven = self._unproven, []
         self._inputs = {}
         for layer, first, second in unproven:
@@ -62,7 +66,7 @@ _of_models: weakref.WeakKeyDictionary[torch.nn.Module, Sharing] = weakref.WeakKe
 
 
 def sharing_of(model: torch.nn.Module) -> Sharing:
-    """Return what is known of a model; its structure does not change, so it is learned once."""
+    """Return a model's Sharing. It is learned once, since the model's structure does not change."""
     return _of_models.setdefault(model, Sharing())
 
 

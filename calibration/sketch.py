@@ -1,7 +1,7 @@
-"""A sketch of a layer's inputs: what their second moments are, without any of the inputs.
+"""A sketch of a layer's inputs: it gives their second moments, and holds none of the inputs.
 
-S = sum over rows x of r x^T, where r has SIZE fresh random signs for each row. Then S^T S / SIZE is
-an unbiased estimate of the sum of x x^T. S is a sum, so sketches add up as all statistics do.
+S is the sum of r x^T over rows x, where r has SIZE new random signs for each row. Then S^T S / SIZE
+is an unbiased estimate of the sum of x x^T. S is a sum, so sketches can be added up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 
 SIZE = 128
-"""Rows of a sketch; the estimate's relative error is about 1 / sqrt(SIZE)."""
+"""Rows of a sketch. The relative error of the estimate is about 1 / sqrt(SIZE)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,8 +20,8 @@ class Sketch:
     """Sums of a layer's inputs times random signs. Layers with the same input have the same object.
 
     Attributes:
-        matrix: (SIZE, in channels) FP32 CPU tensor; BF16 as it comes from a GPU.
-        rows: channel vectors that were added.
+        matrix: (SIZE, in channels) CPU tensor, FP32; or BF16 if it comes from a GPU.
+        rows: number of channel vectors that were added.
     """
 
     matrix: torch.Tensor
@@ -46,11 +46,11 @@ def merge_sketches(
 ) -> dict[str, Sketch]:
     """Return the sums of both, layer by layer.
 
-    Layers share a sketch where they do in both: who shares in one alone had different inputs in
-    the other.
+    Layers share a sketch only if they share one in both. If they share one in only one of them,
+    they had different inputs in the other.
 
     Raises:
-        ValueError: a layer has different input channels in them.
+        ValueError: a layer has different numbers of input channels in the two.
     """
     sums: dict[tuple[int, int], Sketch] = {}
     merged = {}

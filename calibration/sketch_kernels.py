@@ -1,7 +1,7 @@
 """A Triton kernel that adds a call's rows to a sketch in one launch; torch needs thirty.
 
-A program has some channels of the sketch in registers, picks the rows and makes their signs by
-itself, as `noise` does, and adds their product with the tensor cores.
+Each program holds some channels of the sketch in registers. It computes the picked rows and their
+signs as `noise` does, and adds their product with the tensor cores.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from . import noise
 from .kernels import tl, triton
 from .kernels import usable as kernels_usable
 
-_CHANNELS = 32  # of a program
-_ROWS = 64  # at a time
+_CHANNELS = 32  # channels of the sketch in a program
+_ROWS = 64  # rows that a program adds at a time
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Rows(NamedTuple):
-    """How an input's channel vectors lie in memory.
+    """The layout of an input's channel vectors in memory. Steps are in values.
 
     Attributes:
-        count: of vectors; number i begins at (i // inner) * outer_step + (i % inner) * inner_step.
-        inner: of an image's positions or a text's tokens.
+        count: number of vectors. Vector i begins at
+            (i // inner) * outer_step + (i % inner) * inner_step.
+        inner: number of positions in an image, or of tokens in a text.
         outer_step: from one image or text to the next.
-        inner_step: from one position to the next.
+        inner_step: from one position or token to the next.
         channel_step: from one channel to the next.
     """
 
@@ -40,7 +41,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(inputs: torch.Tensor) -> Rows | None:
-    """Return how an input lies in memory, None where the kernel does not know its layout."""
+    """Return an input's layout in memory; None if the kernel does not know it."""
     if inputs.dtype not in _DTYPES or inputs.ndim not in (2, 3, 4) or not inputs.numel():
         return None
     shape, step = inputs.shape, inputs.stride()
@@ -56,7 +57,7 @@ def rows_of(inputs: torch.Tensor) -> Rows | None:
 
 @functools.cache
 def usable(device: torch.device) -> bool:
-    """Whether the kernel runs on this device; the first call on a GPU tries it."""
+    """Whether the kernel runs on a device. The first call for a GPU tries it."""
     if not kernels_usable(device):
         return False
     try:
@@ -65,7 +66,7 @@ def usable(device: torch.device) -> bool:
         add_rows(matrix, one, rows_of(one), 1, 0)
         expected = noise.signs(0, 1, 128, device).expand(-1, 16)
         return torch.equal(matrix.float(), expected)
-    except Exception as error:  # torch does it all
+    except Exception as error:  # whatever it is, torch is used instead
         reason = str(error).split("\n", 1)[0]
         logging.info("HSWQ: the sketches' kernel is not usable on %s (%s)", device, reason)
         return False
@@ -77,12 +78,12 @@ def add_rows(matrix: torch.Tensor, inputs: torch.Tensor, rows: Rows, count: int,
     Args:
         matrix: (SIZE, C) BF16 or FP32 on the GPU, contiguous; SIZE is a power of 2 from 32.
         inputs: FP16, BF16 or FP32 on that GPU.
-        rows: what rows_of says of the inputs.
-        count: how many of them; see noise.picks.
+        rows: rows_of(inputs).
+        count: number of rows to add; see noise.picks.
         seed: 32 bits.
     """
     size, channels = matrix.shape
-    # Triton takes integers from 2**31 for longer ones, which would be another kernel.
+    # Triton would take integers from 2**31 as 64 bits, and compile another variant for them.
     seed = seed - (1 << 32) if seed >> 31 else seed
     with torch.cuda.device_of(matrix):  # Triton launches on the current device
         _add_rows[(triton.cdiv(channels, _CHANNELS),)](
@@ -93,7 +94,8 @@ def add_rows(matrix: torch.Tensor, inputs: torch.Tensor, rows: Rows, count: int,
 
 
 if triton is not None:
-    # Every variant is compiled anew; only one channel beside the other makes loads wider.
+    # Triton compiles one variant for each kind of value of an argument. Only the step between
+    # channels matters: if it is 1, loads are wider.
     _SIZES = ("rows", "inner", "outer_step", "inner_step", "count", "seed")
     _FIRST, _SECOND = tl.constexpr(noise.FIRST), tl.constexpr(noise.SECOND)
 

@@ -1,4 +1,4 @@
-"""Running sketches of a model's inputs, on the devices where they run."""
+"""Running sketches of a model's inputs, on the devices where its layers run."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ from . import noise, sketch_kernels
 from .sketch import SIZE, Sketch
 
 PICKED = 64
-"""Channel vectors of a call that are added, at most; 512 give no better rounding.
-
-What counts is of how many calls they are.
+"""Most channel vectors of a call that are added. 512 give no better rounding: vectors of one call
+are much alike, so that the number of calls matters.
 """
 
 
 class DeviceSketches:
-    """Sketches of all inputs on one device; each is made when it is first added to.
+    """Sketches of all inputs on one device. Each is created when something is first added to it.
 
-    On a GPU they are BF16, which has FP32's range at half its memory. Its rounding, 0.4% of a sum,
-    is far below the 9% by which a sketch of 128 rows is off anyway.
+    On a GPU they are BF16, which has the range of FP32 in half the memory. Its rounding of 0.4% is
+    small against the 9% by which a sketch of 128 rows is off anyway.
     """
 
     def __init__(self, device: torch.device, share: float = 1.0, seed: int | None = None) -> None:
-        """Take where they are, how many of the calls to add, and what makes that reproducible."""
+        """Take the device, the share of the calls to add, and a seed for reproducible choices."""
         self._device = device
         self._share = share
-        self._random = random.Random(seed)  # of its own: nobody else's numbers change
+        self._random = random.Random(seed)  # its own, so that other random numbers do not change
         self._matrices: dict[str, torch.Tensor] = {}
         self._rows: dict[str, int] = {}
 
     def add(self, name: str, inputs: torch.Tensor, channels: int) -> None:
-        """Add some channel vectors of a call's input, where it has so many channels.
+        """Add some channel vectors of a call's input, or none if its shape is another.
 
         Args:
             name: of the layer.
-            inputs: (B, C, H, W), (B, T, C) or (B, C); others are left out.
+            inputs: (B, C, H, W), (B, T, C) or (B, C); other shapes are ignored.
             channels: C, as the layer says.
         """
         axis = {2: 1, 3: 2, 4: 1}.get(inputs.ndim)
@@ -51,7 +50,7 @@ class DeviceSketches:
         self._rows[name] += add_rows(self._matrices[name], inputs.detach(), seed)
 
     def read(self) -> dict[str, Sketch]:
-        """Return all sketches; waits for the device."""
+        """Wait for the device, and return all sketches by layer name."""
         return {
             name: Sketch(matrix.to("cpu", copy=True), self._rows[name])
             for name, matrix in self._matrices.items()
@@ -67,9 +66,9 @@ def add_rows(matrix: torch.Tensor, inputs: torch.Tensor, seed: int) -> int:
     """Add some rows of an input, each times its random signs, and return how many.
 
     Args:
-        matrix: (SIZE, C) on the input's device.
+        matrix: (SIZE, C) on the input's device; it is changed.
         inputs: (B, C, H, W), (B, T, C) or (B, C).
-        seed: 32 bits, another one for each call.
+        seed: 32 bits, different for each call.
     """
     positions = inputs.numel() // matrix.shape[1]
     count = min(PICKED, positions)
@@ -84,11 +83,11 @@ def add_rows(matrix: torch.Tensor, inputs: torch.Tensor, seed: int) -> int:
 def add_rows_with_torch(
     matrix: torch.Tensor, inputs: torch.Tensor, positions: int, count: int, seed: int
 ) -> None:
-    """Add `count` rows out of so many positions, as the kernel does."""
+    """Add `count` of an input's `positions` rows, as the kernel does."""
     picked = noise.picks(seed, positions, count, inputs.device)
     rows = _vectors(inputs, picked).to(torch.float32)
     signs = noise.signs(seed, count, matrix.shape[0], inputs.device)
-    # In place, so that autocast leaves it alone.
+    # The in-place product, because autocast would compute the other one in 16 bit.
     if matrix.dtype == torch.float32:
         matrix.addmm_(signs, rows)
     else:

@@ -1,4 +1,4 @@
-"""Statistics are sums, so those of many runs, processes and machines add up."""
+"""Statistics are sums, so that those of many runs, processes and machines can be added up."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class LayerStatistics:
     """Dual Monitor sums of one layer (HSWQ.md, "Dual Monitor").
 
     Attributes:
-        output_sum: of the calls' mean(Y).
-        output_square_sum: of the calls' mean(Y^2).
-        output_calls: number of calls in both.
+        output_sum: sum of the calls' mean(Y).
+        output_square_sum: sum of the calls' mean(Y^2).
+        output_calls: number of calls in these two sums.
         importance_sum: (in channels,) float64 CPU tensor, sum of the calls' mean |X|.
-        input_calls: number of calls in it.
-        input_amax: largest |X| of all calls, what FP8 activations are scaled by; None where it was
-            not recorded (other tools do not).
+        input_calls: number of calls in importance_sum.
+        input_amax: largest |X| of all calls, by which FP8 inputs are scaled; None if it was not
+            recorded (other tools do not).
     """
 
     output_sum: float
@@ -57,7 +57,7 @@ class LayerStatistics:
         return all(map(math.isfinite, numbers)) and bool(self.importance_sum.isfinite().all())
 
     def merge(self, other: LayerStatistics) -> LayerStatistics:
-        """Return the sums of both, and the larger of what both know of the largest |X|.
+        """Return the sums of both, and the larger of their largest |X|.
 
         Raises:
             ValueError: they have different numbers of input channels.
@@ -80,15 +80,15 @@ class LayerStatistics:
 def _larger(one: float | None, other: float | None) -> float | None:
     if one is None or other is None:
         return other if one is None else one
-    return one if one > other or math.isnan(one) else other  # nan, if either is
+    return one if one > other or math.isnan(one) else other  # nan if either is nan
 
 
 class Statistics(Mapping[str, LayerStatistics]):
-    """Statistics of one diffusion model: layer name (relative to it) to LayerStatistics.
+    """Statistics of one diffusion model: maps layer name (relative to it) to LayerStatistics.
 
     Attributes:
-        meta: what else is known, JSON-like. `samples`: latent images measured, `total_steps`:
-            forwards of the model measured, `fingerprint`: of the model's weights.
+        meta: further facts, as in JSON. `samples`: number of latent images that were measured;
+            `total_steps`: number of forwards; `fingerprint`: of the model's weights.
     """
 
     def __init__(
@@ -112,19 +112,20 @@ class Statistics(Mapping[str, LayerStatistics]):
 
     @property
     def samples(self) -> int:
-        """Latent images measured; 0 if the file that these came from does not say."""
+        """Number of latent images that were measured; 0 if the file does not say."""
         return self.meta.get("samples", 0)
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the weights that were measured; None if unknown."""
+        """Fingerprint of the weights that were measured; None if unknown."""
         return self.meta.get("fingerprint")
 
     def merge(self, other: Statistics) -> Statistics:
-        """Return the sums of both; this one's meta wins, counts add up.
+        """Return the sums of both. Counts in the meta add up; else this one's meta comes first.
 
         Raises:
-            ValueError: they belong to different weights, or a layer has other input channels.
+            ValueError: they belong to different weights, or a layer has different numbers of input
+                channels.
         """
         if None not in (self.fingerprint, other.fingerprint) and (
             self.fingerprint != other.fingerprint
@@ -145,9 +146,9 @@ class Statistics(Mapping[str, LayerStatistics]):
         }
         meta = {**other.meta, **self.meta, **counts}
         meta.pop(NOISE_LEVELS, None)
-        # Sums of nothing, which merging begins with, have seen no level and hide none.
+        # Merging begins with an empty sum, which says nothing of noise levels: leave it out.
         parts = [part.meta for part in (self, other) if part]
         meta |= merged_levels(parts)
         if self.fingerprint is None and other.fingerprint is not None:
-            meta["fingerprint"] = other.fingerprint  # also where this one's says None
+            meta["fingerprint"] = other.fingerprint  # also if this one's meta has None
         return Statistics(layers, meta)

@@ -1,7 +1,7 @@
-"""Running sums of a model's layers, on the devices where they run.
+"""Running sums of a model's layers, on the devices where the layers run.
 
-All layers of a device share one buffer that is made at once: nothing grows while a model samples,
-and the sums come back in one transfer.
+All layers of a device share one buffer that is allocated at the start: memory does not grow while
+a model samples, and all sums are read back in one transfer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LayerSums:
         """Add one call.
 
         Raises:
-            ValueError: the input has other channels than those before.
+            ValueError: the input has another number of channels than earlier ones.
         """
         channels, before = input_channels(inputs), self.importance.numel()
         if channels != before:
@@ -47,7 +47,7 @@ class LayerSums:
         self.importance += importance
 
     def _add_in_one_launch(self, inputs: torch.Tensor, output: torch.Tensor) -> bool:
-        """Return whether the kernel knows how these tensors lie in memory."""
+        """Add with the kernel; return False if it does not know the tensors' layout in memory."""
         lies = kernels.matrix_of(inputs)
         if lies is None or not kernels.is_flat(output) or inputs.device != output.device:
             return False
@@ -59,16 +59,16 @@ class DeviceSums:
     """Sums of all layers on one device."""
 
     def __init__(self, channels: Mapping[str, int], device: torch.device) -> None:
-        """Make room for layers of so many input channels."""
+        """Allocate sums for layers; `channels` has their numbers of input channels by name."""
         self._channels = channels
         self._buffer = _zeros(len(channels) * _MOMENTS + sum(channels.values()), device)
         with torch.inference_mode(False), torch.no_grad():
             parts = zip(channels, self._parts(self._buffer), strict=True)
             self._layers = {name: LayerSums(*sums) for name, sums in parts}
-        self._other: set[str] = set()  # layers whose input is not what they say
+        self._other: set[str] = set()  # layers whose inputs have other channels than they say
 
     def _parts(self, buffer: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """Return every layer's moments and importance, where they are in the buffer."""
+        """Return views of the buffer: every layer's moments and importance."""
         count = len(self._channels)
         moments = buffer[: count * _MOMENTS].view(count, kernels.SLOTS, kernels.MOMENTS)
         importances = buffer[count * _MOMENTS :]
@@ -103,14 +103,16 @@ class DeviceSums:
 
 
 def _zeros(size: int, device: torch.device) -> torch.Tensor:
-    """Return zeros that can be added to in any of torch's modes."""
+    """Return float64 zeros that can be changed inside and outside of inference mode."""
     with torch.inference_mode(False):
         return torch.zeros(size, dtype=torch.float64, device=device)
 
 
 def input_channels(inputs: torch.Tensor) -> int:
-    """Return how many values a layer's importance has: axis 1 of a 4-D input, the last one's of
-    a 3-D or 2-D input, 1 for any other."""
+    """Return how many values a layer's importance has.
+
+    It is the size of axis 1 for a 4-D input, of the last axis for a 3-D or 2-D one, else 1.
+    """
     if inputs.ndim == 4:
         return inputs.shape[1]
     return inputs.shape[-1] if inputs.ndim in (2, 3) else 1
@@ -120,21 +122,21 @@ def output_moments(output: torch.Tensor) -> torch.Tensor:
     """Return (2,) FP32: mean(Y) and mean(Y^2) over all elements."""
     values = output.detach()
     mean = values.mean(dtype=torch.float32)
-    if values.is_cuda:  # in one launch
+    if values.is_cuda:  # a norm takes one launch; squares and their mean take two
         norm = torch.linalg.vector_norm(values, dtype=torch.float32)
         return torch.stack((mean, norm * norm / values.numel()))
     return torch.stack((mean, values.to(torch.float32).square().mean()))
 
 
 def input_magnitudes(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (channels,) FP32: mean |x| over every axis but the channel; and the largest |x|.
+    """Return (channels,) FP32, the mean |x| of each channel; and the largest |x|, a scalar.
 
-    The channel is axis 1 of a 4-D input and the last axis of a 3-D or 2-D one; any other input
-    has the single mean 1.
+    The channel is axis 1 of a 4-D input, and the last axis of a 3-D or 2-D one. Any other input
+    has a single mean, which is 1.
     """
     values = inputs.detach()
     axes = {4: (0, 2, 3), 3: (0, 1), 2: (0,)}.get(values.ndim)
-    values = values if values.is_cuda else values.abs()  # there, norms need no copy
+    values = values if values.is_cuda else values.abs()  # on a GPU, norms need no copy
     if axes is None:
         means = torch.ones(1, device=values.device)
     elif values.is_cuda:

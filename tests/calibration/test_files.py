@@ -41,7 +41,7 @@ def assert_refused(path, change: dict, message: str) -> None:
     torch.save({"meta": {"type": FILE_TYPE}, "layers": {"mid.0": {**LAYER, **change}}}, path)
     with pytest.raises(StatisticsError, match=message) as raised:
         load_statistics(path)
-    assert str(raised.value).startswith(f"{path.name} is no HSWQ statistics file: ")
+    assert str(raised.value).startswith(f"{path.name} is not an HSWQ statistics file: ")
 
 
 @pytest.fixture
@@ -366,7 +366,7 @@ class TestLoadStatistics:
     @pytest.mark.timeout(20)
     def test_a_pipe_that_nobody_writes_to(self, path):
         os.mkfifo(path)
-        with pytest.raises(OSError, match="it is no regular file"):
+        with pytest.raises(OSError, match="it is not a regular file"):
             load_statistics(path)
 
     @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ class TestLoadStatistics:
     )
     def test_another_kind_of_file(self, path, content):
         torch.save(content, path)
-        with pytest.raises(StatisticsError, match=f"^{path.name} is no HSWQ statistics file: "):
+        with pytest.raises(StatisticsError, match=f"^{path.name} is not an HSWQ statistics file: "):
             load_statistics(path)
 
     @pytest.mark.parametrize("key", ["output_sum", "output_sq_sum"])
@@ -405,7 +405,7 @@ class TestLoadStatistics:
         "value", ["1", None, [1], True, -1, 1.0, 2**54, 10**400, torch.ones(())], ids=brief
     )
     def test_a_count_that_cannot_be(self, path, key, value):
-        assert_refused(path, {key: value}, f"{key} of layer 'mid.0' is no count")
+        assert_refused(path, {key: value}, f"{key} of layer 'mid.0' is not a count")
 
     @pytest.mark.parametrize(
         "value",
@@ -425,7 +425,7 @@ class TestLoadStatistics:
         ids=brief,
     )
     def test_an_importance_that_cannot_be(self, path, value):
-        assert_refused(path, {"input_imp_sum": value}, "of layer 'mid.0' is no vector of floats")
+        assert_refused(path, {"input_imp_sum": value}, "of layer 'mid.0' is not a vector of floats")
 
     @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
     def test_an_importance_that_is_negative_or_not_finite(self, path, value):
@@ -444,7 +444,7 @@ class TestLoadStatistics:
     @pytest.mark.parametrize("name", [5, None, "", "x" * 1001, (1, 2)])
     def test_a_name_that_cannot_be(self, path, name):
         torch.save({"meta": {"type": FILE_TYPE}, "layers": {name: {}}}, path)
-        with pytest.raises(StatisticsError, match="a layer's name is no string of 1 to 1000"):
+        with pytest.raises(StatisticsError, match="a layer's name is not a string of 1 to 1000"):
             load_statistics(path)
 
     def test_one_of_two_gets_a_name_that_neither_may_replace(self, path):
@@ -473,12 +473,14 @@ class TestForged:
         ids=str,
     )
     def test_sums_beyond_fp32(self, path, change):
-        assert_refused(path, change, "the sums of layer 'mid.0' are not those of its calls")
+        assert_refused(
+            path, change, "the sums of layer 'mid.0' are impossible for its number of calls"
+        )
 
     @pytest.mark.parametrize(
         ("meta", "problem"),
         [
-            ({"samples": 2**53}, "it says 9007199254740992 samples, and its calls were of 4096"),
+            ({"samples": 2**53}, "it says 9007199254740992 samples, but its calls allow 4096"),
             ({"layers": 10**9}, "it says that its model has 1000000000 layers"),
             ({"layers": -1}, "it says that its model has -1 layers"),
         ],

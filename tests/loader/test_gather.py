@@ -164,7 +164,7 @@ class TestGather:
         assert (written.samples, written.files) == (24, 3)
         assert {name: reason.split(":")[0] for name, reason in left_out.items()} == {
             "farm/damaged.pt": "damaged.pt cannot be read as a statistics file",
-            "farm/weights.pt": "weights.pt is no HSWQ statistics file",
+            "farm/weights.pt": "weights.pt is not an HSWQ statistics file",
             "farm/unknown.pt": "it does not say which weights it is of",
             "farm/z.pt": "layer 'input_blocks.0.0'",
         }

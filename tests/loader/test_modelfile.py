@@ -147,7 +147,7 @@ class TestHeader:
     @pytest.mark.timeout(20)
     def test_a_pipe_that_nobody_writes_to(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.safetensors")
-        with pytest.raises(OSError, match="it is no regular file"):
+        with pytest.raises(OSError, match="it is not a regular file"):
             read_header(str(tmp_path / "pipe.safetensors"))
 
     @pytest.mark.parametrize("keep", [0, 5, 8, 100, -1])

@@ -135,7 +135,7 @@ class TestStatistics:
             ("noise.pt", "cannot be read as a statistics file"),
             ("malicious.pt", "cannot be read as a statistics file"),
             ("malicious_archive.pt", "cannot be read as a statistics file"),
-            ("weights.pt", "is no HSWQ statistics file: it has no layers"),
+            ("weights.pt", "is not an HSWQ statistics file: it has no layers"),
         ]:
             for prompt in (
                 text_to_latent(hswq_loader(statistics=name)),
