@@ -1,4 +1,4 @@
-"""What ComfyUI loads: the list of nodes, the start of recording and of the panel."""
+"""The extension as ComfyUI loads it: the list of nodes; starting the recording and the panel."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .nodes import nodes_of
 
 
 class HSWQExtension(ComfyExtension):
-    """The extension's entry into ComfyUI; what this ComfyUI lacks something for stays off."""
+    """The entry that ComfyUI calls. Parts that need names which this ComfyUI lacks stay off."""
 
     async def on_load(self) -> None:
-        """Make the statistics folder known, start recording and the panel."""
+        """Register the statistics folder, and start the recording and the panel."""
         self._parts, off = selfcheck.working()
         if off is not None:
             logging.warning("HSWQ %s", off)
@@ -44,7 +44,7 @@ def _start_recording(server: PromptServer) -> None:
     from .recording.recorder import recorder
 
     def follow_settings(prompt: dict) -> dict:
-        """Let recording follow the settings; the prompt goes on as it is."""
+        """Turn recording on or off as the settings say; return the prompt unchanged."""
         recorder.follow_settings()
         return prompt
 

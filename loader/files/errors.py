@@ -1,7 +1,7 @@
-"""What goes wrong with model files."""
+"""The error of model files."""
 
 from __future__ import annotations
 
 
 class ModelFileError(ValueError):
-    """A model file cannot be used; the message names it and what is wrong."""
+    """A model file cannot be used; the message names it and says why."""

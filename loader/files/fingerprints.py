@@ -1,4 +1,4 @@
-"""The fingerprints of model files, kept on disk: reading one anew takes some 2,600 seeks."""
+"""The fingerprints of model files, cached on disk: computing one for SDXL takes 2,600 seeks."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ from .model_file import ModelFile, opened
 from .versions import version_of
 
 DAMAGED = "damaged"
-"""What is known of a file that has no fingerprint."""
+"""Cached in place of a fingerprint for a damaged file."""
 
-_FORMAT = 2  # of the kept file, and of the fingerprints in it
+_FORMAT = 2  # of the cache file, and of the fingerprints in it
 _MAX_BYTES = 16 << 20
-_TICK_SECONDS = 2  # of FAT's clock, the coarsest: a later change may leave the time as it is
+# Resolution of FAT's file times, the coarsest there is. A file that was changed more recently may
+# change again without a new time, so that it is not cached.
+_TICK_SECONDS = 2
 _JUDGES = f"safetensors {safetensors.__version__}, ComfyUI {comfyui_version.__version__}"
-"""Who says what is damaged: what these cannot read, others may."""
+"""The versions that call a file damaged: other versions may be able to read it."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class _Known(NamedTuple):
-    """A fingerprint or DAMAGED, and the version of the file that it is of."""
+    """A fingerprint or DAMAGED, and the file's version for which it holds."""
 
     modified: int
     size: int
@@ -45,9 +47,9 @@ class _Known(NamedTuple):
 
 
 def fingerprint(file: ModelFile | str) -> str:
-    """Return what identifies the diffusion model's weights in a file, whatever its name.
+    """Return a hash that identifies the diffusion model's weights in a file, whatever its name.
 
-    As `ModelFile.read_fingerprint`, but each version of a file is read once.
+    It is ModelFile.read_fingerprint, but each version of a file is read only once.
 
     Raises:
         OSError: the file is gone.
@@ -59,7 +61,7 @@ def fingerprint(file: ModelFile | str) -> str:
 
 
 def known(path: str) -> str | None:
-    """Return a file's fingerprint or DAMAGED, None where it would have to be read.
+    """Return a file's cached fingerprint or DAMAGED; None if the file would have to be read.
 
     Raises:
         OSError: the file is gone.
@@ -85,17 +87,17 @@ def _read(file: ModelFile) -> str:
     return found
 
 
-_lock = threading.Lock()  # of what `_all` returns; prompts and routes ask
+_lock = threading.Lock()  # for the result of `_all`: prompts and routes run in different threads
 
 
 @functools.cache
 def _all(file: Path | None) -> dict[str, _Known]:
-    """Return all that is known, by real path; what is on disk is read once."""
+    """Return the cache in memory, by real path. At the first call it is read from disk."""
     return {} if file is None else _kept(file)
 
 
 def _file() -> Path | None:
-    """Return where it is kept, None in a script that has no such folder."""
+    """Return the path of the cache; None in a script that has not registered the folder."""
     registered = FOLDER in folder_paths.folder_names_and_paths
     return statistics_folder() / "plans" / "fingerprints.cache" if registered else None
 
@@ -109,9 +111,10 @@ def _remember(path: str, found: _Known) -> None:
 
 
 def _keep(file: Path) -> None:
-    """Write what is known of files that are still there; where that fails they are read again.
+    """Write the entries of files that still exist.
 
-    Likewise what two processes that write at once lose of each other's.
+    Entries may be lost, if writing fails or two processes write at once: then those files are read
+    again.
     """
     files = {
         path: found for path, found in {**_kept(file), **_all(file)}.items() if os.path.exists(path)
@@ -126,7 +129,7 @@ def _keep(file: Path) -> None:
 
 
 def _kept(file: Path) -> dict[str, _Known]:
-    """Read what is kept; nothing, where the file is not as `_keep` writes it."""
+    """Read the cache from disk; {} if it is damaged."""
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size

@@ -1,4 +1,4 @@
-"""How FP8 layers lie in files: the original's V1 and V2, and ComfyUI's own format."""
+"""How FP8 layers are stored in files: the original's V1 and V2, and ComfyUI's own format."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from .errors import ModelFileError
 STORED_DTYPE = torch.float8_e4m3fn
 
 _SCALE_KEYS = ("weight_scale", "scale", "weight.scale", "scale_weight")
-"""ComfyUI's, the original's V2, a variant of it, and ComfyUI's before comfy_quant."""
+"""Keys of a layer's scale: ComfyUI's, the original's V2, a variant of it, and ComfyUI's old one."""
 
 _INPUT_SCALE_KEYS = ("input_scale", "scale_input")
-"""ComfyUI's, and its before comfy_quant: for products in FP8."""
+"""Keys of an input's scale, for products in FP8: ComfyUI's, and its old one."""
 
 _LEAST_INPUT_AMAX = 1e-30
 
 DTYPE_KEY = "hswq.dtype"
-"""In a file's metadata: what most of its weights were in before they were FP8, as safetensors calls
-it. Of the tensors that are left, most may be in another."""
+"""Key of a file's metadata: the dtype, by safetensors' name, of most weights before they were FP8.
+
+The tensors that are left do not show it: most of them may have another dtype."""
 
 EXTRA_KEYS = (*_SCALE_KEYS, *_INPUT_SCALE_KEYS, "comfy_quant")
 MODEL_MARKERS = ("scaled_fp8",)
 
 MARKER = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
-"""ComfyUI's comfy_quant. Without the flag it would round activations to FP8, at scale 1 where
-there is no input_scale. With it an input_scale does nothing, but is there for who turns products in
-FP8 on: our loader on request, or a tool that takes the flag away."""
+"""Value of ComfyUI's comfy_quant. Without the flag, ComfyUI would round activations to FP8, with
+scale 1 if there is no input_scale. With the flag, an input_scale does nothing in ComfyUI. It is
+stored for loaders that multiply in FP8: ours on request, or a tool that removes the flag."""
 
 Beside = Mapping[str, "tuple[torch.dtype, tuple[int, ...]]"]
-"""Tensors beside an FP8 weight: dtype and shape by key."""
+"""Tensors that are stored beside an FP8 weight: dtype and shape by key."""
 
 _COMFY: Beside = {"weight_scale": (torch.float32, ()), "comfy_quant": (torch.uint8, (len(MARKER),))}
 _ORIGINAL: Beside = {"scale": (torch.float32, (1,))}
@@ -45,16 +46,16 @@ _ONLY_OURS = "HSWQ loaders only: ComfyUI's own load it without an error, and pic
 
 @dataclasses.dataclass(frozen=True)
 class FileFormat:
-    """A format that files are written in.
+    """A format in which files are written.
 
     Attributes:
-        number_format: of its quantized layers.
-        linear: what is beside the FP8 weight of a Linear.
-        conv: the same of a Conv2d; None leaves every Conv2d in 16 bit.
-        short: for file names.
-        only_ours: whether stock ComfyUI loads it, says that all is well, and paints black: it has
-            no scaled Conv2d, and does not look for the original's scales.
-        inputs: beside a Linear whose largest input is known there is its input_scale.
+        number_format: of the quantized layers.
+        linear: tensors beside the FP8 weight of a Linear.
+        conv: tensors beside the FP8 weight of a Conv2d; None keeps every Conv2d in 16 bit.
+        short: name for file names.
+        only_ours: True if stock ComfyUI loads the file without an error but makes black pictures:
+            it has no scaled Conv2d, and does not look for the original's scales.
+        inputs: whether an input_scale is written for a Linear whose largest input is known.
     """
 
     number_format: NumberFormat
@@ -66,15 +67,15 @@ class FileFormat:
 
     @property
     def readers(self) -> str:
-        """Return whom the format is for, as a file says it of itself."""
+        """Which loaders can read the format; a file says it in its metadata."""
         return _ONLY_OURS if self.only_ours else "ComfyUI's own loaders, and HSWQ's"
 
     def beside(self, weight: torch.Tensor, input_amax: float | None = None) -> Beside | None:
-        """Return what is beside a layer's FP8 weight; None where the layer stays 16 bit.
+        """Return the tensors beside a layer's FP8 weight; None if the layer stays 16 bit.
 
         Args:
             weight: of the layer.
-            input_amax: largest |x| of its input, None where that is not known.
+            input_amax: largest |x| of its input; None if it is not known.
         """
         if weight.ndim == 4:
             return self.conv
@@ -96,7 +97,7 @@ FILE_FORMATS = {
 
 
 def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.Tensor:
-    """Return the FP32 scalar weight_scale of a layer that is stored in FP8; 1 where it has none.
+    """Return the FP32 scalar weight_scale of a layer that is stored in FP8; 1 if it has none.
 
     Args:
         state_dict: with the layer's keys.
@@ -117,14 +118,14 @@ def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.T
     if not scales:
         return torch.ones((), dtype=torch.float32)
     if scales[0].numel() != 1 or not 0 < scales[0].float().item() < float("inf"):
-        raise ModelFileError(f"{name} has a weight_scale that is not one positive number")
+        raise ModelFileError(f"{name} has a weight_scale that is not a single positive number")
     return scales[0].to(torch.float32, copy=True).reshape(())
 
 
 def input_scale(amax: float | None) -> torch.Tensor | None:
     """Return the FP32 scalar input_scale of a layer whose largest |x| is `amax`.
 
-    None where that is not known, or so small that its reciprocal would overflow.
+    None if that is not known, or so small that its reciprocal would overflow.
     """
     if amax is None or amax < _LEAST_INPUT_AMAX:
         return None
@@ -132,9 +133,9 @@ def input_scale(amax: float | None) -> torch.Tensor | None:
 
 
 def stored_input_amax(state_dict: Mapping[str, torch.Tensor], prefix: str) -> float | None:
-    """Return the largest |x| of a stored layer's input by its input_scale; None where it has none.
+    """Return the largest |x| of a stored layer's input by its input_scale; None if it has none.
 
-    One that is no positive number counts as none: only products in FP8 need it.
+    A scale that is not a positive number counts as missing, since only products in FP8 need it.
     """
     for key in _INPUT_SCALE_KEYS:
         scale = state_dict.get(prefix + key)

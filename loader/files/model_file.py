@@ -1,4 +1,4 @@
-"""Model files, each opened once: what it holds, and which weights those are."""
+"""Model files: each is opened once, and knows what it holds and which weights those are."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .safetensors import DTYPE_NAMES, NARROW, TensorEntry, is_safetensors, read_
 from .versions import version_of
 
 SAMPLE_BYTES = 256
-"""Of every tensor, in a fingerprint."""
+"""Bytes of every tensor that go into a fingerprint."""
 
 
 class ModelFile:
     """A checkpoint or a diffusion model, handed on in place of its path.
 
-    Header, prefix, dtypes, fingerprint and tensors are each read once, when first asked for.
-    Tensors stay mapped, and are let go with this object: keep it no longer than the work needs.
+    Header, prefix, dtypes, fingerprint and tensors are each read once, when first asked for. Its
+    tensors map the file, and are released with this object: keep it only as long as needed.
 
     Attributes:
         path: of the file.
         name: of the file, for messages.
-        version: what changes with the file (see versions).
+        version: changes with the file (see versions).
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        """Open nothing yet.
+        """Note the file's version; nothing is read yet.
 
         Raises:
             OSError: the file is gone.
@@ -46,11 +46,11 @@ class ModelFile:
 
     @functools.cached_property
     def entries(self) -> Mapping[str, TensorEntry]:
-        """Dtype, shape and place of every tensor in the file; a `.ckpt` tells no places.
+        """Dtype, shape and place of every tensor in the file. For a `.ckpt`, places are not known.
 
         Raises:
             OSError: the file cannot be read.
-            ModelFileError: it is damaged or no model file.
+            ModelFileError: it is damaged or not a model file.
         """
         if is_safetensors(self.path):
             return read_header(self.path)
@@ -58,7 +58,7 @@ class ModelFile:
 
     @functools.cached_property
     def prefix(self) -> str:
-        """What the diffusion model's names begin with, "" where the file holds it alone."""
+        """Prefix of the diffusion model's names; "" if the file holds nothing else."""
         return diffusion_model_prefix(self.entries)
 
     @functools.cached_property
@@ -71,14 +71,14 @@ class ModelFile:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors of the file on the CPU, in a new dict; of safetensors they are mapped.
+        """All tensors of the file on the CPU, in a new dict. Those of safetensors are mapped.
 
         Raises:
             OSError: the file cannot be read.
-            ModelFileError: it is damaged or no model file.
+            ModelFileError: it is damaged or not a model file.
         """
         if is_safetensors(self.path):
-            self.entries  # noqa: B018 - the header is judged before ComfyUI reads it
+            self.entries  # noqa: B018 - checks the header before ComfyUI reads the file
         return dict(self._loaded[0])
 
     @property
@@ -89,39 +89,40 @@ class ModelFile:
     @functools.cached_property
     def _loaded(self) -> tuple[dict[str, torch.Tensor], dict | None]:
         try:
-            # Read in inference mode they could not become parameters outside of it without a copy.
+            # Tensors that are read in inference mode cannot become parameters without a copy.
             with torch.inference_mode(False):
                 tensors, metadata = comfy.utils.load_torch_file(self.path, return_metadata=True)
             return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, metadata
         except MemoryError:
             raise
-        except Exception as error:  # the unpickler raises of every kind on damaged files
+        except Exception as error:  # damaged files raise errors of every kind
             if (
                 isinstance(error, OSError) and error.errno != errno.EINVAL
             ):  # of an archive cut short
                 raise
-            logging.info("HSWQ: %s cannot be read: %s", self.name, error)  # torch's own advice
+            # Only in the log, because torch's message advises to run the file's code.
+            logging.info("HSWQ: %s cannot be read: %s", self.name, error)
             reason = "it is damaged, or holds more than tensors; the log says more"
             raise ModelFileError(f"{self.name} cannot be read: {reason}") from error
 
     @functools.cached_property
     def is_quantized(self) -> bool:
-        """Whether any weight of the diffusion model is stored in less than 16 bit.
+        """Whether any weight of the diffusion model is stored in fewer than 16 bits.
 
         Raises:
-            ModelFileError: the file is damaged, or has such weights that are not FP8.
+            ModelFileError: the file is damaged, or has such weights in another format than FP8.
         """
         narrow = {
             name: entry.dtype
             for name, entry in self.own.items()
-            # Packed ones are called qweight.
+            # Also "qweight", the name of packed weights.
             if name.endswith("weight") and entry.dtype in NARROW
         }
         for weight, dtype in narrow.items():
             if dtype != "F8_E4M3":
                 raise ModelFileError(
                     f"{self.name} is quantized already, its {weight} to {dtype}: "
-                    "HSWQ reads 16-bit weights, and of quantized ones those in FP8 e4m3"
+                    "HSWQ reads 16-bit weights, and quantized ones only in FP8 e4m3"
                 )
         return bool(narrow)
 
@@ -129,17 +130,17 @@ class ModelFile:
         """Refuse a file that is quantized.
 
         Raises:
-            ModelFileError: it is, or it is damaged.
+            ModelFileError: it is quantized or damaged.
         """
         if self.is_quantized:
             raise ModelFileError(f"{self.name} is quantized already: HSWQ needs 16-bit weights")
 
     def read_fingerprint(self) -> str:
-        """Return what identifies the diffusion model's weights, whatever the file's name.
+        """Return a hash that identifies the diffusion model's weights, whatever the file's name.
 
-        A SHA-256 (hex) over names, shapes, dtypes and a sample of every tensor's bytes. Equal for
-        a renamed or moved file, and for a checkpoint and its diffusion model alone. `fingerprints`
-        remembers it.
+        It is a SHA-256 (hex) over names, shapes, dtypes and a sample of every tensor's bytes. It is
+        equal for a renamed or moved file, and for a checkpoint and a file with only its diffusion
+        model. `fingerprints` caches it.
 
         Raises:
             OSError: the file cannot be read.
@@ -156,7 +157,7 @@ class ModelFile:
         return digest.hexdigest()
 
     def _samples(self) -> dict[str, bytes]:
-        """Return the bytes in the middle of every tensor."""
+        """Return some bytes from the middle of every tensor of a safetensors file."""
         found = {}
         with open(self.path, "rb") as file:
             for name, entry in self.own.items():
@@ -166,7 +167,7 @@ class ModelFile:
         return found
 
     def _samples_of_tensors(self) -> dict[str, bytes]:
-        """Return the same of a `.ckpt`, as if it were safetensors."""
+        """Return the same bytes for a `.ckpt`, so that both kinds of file have one fingerprint."""
         found = {}
         for name in self.own:
             data = self._loaded[0][self.prefix + name].contiguous().view(-1).view(torch.uint8)
@@ -177,12 +178,12 @@ class ModelFile:
 
 
 def opened(file: ModelFile | str) -> ModelFile:
-    """Return a file that is open already as it is, and a path opened."""
+    """Return a ModelFile as it is; open a path."""
     return file if isinstance(file, ModelFile) else ModelFile(file)
 
 
 def diffusion_model_prefix(names: Collection[str]) -> str:
-    """Return what the diffusion model's names begin with, "" where there is nothing else."""
+    """Return the prefix of the diffusion model's names; "" if there is nothing else."""
     prefix = unet_prefix_from_state_dict(names)
     return prefix if any(name.startswith(prefix) for name in names) else ""
 

@@ -1,4 +1,4 @@
-"""File names that are harmless on every system."""
+"""Which file names are safe on every operating system."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 _PART = re.compile(r"\w[\w .()+,@-]*")
 _MAX_PART_BYTES = 200
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\s*\..*)?\s*", re.IGNORECASE)
-"""Devices on Windows, with any extension."""
+"""Names of devices on Windows, also with an extension."""
 
 
 def is_safe(part: str) -> bool:
@@ -20,5 +20,5 @@ def is_safe(part: str) -> bool:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether Windows takes a file's name for a device's, whatever folder it is in."""
+    """Whether Windows takes a file's name for that of a device, in any folder."""
     return _RESERVED.fullmatch(name) is not None

@@ -1,7 +1,8 @@
 """Reading the header of a safetensors file.
 
-The safetensors library judges what is a header: Python's own parser holds everything else up while
-it reads numbers of a million digits. It goes first, on what is short enough for it.
+The safetensors library checks the header before Python's JSON parser reads it, because Python would
+block all threads for long on a number of a million digits. Before that, the header's length and
+number of tensors are bounded.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from ...calibration.regular import open_regular
 from .errors import ModelFileError
 
 MAX_HEADER_BYTES = 16 << 20
-"""SDXL's has 0.4 MiB, and the library reads 50 MiB a second."""
+"""SDXL's header has 0.4 MiB. The library reads 50 MiB a second."""
 
 MAX_TENSORS = 1 << 16
-MAX_DIMENSIONS = 64  # of torch
+MAX_DIMENSIONS = 64  # torch's limit
 _INCOMPLETE = ("incomplete metadata", "MetadataIncompleteBuffer")
-"""What the library says of a sound header before data of another length."""
+"""Parts of the library's message if the header is good but the file has the wrong length."""
 
 
 _TORCH_NAMES = {
@@ -38,18 +39,18 @@ _TORCH_NAMES = {
 DTYPE_NAMES = {
     getattr(torch, name): code for code, name in _TORCH_NAMES.items() if hasattr(torch, name)
 }
-"""What safetensors calls the dtypes; an older torch lacks some."""
+"""Names of torch's dtypes in safetensors. Older torch lacks some of them."""
 
 
 NARROW = frozenset((
     "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3",
     "F6_E3M2", "F4",
 ))  # fmt: skip
-"""The dtypes of less than 16 bit."""
+"""The dtypes of fewer than 16 bits."""
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor lies in a safetensors file."""
+    """A tensor's dtype and shape, and where its bytes are in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,7 +59,7 @@ class TensorEntry(NamedTuple):
 
 
 def is_safetensors(path: str) -> bool:
-    """Whether ComfyUI takes a file for safetensors, of which it can be read what is needed."""
+    """Whether ComfyUI takes a file for safetensors, of which parts can be read alone."""
     return path.lower().endswith((".safetensors", ".sft"))
 
 
@@ -66,7 +67,7 @@ def read_header(path: str) -> dict[str, TensorEntry]:
     """Read and check a safetensors header; offsets are absolute in the file.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
         ModelFileError: the header or the file's size is not what safetensors prescribes.
     """
     name = os.path.basename(path)
@@ -81,17 +82,17 @@ def read_header(path: str) -> dict[str, TensorEntry]:
     promised = max((entry.end for entry in entries.values()), default=8 + len(text))
     if promised > size:
         raise ModelFileError(
-            f"{name} is truncated: its header promises {promised} bytes, it has {size}"
+            f"{name} is truncated: by its header it has {promised} bytes, but it has {size}"
         )
     return entries
 
 
 def _bounded(file: BinaryIO, size: int, name: str) -> bytes:
-    """Return a header that no parser needs long for."""
+    """Return the header's text, if it is short enough to be parsed quickly."""
     lead = file.read(8)
     length = struct.unpack("<Q", lead)[0] if len(lead) == 8 else size
     if length > size - 8:
-        raise ModelFileError(f"{name} is no safetensors file: it has no valid header")
+        raise ModelFileError(f"{name} is not a safetensors file: it has no valid header")
     if length > MAX_HEADER_BYTES:
         raise ModelFileError(
             f"{name} has a header of {length} bytes, and none has more than {MAX_HEADER_BYTES}"
@@ -103,7 +104,7 @@ def _bounded(file: BinaryIO, size: int, name: str) -> bytes:
 
 
 def _judge(path: str, name: str) -> None:
-    """Refuse what the library refuses, but for the file's length."""
+    """Refuse a header that the library refuses. A wrong file length is reported by the caller."""
     try:
         with safetensors.safe_open(path, framework="numpy"):
             pass

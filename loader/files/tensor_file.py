@@ -1,4 +1,4 @@
-"""Writing a safetensors file tensor by tensor, in any order: its header is known before."""
+"""Writing a safetensors file tensor by tensor, in any order: the header is made first."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .errors import ModelFileError
 from .safetensors import DTYPE_NAMES, MAX_HEADER_BYTES, TensorEntry
 
 DIGEST = "hswq.sha256"
-"""In a file's metadata: the SHA-256, in hex, of all bytes behind its header."""
+"""Key of a file's metadata. Its value is the SHA-256, in hex, of all bytes after the header."""
 
 NO_DIGEST = "0" * 64
-"""In its place until it is known."""
+"""Value of DIGEST until the digest is known."""
 
 _CHUNK_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """Where everything lies in a file.
+    """The layout of a safetensors file.
 
     Attributes:
         header: the file's first bytes.
-        entries: where each tensor lies; offsets are absolute in the file.
-        size: of the file.
+        entries: dtype, shape and place of each tensor; offsets are absolute in the file.
+        size: of the file in bytes.
     """
 
     header: bytes
@@ -49,7 +49,7 @@ class TensorFile:
         """Write one tensor to its place; return its number of bytes.
 
         Raises:
-            ValueError: its dtype or shape is not what the header says.
+            ValueError: its dtype or shape differs from the header's.
         """
         entry = self.entries[name]
         if (DTYPE_NAMES.get(tensor.dtype), tuple(tensor.shape)) != (entry.dtype, entry.shape):
@@ -59,11 +59,11 @@ class TensorFile:
         return entry.end - entry.start
 
     def seal(self, file: BinaryIO, between: Callable[[], None]) -> None:
-        """Write the digest of all tensors, which are written, to where metadata says NO_DIGEST.
+        """Write the digest of all tensors into the metadata, when all tensors are written.
 
         Args:
-            file: as `begin` was given; it has a name.
-            between: is called again and again, and may raise.
+            file: the file that `begin` was given; it has a name.
+            between: is called between pieces of the work, and may raise, such as an interrupt.
         """
         file.flush()
         with open(file.name, "rb") as written:
@@ -73,10 +73,14 @@ class TensorFile:
         file.write(digest)
 
     def is_at(self, path: Path, between: Callable[[], None]) -> bool:
-        """Whether a file with this header, but for its digest, is there; all its bytes are read.
+        """Whether a file with this header exists, whose digest fits its bytes.
+
+        Args:
+            path: of the file.
+            between: as for `seal`.
 
         Raises:
-            ModelFileError: it is, and other bytes follow than it was sealed with.
+            ModelFileError: the header is there, but the digest does not fit: the file is damaged.
         """
         at = self._digest_at
         try:
@@ -96,7 +100,7 @@ class TensorFile:
 
     @property
     def _digest_at(self) -> int:
-        key = f'"{DIGEST}":"'.encode()  # in other texts these quotes are escaped
+        key = f'"{DIGEST}":"'.encode()  # unique: inside of other values, quotes are escaped
         return self.header.index(key) + len(key)
 
 
@@ -112,16 +116,16 @@ def _digest_of(file: BinaryIO, between: Callable[[], None]) -> bytes:
 def lay_out(
     tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> TensorFile:
-    """Give every tensor its place.
+    """Lay out a file with given tensors.
 
     Args:
         tensors: dtype and shape by name.
         metadata: the file's `__metadata__`.
 
     Raises:
-        ModelFileError: a dtype is none of safetensors', or the header is too long for it.
+        ModelFileError: safetensors lacks a dtype, or the header is too long.
     """
-    # Wide items first, as the library does, so that every tensor is aligned to its items.
+    # Wide dtypes first, as the library does, so that every tensor is aligned to its dtype.
     names = sorted(tensors, key=lambda name: -tensors[name][0].itemsize)
     table, end = {"__metadata__": dict(metadata)}, 0
     for name in names:
@@ -133,7 +137,7 @@ def lay_out(
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
-        raise ModelFileError(f"the header would have {len(text)} bytes, which nothing reads")
+        raise ModelFileError(f"the header would have {len(text)} bytes, which is too long to read")
     base = 8 + len(text)
     entries = {
         name: TensorEntry(

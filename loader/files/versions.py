@@ -1,4 +1,4 @@
-"""Telling whether a file is still the one that was read."""
+"""A key by which one sees whether a file has changed since it was read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 def version_of(path: str | Path) -> tuple[int, int, int, int]:
     """Return a key that changes with the file: mtime (ns), size (bytes), inode and ctime (ns).
 
-    A copy that keeps its time, over another of its size, has another ctime.
+    ctime is needed for a file that was overwritten by one of the same size and mtime.
 
     Raises:
         OSError: there is no such file.

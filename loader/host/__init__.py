@@ -1,4 +1,4 @@
-"""What HSWQ needs of ComfyUI itself: version, folders, settings, and events.
+"""The contact with ComfyUI itself: its version and names, folders, settings, and events.
 
 May import ComfyUI, and nothing else of HSWQ.
 """

@@ -1,4 +1,4 @@
-"""Telling listeners that something a user may see has changed."""
+"""Telling listeners that something has changed that a user may see."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _listeners: list[Callable[[], None]] = []
 
 
 def on_change(listener: Callable[[], None]) -> None:
-    """Call a function whenever anything changes that a user may see.
+    """Call a function whenever something changes that a user may see.
 
-    From any thread, and while objects are collected: it must not wait, and must not raise.
+    It is called from any thread, also by the garbage collector: it must not wait, and not raise.
     """
     _listeners.append(listener)
 
 
 def changed() -> None:
-    """Tell the listeners that recording, statistics, findings or models in memory are others."""
+    """Tell the listeners: recording, statistics, search results or loaded models have changed."""
     for listener in _listeners:
         listener()

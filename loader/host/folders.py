@@ -1,4 +1,4 @@
-"""The folder under `models/` that everything recorded is kept in."""
+"""The folder under `models/` in which statistics and caches are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FOLDER = "hswq"
 
 
 def register_folder() -> None:
-    """Tell ComfyUI about the statistics folder; it is made when first written to."""
+    """Register the statistics folder with ComfyUI. It is created when first written to."""
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, extensions | {".pt"})

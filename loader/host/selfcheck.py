@@ -1,7 +1,8 @@
-"""What HSWQ takes from ComfyUI beside its public API, and what of it this ComfyUI has.
+"""All names that HSWQ uses of ComfyUI outside of its public API, and a check that they exist.
 
-None of these names is promised by ComfyUI. Where a release lacks one, what needs it stays off and
-says so; the rest works. tests/loader/test_selfcheck.py finds names that are missing here.
+ComfyUI promises none of these names. If a release lacks one, the part of HSWQ that needs it stays
+off and says so, and the rest works. tests/loader/test_selfcheck.py fails for a name that is used
+but not listed here.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import NamedTuple
 
 
 class Part(NamedTuple):
-    """What can be on or off by itself.
+    """A part of HSWQ that can be off while the others work.
 
     Attributes:
-        does: what a user has by it.
-        names: by module, of its attributes and of its classes' attributes.
+        does: what the part does for a user, for messages.
+        names: names that it needs, by module, separated by spaces: attributes of the module, and
+            of its classes.
     """
 
     does: str
@@ -41,7 +43,7 @@ BASE = Part(
         "server": "PromptServer PromptServer.instance",
     },
 )
-"""What is imported whatever is on."""
+"""Names that are needed whichever parts are on."""
 
 QUANTIZING = Part(
     "loading, converting and exporting in FP8",
@@ -121,7 +123,10 @@ PARTS = (QUANTIZING, RECORDING, COMPARING, PANEL)
 
 
 def lacking(part: Part) -> list[str]:
-    """Return what a part needs and this ComfyUI has not; of a lacking class no attributes."""
+    """Return the names that a part needs and this ComfyUI lacks.
+
+    If a class is missing, its attributes are not returned too.
+    """
     lacks: list[str] = []
     for module, names in part.names.items():
         for name in names.split():
@@ -132,7 +137,7 @@ def lacking(part: Part) -> list[str]:
 
 
 def working() -> tuple[list[Part], str | None]:
-    """Return the parts that lack nothing, and a sentence about the others if there are any."""
+    """Return the parts that lack nothing, and a sentence about the others; None without others."""
     found = [(part, lacking(part)) for part in PARTS]
     off = [part.does for part, names in found if names]
     if not off:
@@ -143,13 +148,13 @@ def working() -> tuple[list[Part], str | None]:
 
 
 def listed(words: Iterable[str]) -> str:
-    """Return words as a sentence has them."""
+    """Return words as a list in a sentence: "a, b and c"."""
     *others, last = words
     return f"{', '.join(others)} and {last}" if others else last
 
 
 def _has(module: str, name: str) -> bool:
-    """Whether a module has an attribute, or its class one, in itself or in its instances."""
+    """Whether a module has a name, which may be an attribute of a class or of its instances."""
     try:
         owner = importlib.import_module(module)
     except ImportError:
@@ -163,7 +168,7 @@ def _has(module: str, name: str) -> bool:
 
 
 def _sets(owner: type, name: str) -> bool:
-    """Whether an instance gets an attribute when it is made."""
+    """Whether a class's `__init__` sets an attribute."""
     makers = (vars(base).get("__init__") for base in owner.__mro__)
     return any(
         name in inspect.unwrap(maker).__code__.co_names

@@ -1,4 +1,4 @@
-"""The settings of recording and of the cache, as ComfyUI's own settings dialog keeps them."""
+"""The user's settings of recording and of the cache, read from ComfyUI's own settings file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import folder_paths
 
 RECORD, TARGET, BUDGET = "HSWQ.Record", "HSWQ.Target", "HSWQ.Budget"
 REFINED = "HSWQ.RefinedGB"
-"""Their ids; web/settings.mjs has the same."""
+"""Ids of the settings; web/settings.mjs has the same."""
 
 _RANGES = {TARGET: (32, 4096), BUDGET: (0.1, 100), REFINED: (0, 4096)}
 
@@ -23,9 +23,9 @@ class Settings:
 
     Attributes:
         record: whether samplings are recorded in the background.
-        target: samples at which that ends; the original recommends 256.
-        budget: percent that a step may take longer for it.
-        refined_gb: GiB of quantized models that are kept on disk, 0 for none.
+        target: latent images after which recording ends; the original recommends 256.
+        budget: percent by which recording may make a step longer.
+        refined_gb: GiB for the cache of quantized models on disk; 0 keeps none.
     """
 
     record: bool = True
@@ -35,9 +35,9 @@ class Settings:
 
 
 class SettingsFile:
-    """ComfyUI's file of a user's settings, read again when it has changed.
+    """ComfyUI's file of a user's settings. It is read again when it has changed.
 
-    ComfyUI writes it when the dialog changes something, so that the next sampling knows.
+    ComfyUI writes it when the user changes a setting, so that the next sampling follows it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +47,7 @@ class SettingsFile:
         self._settings = Settings()
 
     def current(self) -> Settings:
-        """Return the settings as they are now."""
+        """Return the present settings."""
         try:
             status = os.stat(self._path)
             version = (status.st_mtime_ns, status.st_size)
@@ -62,13 +62,13 @@ class SettingsFile:
 
 
 def parse(values: object) -> Settings:
-    """Return the settings among ComfyUI's; the default for each that is none.
+    """Return our settings from the content of ComfyUI's file; an invalid one has its default.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: the content is not a JSON object.
     """
     if not isinstance(values, dict):
-        raise ValueError("comfy.settings.json holds no object")
+        raise ValueError("comfy.settings.json is not a JSON object")
     chosen = {}
     for key, field, kinds in (
         (RECORD, "record", (bool,)),
@@ -80,7 +80,7 @@ def parse(values: object) -> Settings:
         if value is None:
             continue
         if type(value) not in kinds or not _in_range(key, value):
-            logging.warning("HSWQ: the setting %s is not %r; its default is used", key, value)
+            logging.warning("HSWQ: the setting %s cannot be %r; its default is used", key, value)
             continue
         chosen[field] = int(value) if key == TARGET else value
     return Settings(**chosen)
@@ -92,7 +92,7 @@ def _in_range(key: str, value: float) -> bool:
 
 
 def current() -> Settings:
-    """Return the settings of ComfyUI's user; the defaults where there are several users."""
+    """Return the settings of ComfyUI's default user; with several users, the defaults."""
     global _file
     path = Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
     if _file is None or _file[0] != path:

@@ -1,4 +1,4 @@
-"""Whether HSWQ works on the ComfyUI that it was put into."""
+"""Whether HSWQ works on this ComfyUI."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 from . import selfcheck
 
 OLDEST = "0.27.0"
-"""The oldest ComfyUI that the tests pass on; pyproject.toml says the same.
+"""The oldest ComfyUI on which the tests pass. pyproject.toml has the same number.
 
-Older ones have no `QuantizedTensor.requantize_from_float`, by which ComfyUI patches LoRAs onto
-quantized weights under Dynamic VRAM, and no `folder_paths.is_within_directory`.
+Older ones lack `QuantizedTensor.requantize_from_float`, with which ComfyUI applies LoRAs to
+quantized weights under Dynamic VRAM, and `folder_paths.is_within_directory`.
 """
 
 
 def problem() -> str | None:
-    """Return in a sentence why HSWQ cannot work here, None where it can.
+    """Return a sentence that says why HSWQ cannot work here; None if it can.
 
-    Imports nothing of ComfyUI that an older one lacks.
+    It imports nothing that an older ComfyUI lacks.
     """
     version = _version()
     if _numbers(version) < _numbers(OLDEST):
@@ -44,5 +44,5 @@ def _version() -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return what versions are compared by: "0.30.0-dev1" is (0, 30, 0)."""
+    """Return the numbers by which versions are compared: "0.30.0-dev1" is (0, 30, 0)."""
     return tuple(map(int, [*re.findall(r"\d+", version), 0, 0, 0][:3]))

@@ -1,4 +1,4 @@
-"""What a user asks for as a whole: choosing statistics, searching, exporting.
+"""Jobs that a user asks for: choosing statistics for a model, searching it, exporting it.
 
 May import host, files, store, engine, calibration and quant.
 """

@@ -1,4 +1,4 @@
-"""Which statistics a model is quantized with, and what happens without any."""
+"""Which statistics a model is quantized by, and what happens if there are none."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ class Choice:
     """How a model will be quantized.
 
     Attributes:
-        decider: what tells which layers are quantized, None to leave the model in 16 bit.
-        about: a line for people.
-        samples: that the statistics come from.
-        key: under which what is found is kept, None where it is not.
-        sketches: by whose version what is rounded is kept, None where rounding is to the nearest.
+        decider: decides about each layer; None leaves the model in 16 bit.
+        about: a line about the statistics, for users.
+        samples: number of latent images that the statistics come from.
+        key: under which search results are cached; None caches nothing.
+        sketches: used for compensated rounding; None rounds to the nearest. The cache of rounded
+            layers depends on their version.
     """
 
     decider: Decider | None
@@ -47,7 +48,7 @@ class Choice:
     sketches: store.Sketches | None = None
 
     def keep(self, plan: Plan) -> None:
-        """Keep what was found for the Plan, for the next load."""
+        """Cache what was found for a Plan, for the next load."""
         if self.key is None:
             return
         if isinstance(self.decider, KnownPlan) and plan == self.decider.plan:
@@ -56,7 +57,7 @@ class Choice:
             keep_findings(self.key, plan, self.samples)
 
     def keep_rounded(self, layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Keep what compensated rounding made of the layers, unless it came from there.
+        """Cache layers that compensated rounding made, unless they came from the cache.
 
         Args:
             layers: float8_e4m3fn weight and FP32 weight_scale of every quantized layer, by name.
@@ -75,22 +76,22 @@ class Choice:
 
 
 def _rounded_key(key: str, sketches: store.Sketches, layers: Iterable[str]) -> str:
-    """Return what the bytes of compensated layers depend on, as a file name."""
-    device = memory.get_torch_device().type  # which rounds a little otherwise
+    """Return a file name that changes with all that the bytes of compensated layers depend on."""
+    device = memory.get_torch_device().type  # a GPU and a CPU do not round exactly alike
     facts = [_ROUNDING_VERSION, key, sketches.version, device, sorted(layers)]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return f"{key.partition('.')[0]}.{digest[:32]}"
 
 
 def statistics_choices() -> list[str]:
-    """Return what a node offers: "auto" and the files in the statistics folder."""
+    """Return a node's choices: "auto", and the files in the statistics folder."""
     return [AUTO, *folder_paths.get_filename_list(folders.FOLDER)]
 
 
 def statistics_state(choice: str, fingerprint: str | None) -> tuple:
-    """Return what changes when a node should run again for its statistics.
+    """Return a value that changes when a node should run again because of its statistics.
 
-    Of "auto" it is what tells the statistics of the last milestone, of a file its size and time.
+    For "auto" it is the version of the last milestone's statistics; for a file, its size and time.
     """
     if choice == AUTO:
         known = None if fingerprint is None else store.quantizing_statistics(fingerprint)
@@ -113,16 +114,16 @@ def choose(
 
     Args:
         choice: "auto" (all that was recorded of the model) or a file of the statistics folder.
-        fingerprint: of the model's file, None if it has none.
+        fingerprint: of the model's weights; None if it has no file.
         name: of the model, for messages.
-        settings: mode, keep_ratio and search.
-        without: one of WITHOUT_STATISTICS, for a model with fewer than 32 recorded images, or
-            with layers that no sampling has measured yet.
-        keep: use and keep Plans; False for weights that are not the file's alone.
+        settings: number format, selection and search.
+        without: one of WITHOUT_STATISTICS: what to do if not enough was recorded (see
+            store.missing).
+        keep: use the cache of searches. False for weights that are not exactly a file's.
 
     Raises:
-        StatisticsError: the statistics are damaged or another model's, or there are none that
-            are usable and `without` is "fail".
+        StatisticsError: the statistics are damaged or another model's; or not enough was recorded
+            and `without` is "fail".
         FileNotFoundError: there is no such statistics file.
     """
     statistics = _statistics(choice, fingerprint, name)
@@ -140,12 +141,13 @@ def choose(
         about = f"without statistics ({recorded} recorded)"
         planner = planner_for(None, settings, key)
         return Choice(_decider(planner), about, 0, key)
-    # ComfyUI runs the node again at a milestone only: its line would seem to stand still.
+    # The line names the panel because ComfyUI runs the node again only at a milestone: the number
+    # on the node does not grow with every picture.
     return Choice(None, f"16 bit for now: {recorded} recorded; the HSWQ panel keeps count")
 
 
 def _recorded(statistics: Statistics | None) -> str:
-    """Return how much of what a model needs was recorded, of what is missing."""
+    """Return how much was recorded of what is still missing, such as "12 of 32 images"."""
     if statistics is None:
         return f"0 of {store.USABLE_SAMPLES} images"
     layers = len(statistics)
@@ -158,7 +160,7 @@ def _recorded(statistics: Statistics | None) -> str:
 
 
 def _sketches(choice: str, statistics: Statistics) -> store.Sketches | None:
-    """Return the sketches that belong to statistics, None where none were recorded."""
+    """Return the sketches that belong to statistics; None if none were recorded."""
     if choice == AUTO:
         return store.quantizing_sketches(statistics.fingerprint)
     path = folder_paths.get_full_path_or_raise(folders.FOLDER, choice)
@@ -166,7 +168,10 @@ def _sketches(choice: str, statistics: Statistics) -> store.Sketches | None:
 
 
 class _Matrices(Mapping[str, torch.Tensor]):
-    """Sketches as quant reads them: the matrix (K, in channels) of each layer, read when needed."""
+    """Sketches in the form that quant wants: maps layer name to matrix (K, in channels).
+
+    Each matrix is read from the file when it is needed.
+    """
 
     def __init__(self, sketches: store.Sketches) -> None:
         self._sketches = sketches
@@ -190,7 +195,7 @@ def _measured(
     matrices = None if sketches is None else _Matrices(sketches)
     planner = planner_for(statistics, settings, key, matrices)
     about = f"{planner.samples} of {store.target()} images"
-    if planner.samples < store.target():  # FP8 weights are not measured: say what is
+    if planner.samples < store.target():  # the user would wait in vain: FP8 is not measured
         about += "; sampling with a 16-bit loader adds more"
     return Choice(_decider(planner, key, sketches), about, planner.samples, key, sketches)
 
@@ -198,7 +203,7 @@ def _measured(
 def _decider(
     planner: Planner, key: str | None = None, sketches: store.Sketches | None = None
 ) -> Decider:
-    """Return the Planner, or its Plan where nothing needs to be searched."""
+    """Return the Planner; or a KnownPlan with its Plan if nothing needs to be searched."""
     plan = planner.known_plan()
     if plan is None:
         return planner
@@ -214,7 +219,7 @@ def planner_for(
     key: str | None = None,
     sketches: Mapping[str, torch.Tensor] | None = None,
 ) -> Planner:
-    """Return a Planner that knows what was found under a key, and rounds by sketches."""
+    """Return a Planner with the search results that are cached under a key."""
     found = find_findings(key) if key is not None else None
     known = statistics if found is None else found
     return Planner(
@@ -235,15 +240,15 @@ def _statistics(choice: str, fingerprint: str | None, name: str) -> Statistics |
     if None not in (statistics.fingerprint, fingerprint) and statistics.fingerprint != fingerprint:
         raise StatisticsError(
             f"{choice} holds statistics of {statistics.meta.get('model', 'another model')}, "
-            f"not of {name}: its weights are others"
+            f"not of {name}, which has different weights"
         )
     return statistics
 
 
 def statistics_version(choice: str, statistics: Statistics) -> str:
-    """Return what tells statistics from others that a new Plan shall be made for.
+    """Return a key that changes when the statistics do, so that a new Plan is made.
 
-    Recorded ones are told by their sums; they are the same until the next milestone.
+    For "auto" it depends on the sums, which stay the same until the next milestone.
     """
     if choice == AUTO:
         sums = [

@@ -1,4 +1,4 @@
-"""Exporting: the loader's own FP8 weights as a file, streamed tensor by tensor."""
+"""Exporting: the FP8 weights that the loader would make, written to a file tensor by tensor."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VERSION = "1"
 _SAMPLING_KEYS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
 )  # fmt: skip
-"""By which ComfyUI knows how a model is sampled; checkpoints have them beside the model."""
+"""Keys beside a checkpoint's model, by which ComfyUI knows how the model is sampled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class ExportSettings:
         format: one of FILE_FORMATS.
         statistics: "auto" or a file of the statistics folder.
         keep_ratio: share of the measured layers that stay 16 bit.
-        without: what to do without usable statistics: choice.FAIL or QUANTIZE_UNIFORMLY.
-        model_only: leave out what is not the diffusion model.
-        also_keep: names of layers that stay 16 bit in any case (see also_keep.also_kept).
+        without: what to do if not enough was recorded: choice.FAIL or QUANTIZE_UNIFORMLY.
+        model_only: write only the diffusion model.
+        also_keep: names of layers that always stay 16 bit (see also_keep.also_kept).
         compensated: whether rounding is compensated where sketches were recorded.
     """
 
@@ -65,7 +65,7 @@ class ExportSettings:
     compensated: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what a node's linked input may bring."""
+        """Refuse other values, which a node's linked input may have."""
         for value, allowed in (
             (self.format, list(FILE_FORMATS)),
             (self.without, [FAIL, QUANTIZE_UNIFORMLY]),
@@ -81,14 +81,14 @@ class ExportSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Describes an exported file.
 
     Attributes:
-        plan: that was applied; None where the very file was there already.
-        quantized: number of layers in FP8; with `scaled`, fewer than the Plan's.
+        plan: the Plan by which it was written; None if the same file was there already.
+        quantized: number of layers in FP8. Fewer than the Plan's, if the format keeps Conv2d.
         kept: number of layers in 16 bit.
         size: of the file in bytes.
-        about: a line about the statistics.
+        about: a line about the statistics, for users.
     """
 
     plan: Plan | None
@@ -101,23 +101,23 @@ class Exported:
 def export(
     path: str, target: Path, settings: ExportSettings, *, overwrite: bool = False
 ) -> Exported:
-    """Write a 16-bit model file with its diffusion model in FP8, as the loader quantizes it.
+    """Write a 16-bit model file with its diffusion model in FP8, quantized as by the loader.
 
-    Memory for one tensor is enough. An error or an interrupt leaves `target` as it was. Where the
-    same export is there already, byte by byte, nothing is written unless `overwrite` is set.
+    Memory for one tensor is enough. After an error or an interrupt, `target` is unchanged. If the
+    same export is there already, byte for byte, nothing is written unless `overwrite` is set.
 
     Args:
         path: of a checkpoint or a diffusion model.
-        target: file to write; its folder is made.
-        settings: format and statistics.
-        overwrite: replace a file that is there.
+        target: file to write; its folder is created.
+        settings: what the user chose.
+        overwrite: replace an existing file.
 
     Raises:
         ExportError: another file is there, the target is the source or in use, or the disk is
             too small.
         ModelFileError: the source is damaged, unknown, or quantized already; or the same export is
-            there already, and damaged.
-        StatisticsError, ValueError: as of choice.choose; the statistics are another model's.
+            there already, but damaged.
+        StatisticsError, ValueError: as for choice.choose; the statistics are another model's.
         OSError: the file cannot be written.
     """
     file = ModelFile(path)
@@ -134,9 +134,9 @@ def export(
     check_target(target, path, job.file.size, overwrite)
     try:
         plan = job.write(target, overwrite)
-    except FileExistsError as error:  # by now: it may have taken minutes
+    except FileExistsError as error:  # it was created while this was writing
         raise taken(target) from error
-    except PermissionError as error:  # so does Windows where a loaded model's file is replaced
+    except PermissionError as error:  # Windows cannot replace the file of a loaded model
         raise ExportError(
             f"{target.name} cannot be written ({error.strerror}): if a loaded model or a program "
             "uses it, choose another filename"
@@ -149,7 +149,7 @@ def export(
 
 
 class _Source:
-    """What is read: the tensors that go into the new file, by their names there."""
+    """The source: its tensors that go into the new file, by their names there."""
 
     def __init__(self, file: ModelFile, model_only: bool) -> None:
         self.name = file.name
@@ -170,13 +170,13 @@ class _Source:
         return f"{self.prefix}{layer}.{name}"
 
     def others(self) -> dict[str, torch.Tensor]:
-        """Return what is copied as it is: all but the layers' weights."""
+        """Return the tensors that are copied unchanged: all except the layers' weights."""
         weights = {self.key(layer, "weight") for layer in self.layers}
         return {name: tensor for name, tensor in self.tensors.items() if name not in weights}
 
 
 class _Export:
-    """One export: what it will write where, and the writing."""
+    """One export: it lays out the new file, and writes it."""
 
     def __init__(self, source: _Source, chosen: Choice, settings: ExportSettings) -> None:
         self._source, self._chosen = source, chosen
@@ -193,7 +193,7 @@ class _Export:
         self.file: TensorFile = lay_out(self._tensors(), metadata)
 
     def result(self, plan: Plan | None) -> Exported:
-        """Describe the file, which is written, or was there."""
+        """Describe the file. `plan` is None if it was there already."""
         quantized = len(self._beside)
         kept = len(self._source.layers) - quantized
         return Exported(plan, quantized, kept, self.file.size, self._chosen.about)
@@ -214,7 +214,7 @@ class _Export:
         return self._plan
 
     def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Return dtype and shape of all that will be in the file."""
+        """Return dtype and shape of every tensor in the new file."""
         source = self._source
         facts = {key: (kept.dtype, tuple(kept.shape)) for key, kept in source.tensors.items()}
         for layer, weight in source.layers.items():
@@ -224,13 +224,13 @@ class _Export:
             for key, fact in (beside or {}).items():
                 name = source.key(layer, key)
                 if name in source.tensors:
-                    own = f"{source.name} has a {name} of its own"
-                    raise ModelFileError(f"{own}, which the format needs")
+                    own = f"{source.name} has a tensor {name} already"
+                    raise ModelFileError(f"{own}, which is a name that the format needs")
                 facts[name] = fact
         return facts
 
     def _stream(self, transfer: Transfer) -> Iterator[tuple[str, torch.Tensor]]:
-        """Give every tensor of the file: layers first, in the model's order, as Plans need."""
+        """Yield every tensor of the file: first the layers, in the order that a Plan needs."""
         key = self._source.key
         for layer, weight in self._source.layers.items():
             parts = self._quantized(layer, weight, transfer)
@@ -252,7 +252,7 @@ class _Export:
     def _quantized(
         self, layer: str, weight: torch.Tensor, transfer: Transfer
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return a layer's FP8 bytes and weight_scale on the device, None where it is 16 bit."""
+        """Return a layer's FP8 bytes and weight_scale on the device; None if it stays 16 bit."""
         decider = self._chosen.decider
         weight = transfer.up(weight) if decider.quantizes(layer) else weight
         if layer in self._beside:
@@ -265,7 +265,7 @@ class _Export:
 
 
 def _sixteen_bit_dtype(weights: Iterable[torch.Tensor]) -> torch.dtype:
-    """Return what wider layers become: FP16, among BF16 ones BF16."""
+    """Return the dtype for 32-bit layers: BF16 if most layers are BF16, else FP16."""
     found = comfy.utils.weight_dtype({str(i): weight for i, weight in enumerate(weights)})
     return found if found is torch.bfloat16 else torch.float16
 
@@ -273,12 +273,12 @@ def _sixteen_bit_dtype(weights: Iterable[torch.Tensor]) -> torch.dtype:
 def _metadata(
     source: _Source, chosen: Choice, settings: ExportSettings, quantized: int
 ) -> dict[str, str]:
-    """Return the source's own metadata with what was done.
+    """Return the source's own metadata, and facts about the export.
 
-    No time is among it, so that the same export is the same file.
+    They have no date, so that the same export gives the same file.
     """
     own = {key: str(value) for key, value in source.metadata.items()}
-    own.pop("modelspec.hash_sha256", None)  # of the source's tensors
+    own.pop("modelspec.hash_sha256", None)  # it is of the source's tensors
     measured = chosen.samples or settings.statistics != AUTO
     facts = {
         "version": VERSION,

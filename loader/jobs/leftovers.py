@@ -1,4 +1,4 @@
-"""What killed processes have left where this extension writes."""
+"""Removing temporary files of killed processes from the folders that this extension writes to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .model_files import FOLDERS
 
 
 def sweep_folders() -> None:
-    """Remove unfinished files of statistics, caches and exports; those of live processes stay."""
+    """Remove unfinished statistics, caches and exports, unless their process still runs."""
     removed = sum(map(sweep, _folders()))
     if removed:
         logging.info("HSWQ: removed %d unfinished files of processes that were killed", removed)

@@ -1,8 +1,9 @@
-"""Noticing new milestones where a node's inputs are links, whose values ComfyUI does not tell.
+"""Noticing new milestones for nodes whose inputs are links.
 
-ComfyUI asks a node before every prompt what its result depends on, and gives None for what another
-node will give. Once the node has run it is known what that was. So all nodes with links have one
-answer: how often anything that any of them was made of has changed since.
+Before every prompt, ComfyUI asks a node for a value that changes when the node should run again. An
+input that comes from another node is None at that time, so that the node cannot look at its
+statistics. But when the node ran before, it knew the input. So all nodes with links share one
+answer: how many changes there were of anything that such a node has used before.
 """
 
 from __future__ import annotations
@@ -11,30 +12,30 @@ from collections.abc import Callable, Hashable
 
 
 class Watch:
-    """Counts the changes of what was looked at before."""
+    """Counts the changes of states that nodes have used."""
 
     def __init__(self) -> None:
-        """Start with nothing to look at."""
+        """Start without states."""
         self._seen: dict[tuple, Hashable] = {}
         self._changes = 0
 
     def note(self, state: Callable[..., Hashable], *of: Hashable) -> None:
-        """Look at something from now on; changed since it was looked at last, it counts.
+        """Watch a state from now on. If it was watched before and has changed, count that.
 
         Args:
-            state: gives what may change; one that raises has no state.
+            state: returns the state; if it raises OSError or ValueError, the state is None.
             of: its arguments.
         """
         key = (state, *of)
         try:
             now = state(*of)
-        except (OSError, ValueError):  # a file that is gone
+        except (OSError, ValueError):  # e.g. a file that was removed
             now = None
         self._changes += self._seen.setdefault(key, now) != now
         self._seen[key] = now
 
     def changes(self) -> int:
-        """Look at everything again, and return how many changes there were until now."""
+        """Look at all states again, and return how many changes there were until now."""
         for key in list(self._seen):
             self.note(*key)
         return self._changes

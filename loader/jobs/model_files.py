@@ -1,4 +1,4 @@
-"""The model files in ComfyUI's folders: which has which weights, and of which shapes."""
+"""The model files in ComfyUI's folders: which file has which weights, and their shapes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ FOLDERS = ("checkpoints", "diffusion_models")
 
 
 def sources() -> list[str]:
-    """Return the files of both folders, each with its folder's name before it."""
+    """Return the files of both folders, as "folder/name"."""
     return [
         f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)
     ]
 
 
 def source_path(source: str) -> str:
-    """Return the path of one of `sources`; a node's link may bring anything.
+    """Return the path of one of `sources`.
 
     Raises:
-        ValueError: it is none.
-        FileNotFoundError: it is gone.
+        ValueError: it is not one of them, as a node's link may bring anything.
+        FileNotFoundError: the file is gone.
     """
     folder, _, name = source.partition("/") if isinstance(source, str) else ("", "", "")
     if folder not in FOLDERS or name not in folder_paths.get_filename_list(folder):
@@ -41,20 +41,21 @@ def source_path(source: str) -> str:
 
 
 def find_source(its_fingerprint: str, name: str) -> str | None:
-    """Return the source with a model's weights, whatever it is called now; None where it is gone.
+    """Return the source that holds a model's weights, also if it was renamed; None if it is gone.
 
-    Where no file is known to have them it reads the others a bit: not for the event loop.
+    If no file is known to hold them, it reads samples of files that it does not know yet. That
+    may take long: do not call it in the event loop.
 
     Args:
         its_fingerprint: of the weights.
-        name: that the file had, the first to look for.
+        name: file name that the model had; a file with that name is looked at first.
     """
     unread = []
     for source in sorted(sources(), key=lambda one: os.path.basename(one) != name):
         found = _look(known, source)
         if found == its_fingerprint:
             return source
-        # Of a .ckpt all must be read: only where its name says so.
+        # A .ckpt must be read as a whole, so it is read only if its name fits.
         if found is None and (is_safetensors(source) or os.path.basename(source) == name):
             unread.append(source)
     return next((one for one in unread if _look(fingerprint, one) == its_fingerprint), None)
@@ -68,12 +69,12 @@ def _look(at: Callable[[str], str | None], source: str) -> str | None:
 
 
 class Shapes(NamedTuple):
-    """What a file's diffusion model is made of.
+    """The shapes of a file's diffusion model.
 
     Attributes:
         layers: shape of the weight of every Linear and Conv2d, by layer name.
         parameters: number of all its parameters.
-        ends: names of the first and the last projection, where they are told from others.
+        ends: names of the projections from the latent and back to it, if they are identified.
     """
 
     layers: dict[str, tuple[int, ...]]
@@ -82,7 +83,7 @@ class Shapes(NamedTuple):
 
 
 def shapes_of(source: str) -> Shapes:
-    """Return the shapes in a file; its weights are not read.
+    """Return the shapes in a file, without reading its weights.
 
     Raises:
         OSError, ValueError: the file is gone or damaged.

@@ -1,4 +1,4 @@
-"""Where an export may be written: below ComfyUI's output folder, under a harmless name."""
+"""Where an export may be written: below ComfyUI's output folder, with a harmless name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...calibration import sweep
 from ..files.names import is_safe
 
 SUFFIX = ".safetensors"
-_MAX_NAME = 200  # characters, as many as every system takes below a folder
+_MAX_NAME = 200  # characters below a folder, which every system allows
 _MAX_SHOWN = 100
 
 
 class ExportError(ValueError):
-    """A file cannot be written where it should be; the message says why."""
+    """A file cannot be written to its place; the message says why."""
 
 
 def default_name(source: str, short: str) -> str:
@@ -33,10 +33,10 @@ def default_name(source: str, short: str) -> str:
 
 
 def export_path(filename: str, folder: str) -> Path:
-    """Return the file that a name stands for, which may begin with subfolders.
+    """Return the path of a file name, which may begin with subfolders.
 
     Args:
-        filename: as the user has it, with or without `.safetensors`.
+        filename: as the user wrote it, with or without `.safetensors`.
         folder: in the output folder: checkpoints or diffusion_models.
 
     Raises:
@@ -57,7 +57,7 @@ def export_path(filename: str, folder: str) -> Path:
 
 
 def check_target(target: Path, source: str, size: int, overwrite: bool) -> None:
-    """Make the folder of a file that is about to be written, and remove what was left in it.
+    """Check that a file can be written; create its folder and remove unfinished files there.
 
     Raises:
         ExportError: another file is there, the target is the source, or the disk is too small.
@@ -71,11 +71,11 @@ def check_target(target: Path, source: str, size: int, overwrite: bool) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < size:
         raise ExportError(
-            f"{target.name} needs {size / 2**20:.0f} MiB of disk space, and "
+            f"{target.name} needs {size / 2**20:.0f} MiB of disk space, but only "
             f"{free / 2**20:.0f} MiB are free in {target.parent}"
         )
 
 
 def taken(target: Path) -> ExportError:
-    """Return what is wrong with the name of a file that may not be replaced."""
+    """Return the error that a file of this name exists and may not be replaced."""
     return ExportError(f"{target.name} is there already: choose another filename, or set overwrite")

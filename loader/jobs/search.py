@@ -1,4 +1,4 @@
-"""Searching all layers of a model at once, so that a Plan for any keep_ratio is known."""
+"""Searching all layers of a model at once, so that the Plan for any keep_ratio is known."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .choice import FAIL, choose
 
 
 def search_all(path: str, statistics: str, number_format: NumberFormat) -> str:
-    """Search every measured layer of a model file that was not searched yet, and keep the result.
+    """Search every measured layer of a model file that was not searched yet; cache the result.
 
-    Memory for one layer is enough. An error or an interrupt leaves what was known.
+    Memory for one layer is enough. After an error or an interrupt, the cache is unchanged.
 
     Args:
         path: of a checkpoint or a diffusion model, in 16 bit.
         statistics: "auto" or a file of the statistics folder.
-        number_format: to search in.
+        number_format: for which to search.
 
     Returns:
-        A line about it, for people.
+        A line about it, for users.
 
     Raises:
         ModelFileError: the file is damaged, unknown, or quantized already.
-        StatisticsError, ValueError: as of choice.choose; the statistics are another model's.
+        StatisticsError, ValueError: as for choice.choose; the statistics are another model's.
     """
     file = ModelFile(path)
     file.check_16_bit()

@@ -1,4 +1,7 @@
-"""The nodes: adapters between ComfyUI's graph and the rooms that do the work."""
+"""The nodes: thin adapters between ComfyUI's graph and the rooms that do the work.
+
+May import host, files, store, engine, recording, jobs, calibration and quant.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from ..host.selfcheck import COMPARING, QUANTIZING, RECORDING, Part
 
 
 def nodes_of(parts: list[Part]) -> list[type[io.ComfyNode]]:
-    """Return the nodes of some parts, importing no other."""
+    """Return the nodes of some parts. Modules of other parts are not imported: they may fail."""
     from .merge import HSWQMergeStatistics
 
     nodes = [HSWQMergeStatistics]

@@ -21,7 +21,7 @@ from .inputs import CATEGORY, say
 
 
 class HSWQCalibration(io.ComfyNode):
-    """Measures every layer of a model in every step, into a named session."""
+    """Measures every layer of a model in every step, and saves it in a named session."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -9,9 +9,9 @@ from kornia.metrics import psnr, ssim
 
 from .inputs import CATEGORY, line
 
-_WINDOW = 11  # pixels: SSIM was published with a Gaussian of 1.5 in such a window
+_WINDOW = 11  # pixels: SSIM was published with this window and a Gaussian of 1.5 pixels
 _GREY = 0.5
-_IDENTICAL_DB = 100.0  # instead of infinity, which JSON and most nodes cannot take
+_IDENTICAL_DB = 100.0  # in place of infinity, which JSON and most nodes cannot handle
 
 
 class HSWQCompare(io.ComfyNode):
@@ -77,7 +77,7 @@ class HSWQCompare(io.ComfyNode):
 
 
 def _opaque(images: torch.Tensor) -> torch.Tensor:
-    """Return IMAGE (B, H, W, C) as FP32 without its alpha channel, on grey."""
+    """Return an IMAGE (B, H, W, C) as FP32, with transparent parts put on grey."""
     images = images.to(torch.float32)
     if images.shape[-1] != 4:
         return images

@@ -1,4 +1,4 @@
-"""What several nodes share: their inputs, and the line that tells what a node did."""
+"""What several nodes share: inputs, and the line of text on a node that says what it did."""
 
 from __future__ import annotations
 
@@ -71,28 +71,28 @@ def statistics_input(tooltip: str) -> io.Combo.Input:
 
 
 def line(text: str) -> dict[str, list[str]]:
-    """Return what shows a line on a node: its text output, which web/lines.mjs puts there.
+    """Return the `ui` value that shows a line on a node: its text output (see web/nodes/lines.mjs).
 
-    An output stays when the job has ended, and ComfyUI sends it again where the node's result is
-    cached. A node that is no output node needs `has_intermediate_output` for that.
+    The frontend keeps an output when the job has ended, and ComfyUI sends it again if the node's
+    result is cached. For that, a node that is not an output node needs `has_intermediate_output`.
     """
     return {"text": [text]}
 
 
 def say(node_id: str | None, text: str) -> None:
-    """Show a line on a node that has given its result already: what it wraps has come to an end."""
+    """Show a line on a node after it has run, as when a sampling that it wraps has ended."""
     running = get_executing_context()
     if running is None or node_id is None:
         return
     server = PromptServer.instance
-    if server.client_id is None:  # ComfyUI sends a node's output to who queued it, or to nobody
+    if server.client_id is None:  # no browser: the prompt was queued by a script
         return
     told = {"node": node_id, "display_node": node_id, "output": line(text)}
     server.send_sync("executed", {**told, "prompt_id": running.prompt_id}, server.client_id)
 
 
 def summary(plan: Plan, about: str) -> str:
-    """Return a line about a quantized model."""
+    """Return the line about a quantized model for its node."""
     layers = f"{len(plan.quantized)} layers FP8, {len(plan.kept)} in 16 bit"
     error = plan.output_error
     return f"{layers}; {about}" if error is None else f"{layers}, error {error:.2%}; {about}"

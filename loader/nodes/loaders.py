@@ -1,4 +1,4 @@
-"""The loader nodes: files in, quantized models out."""
+"""The loader nodes: they load a file, and return a quantized model."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def _inputs() -> list[io.Input]:
 
 
 def _state(folder: str, name: str | None, statistics: str | None) -> tuple:
-    """Return what changes when a loader should run again: the file, or a milestone reached.
+    """Return a value that changes when a loader should run again: with the file, or a milestone.
 
     Args:
-        folder: of ComfyUI's.
-        name: of the file, None where it is linked.
-        statistics: "auto" or a file, None where it is linked.
+        folder: one of ComfyUI's model folders.
+        name: of the file; None if the input is linked.
+        statistics: "auto" or a file; None if the input is linked.
     """
     if name is None or statistics is None:
         return "linked", watch.changes()
@@ -82,7 +82,7 @@ def _state(folder: str, name: str | None, statistics: str | None) -> tuple:
 
 
 class _Wanted(NamedTuple):
-    """The values of `_inputs`; a prompt may leave out the last ones."""
+    """The values of `_inputs`. Older prompts lack the last ones, which have defaults."""
 
     statistics: str
     mode: str
@@ -108,10 +108,11 @@ def _load(
     load: Callable[..., tuple],
     load_stock: Callable[[str, dict], tuple],
 ) -> io.NodeOutput:
-    """Load a file quantized, as it is stored, or in 16 bit for now; say which on the node.
+    """Load a file, and say on the node how: quantized, as it is stored, or in 16 bit for now.
 
     Args:
-        folder, name: of the file, as folder_paths has them.
+        folder: one of ComfyUI's model folders.
+        name: of the file in it.
         wanted: the values of the other inputs.
         load: is called like `load_checkpoint`, and returns the node's outputs.
         load_stock: loads a path as ComfyUI's own loader does, with model_options.
@@ -130,7 +131,7 @@ def _load(
         )
         about = chosen.about
         if chosen.decider is None:
-            find_layers(file)  # the stock loader does not say what is wrong with a file
+            find_layers(file)  # raises a clear error for a bad file, which the stock loader lacks
             logging.info("HSWQ: %s: %s", name, about)
             return io.NodeOutput(*load_stock(file.path, sixteen_bit_options(file)), ui=line(about))
         loaded = load(file, chosen.decider, fp8_matmul=wanted.fp8_matmul)
@@ -186,7 +187,7 @@ class HSWQCheckpointLoader(io.ComfyNode):
 
 
 class HSWQDiffusionModelLoader(io.ComfyNode):
-    """Loads a file that holds a diffusion model alone, and quantizes it while it loads."""
+    """Loads a file that holds only a diffusion model, and quantizes it while it loads."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,4 +1,4 @@
-"""The merge node: it adds up what many machines recorded."""
+"""The merge node: it adds up statistics that several machines have recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan node: it searches all layers of a model, so that the panel knows the error."""
+"""The plan node: it searches all layers of a model, so that the panel can show the error."""
 
 from __future__ import annotations
 

@@ -139,9 +139,9 @@ class TestRefused:
         [
             ({"comfy_quant": marker({"format": "mxfp8"})}, "stored in the format 'mxfp8'"),
             ({"comfy_quant": torch.zeros(3, dtype=torch.uint8)}, "damaged comfy_quant marker"),
-            ({"weight_scale": torch.zeros(2)}, "not one positive number"),
-            ({"weight_scale": torch.tensor(torch.nan)}, "not one positive number"),
-            ({"weight_scale": torch.tensor(-1.0)}, "not one positive number"),
+            ({"weight_scale": torch.zeros(2)}, "not a single positive number"),
+            ({"weight_scale": torch.tensor(torch.nan)}, "not a single positive number"),
+            ({"weight_scale": torch.tensor(-1.0)}, "not a single positive number"),
         ],
     )
     def test_a_layer_that_is_not_understood(self, broken, changes, reason):

@@ -80,7 +80,7 @@ class TestCheckpoint:
     @pytest.mark.parametrize(
         ("name", "problem"),
         [
-            ("truncated.safetensors", "is truncated: its header promises"),
+            ("truncated.safetensors", "is truncated: by its header it has"),
             ("half_header.safetensors", "it has no valid header"),
             ("noise.safetensors", "it has no valid header"),
             ("empty.safetensors", "it has no valid header"),
