@@ -1,8 +1,9 @@
-"""Rounding whose errors cancel in a layer's output: the bytes alone differ from nearest rounding.
+"""Compensated rounding: the rounding errors of a layer's weights cancel in its output.
 
-To the nearest FP8 value, every weight's error adds to the others' as chance will have it. Here each
-column's error is made up for by the columns after it, as far as the layer's inputs allow: those
-whose second moments a sketch has kept. Amax, scale and format are those of `fp8.quantize`.
+If every weight is rounded to the nearest FP8 value, the errors add up at random. Here the columns
+are rounded one after the other, and each is moved to cancel the errors of those before it. How far
+errors can cancel depends on the layer's inputs, whose second moments a sketch holds. Amax, scale
+and format are those of `fp8.quantize`: only the bytes differ.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from .feedback import Feedback, feedback_of
 from .fp8 import Storing, quantize, storing_of
 
 CHECKED = 8
-"""Last rows of a sketch, which rounding does not see: what they say of its error is true."""
+"""Number of a sketch's last rows that rounding does not use, so that they measure its error."""
 
-_AGAIN = 1  # times that all columns are rounded again
-_BLOCK = 32  # columns after which the rest of the matrix learns of their errors
+_AGAIN = 1  # how often all columns are rounded again
+_BLOCK = 32  # number of columns after which their errors are applied to the rest of the matrix
 
 
 def can_compensate(weight: torch.Tensor, sketch: torch.Tensor | None) -> bool:
-    """Whether a sketch says anything of a weight's columns; else rounding is to the nearest.
+    """Whether a sketch can be used for a weight; else rounding is to the nearest.
 
     Args:
         weight: (out, in, ...).
         sketch: (K, in), or None.
     """
     if sketch is None or weight.ndim < 2 or sketch.shape[1:] != weight.shape[1:2]:
-        return False  # not recorded, or a grouped convolution, whose weight has fewer channels
+        return False  # not recorded; or a grouped convolution, whose weight has fewer channels
     seen = _seen(sketch)
     return bool(seen.isfinite().all() & seen.any()) and bool(weight.isfinite().all())
 
@@ -40,23 +41,24 @@ def quantize_compensated(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Store a weight as FP8 with the least error of the layer's output, not of each weight.
 
-    The places of a convolution's kernel are rounded apart, each as a Linear of its own.
+    Each position of a convolution's kernel is rounded on its own, like a Linear.
 
     Args:
         weight: (out, in, ...), any floating dtype.
         amax: clipping magnitude in the weight's units, above 0.
         sketch: (K, in) floating, on any device; S^T S / K estimates the sum of x x^T over the
             layer's inputs x. Its scale does not matter, and its last CHECKED rows are not used.
-        scaled: as `fp8.quantize`.
+        scaled: as for `fp8.quantize`.
 
     Returns:
-        What `fp8.quantize` does, and just that where `can_compensate` says no. One device always
-        gives the same bytes; another may give others where a value lies next to the middle
-        between two, and in that row's later columns.
+        A weight and scale as from `fp8.quantize`; exactly its result if `can_compensate` is False.
+        One device always gives the same bytes. Two devices may round a value differently that lies
+        almost in the middle of two FP8 values, and then later columns of that row as well.
     """
     if not can_compensate(weight, sketch):
         return quantize(weight, amax, scaled=scaled)
-    # Other devices lack FP64 or FP8, and all of them a launch for many columns at once.
+    # On the CPU for other devices than CUDA's: some lack FP64 or FP8, and without our kernel each
+    # column would take several launches.
     device = weight.device if weight.is_cuda else torch.device("cpu")
     storing = storing_of(weight.to(device), amax, scaled=scaled)
     feedback = feedback_of(_seen(sketch).to(device))
@@ -72,10 +74,10 @@ def quantize_compensated(
 def output_error(
     weight: torch.Tensor, quantized: torch.Tensor, scale: torch.Tensor, sketch: torch.Tensor
 ) -> float:
-    """Return |(W - Q) x| / |W x| over the inputs x of a sketch, as its last CHECKED rows say it.
+    """Return |(W - Q) x| / |W x| over the inputs x of a sketch, estimated from its CHECKED rows.
 
-    Those rows had no part in rounding. The others would tell of less error than there is: it was
-    made small for them. nan where the sketch is not of such inputs, or they were all 0.
+    Rounding did not use those rows. The others would give too small an error, because rounding made
+    it small for them. nan if the sketch has another number of channels, or all inputs were 0.
 
     Args:
         weight: (out, in, ...) of any floating dtype.
@@ -113,7 +115,7 @@ def _round(columns: torch.Tensor, feedback: Feedback, storing: Storing) -> torch
         values = stored.to(torch.float32)
         rest = columns - values
         error = directions.mT @ rest
-        # A column's own error is no reason for it to move.
+        # A column's own error does not count: it moves only to cancel those of the others.
         stored = one_pass(columns - own * rest, values, error, alone, directions, storing)
     return stored
 
@@ -129,12 +131,13 @@ def round_columns(
     """Round one column after the other; compensate_kernels does the same in one launch.
 
     Args:
-        bases: (C, rows) FP32, scaled: where a column is to be if nothing else were wrong.
-        values: (C, rows) FP32, with which the error was computed.
-        error: (K, rows) FP32, of the output; this may change it.
-        answers: (C, K) FP32, how a column moves for each part of the error.
-        directions: (C, K) FP32, what a column that is lowered by 1 adds to each part.
-        storing: says how a value is clipped.
+        bases: (C, rows) FP32, scaled: what each column should be if the output had no error.
+        values: (C, rows) FP32, the columns with which `error` was computed.
+        error: (K, rows) FP32, the error of the output so far; it may be changed.
+        answers: (C, K) FP32, how far a column moves for each part of the error.
+        directions: (C, K) FP32, what is added to each part of the error if a column is lowered
+            by 1.
+        storing: how values are clipped.
 
     Returns:
         (C, rows) float8_e4m3fn.
@@ -156,18 +159,18 @@ def _round_block(
     stored: torch.Tensor,
     storing: Storing,
 ) -> torch.Tensor:
-    """Round a block's columns into `stored`, and return how much each is lower by that.
+    """Round a block's columns into `stored`, and return by how much each was lowered.
 
     Args:
         values: (B, rows) FP32, see round_columns.
-        wanted: (B, rows) FP32, moved by the errors of all blocks before; this changes it.
-        coupling: (B, B) FP32, what a column that is lowered by 1 adds to each one after it.
-        stored: (B, rows) float8_e4m3fn.
-        storing: says how a value is clipped.
+        wanted: (B, rows) FP32, moved by the errors of all earlier blocks; it is changed.
+        coupling: (B, B) FP32, what is added to each later column if a column is lowered by 1.
+        stored: (B, rows) float8_e4m3fn; it is written to.
+        storing: how values are clipped.
     """
     lowered = torch.empty_like(values)
     for index, value in enumerate(wanted):
-        # By FP32, from which torch casts many at a time.
+        # Through FP32, because torch casts FP16 to FP8 one by one, but many FP32 at a time.
         stored[index] = storing.clipped(value).to(torch.float32)
         torch.sub(values[index], stored[index].to(torch.float32), out=lowered[index])
         after = slice(index + 1, None)

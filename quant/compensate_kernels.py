@@ -1,7 +1,7 @@
 """A Triton kernel that rounds a layer's columns one after the other, in one launch.
 
-The rows of a weight do not know of one another. So a program takes some of them through all
-columns, and what their errors have done to the output so far never leaves its registers.
+The rows of a weight are independent of each other. So each program takes some rows through all
+columns, and keeps the error of their outputs in registers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from .fp8 import Storing
 from .kernels import tl, triton
 
-_ROWS = 16  # a program
+_ROWS = 16  # rows of the weight in a program
 _WARPS = 4
 
 
@@ -42,14 +42,14 @@ if triton is not None:
 
     @triton.jit
     def _round_to_fp8(value, bound, HALF: tl.constexpr):  # noqa: N803
-        """The byte of e4m3fn next to a value, ties to the even one, and what it stands for."""
+        """Return the e4m3fn byte nearest to a value (ties to even), and the byte's value."""
         if HALF:
             value = value.to(tl.float16).to(tl.float32)
         magnitude = tl.minimum(tl.abs(value), bound)
         bits = magnitude.to(tl.int32, bitcast=True)
         # FP32 keeps 23 bits of the mantissa, e4m3fn 3.
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) << 20
-        # Next to 2^14, FP32's numbers lie as far apart as e4m3fn's below 2^-6.
+        # Below 2^-6, e4m3fn's numbers are 2^-9 apart, as FP32's are at 2^14: adding that rounds.
         shifted = magnitude + 16384.0
         steps = shifted.to(tl.int32, bitcast=True) & 0xF
         is_normal = magnitude >= 0.015625
@@ -59,7 +59,7 @@ if triton is not None:
         byte = tl.where(negative, byte | 0x80, byte)
         return byte.to(tl.uint8), tl.where(negative, -rounded, rounded)
 
-    # A single column would be a constant, which nothing can be taken from.
+    # Triton would make a count of 1 a constant, from which the loop could not count down.
     @triton.jit(do_not_specialize=["count"])
     def _round_columns(
         bases, values, errors, answers, directions, bound, stored, count, rows, size,
@@ -78,7 +78,7 @@ if triton is not None:
         direction = tl.load(directions + part, mask=used, other=0.0)
         left = count
         while left > 0:
-            # What the next column needs is under way while this one is computed.
+            # The next column's values are loaded while this one is computed.
             left -= 1
             bases, values = bases + rows, values + rows
             answers, directions = answers + size, directions + size

@@ -1,4 +1,4 @@
-"""What searches found about a model's layers. It does not depend on keep_ratio."""
+"""Findings: what searches found about a model's layers. They do not depend on keep_ratio."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LayerFinding:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What Plans found that share a model, a mode, statistics and search settings.
+    """What was found for one model, number format, statistics and search settings.
 
     A Planner that is given findings selects layers by their sensitivities. It searches only the
     layers whose amax they lack.

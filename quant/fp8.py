@@ -139,8 +139,8 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
 def compilers_lack_fp8() -> bool:
     """Whether a GPU of this machine is from before Ada.
 
-    For those Triton refuses every kernel that is given a float8, even one that only takes its bytes
-    for integers, and so does what torch.compile makes.
+    For those, Triton refuses every kernel with a float8 argument, even if it only reads the bytes
+    as integers. torch.compile makes such kernels.
     """
     if torch.version.hip is not None or not torch.cuda.is_available():
         return False
@@ -149,7 +149,7 @@ def compilers_lack_fp8() -> bool:
 
 
 def is_compiled_without_fp8() -> bool:
-    """Whether a graph is being compiled that may hold no float8 tensor but its inputs."""
+    """Whether a graph is being compiled in which only the inputs may be float8 tensors."""
     return torch.compiler.is_compiling() and compilers_lack_fp8()
 
 

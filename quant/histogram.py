@@ -40,8 +40,8 @@ def fit_importance(importance: torch.Tensor | None, channels: int) -> torch.Tens
     """Fit an importance vector to a weight's input channels.
 
     A shorter vector is padded with 1, and a longer one is cut, as in the original. None means that
-    all channels have importance 1, and stays None. So does a vector of zeros, which would leave
-    nothing to weigh by.
+    all channels have importance 1, and stays None. A vector of zeros gives None too, because
+    nothing could be weighted by it.
     Returns a (channels,) float64 tensor on the device of `importance`.
     """
     if importance is None:

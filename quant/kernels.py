@@ -1,7 +1,7 @@
-"""Triton kernels of a forward, which plain torch does in more launches; the results are the same.
+"""Triton kernels for a forward. Plain torch gives the same results in more launches.
 
-Present where Triton is and the weights lie on an NVIDIA GPU. Bytes are decoded with integer
-operations, so cards without FP8 hardware (before Ada) dequantize with them too.
+They are used if Triton is installed and the weights are on an NVIDIA GPU. Bytes are decoded with
+integer operations, so that cards without FP8 hardware (before Ada) can dequantize with them too.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 try:
     import triton
     import triton.language as tl
-except ImportError:  # Windows and macOS builds of torch come without it
+except ImportError:  # torch for Windows and macOS comes without Triton
     triton = tl = None
 
 _BLOCK = 4096
-_GATED = 512  # channels a program
+_GATED = 512  # channels in a program of _gated_input
 
 
 @functools.cache
 def usable(device: torch.device) -> bool:
-    """Whether the kernels run on this device; the first call on a GPU tries two."""
+    """Whether the kernels run on a device. The first call for a GPU tries two of them."""
     if triton is None or device.type != "cuda" or torch.version.hip is not None:
         return False
     try:
@@ -31,7 +31,7 @@ def usable(device: torch.device) -> bool:
         one = dequantize(byte, torch.ones((), device=device), torch.float16)
         gated = gated_input(torch.ones(1, 32, dtype=torch.float16, device=device), None)
         return one.item() == 1.0 and bool(((gated - 0.8413).abs() < 0.001).all())
-    except Exception as error:  # no compiler on this machine, an unknown card: torch does it all
+    except Exception as error:  # e.g. no compiler, or an unknown card; then torch is used
         logging.info("HSWQ: Triton is not usable on %s (%s)", device, str(error).split("\n", 1)[0])
         return False
 
@@ -101,21 +101,21 @@ def _run(kernel: object, programs: int, arguments: _Arguments) -> object:
 
 
 def _compiled_for(kernel: object, arguments: _Arguments) -> object | None:
-    """Return the kernel compiled for such arguments, None where Triton is to find it.
+    """Return the kernel compiled for such arguments; None to let Triton find it.
 
-    This runs for every layer of every step, and finding the kernel takes the CPU longer than all
-    else. What Triton compiled for sizes and addresses that divide by 16 fits all of them.
+    This runs for every layer in every step, and Triton's search for the compiled kernel takes the
+    CPU longer than everything else. Sizes and addresses that are multiples of 16 share a kernel.
     """
     source, scale, out, count = arguments
     if (count | source.data_ptr() | scale.data_ptr() | out.data_ptr()) % 16 or count >= 1 << 31:
         return None
-    # Not the kernel, whose hash takes microseconds: of each there are other dtypes.
+    # The dtypes identify the kernel. Its hash takes microseconds, so it is not in the key.
     key = out.device.index, source.dtype, out.dtype
     if key not in _compiled:
         compiled = _run(kernel, 1, arguments)
         try:
             compiled[(1, 1, 1)](*arguments, _BLOCK)
-        except TypeError:  # a Triton whose compiled kernels are called otherwise
+        except TypeError:  # this version of Triton calls compiled kernels in another way
             compiled = None
         _compiled[key] = compiled
     return _compiled[key]
@@ -155,7 +155,7 @@ if triton is not None:
         gate = tl.load(values + (row * 2 + 1) * channels + at, mask=inside, other=0.0)
         wide = gate.to(tl.float32)
         wide = wide * 0.5 * (1.0 + tl.erf(wide * 0.7071067811865476))  # 1 / sqrt(2)
-        # torch rounds both what gelu and what the product gives.
+        # torch rounds the result of gelu as well as that of the product.
         gated = value.to(tl.float32) * wide.to(gate.dtype).to(tl.float32)
         gated = gated.to(gate.dtype)
         place = out + row * channels + at

@@ -223,7 +223,7 @@ def _channel_warnings(
     name: str, weight: torch.Tensor, importance: torch.Tensor | None
 ) -> tuple[str, ...]:
     channels = weight.shape[1] if weight.ndim > 1 else 1
-    # Where an input has no channel axis, the Dual Monitor gives a single value.
+    # If an input has no channel axis, the Dual Monitor gives a single value.
     if importance is None or importance.numel() in (1, channels):
         return ()
     return (

@@ -27,4 +27,4 @@ class Reason(enum.Enum):
     """There are no statistics: every channel counts alike."""
 
     STORED = "stored"
-    """The file was quantized already; the layer is as the file has it."""
+    """The file was quantized already, and decided about the layer."""

@@ -17,8 +17,8 @@ class QuantizeSettings:
         number_format: of the quantized layers.
         selection: chooses the layers that stay 16 bit.
         search: how finely amax is searched.
-        compensated: whether rounding is compensated where sketches were recorded; else every weight
-            is rounded to the nearest.
+        compensated: whether layers with sketches are rounded with compensation. Other layers are
+            rounded to the nearest.
     """
 
     number_format: NumberFormat = FP8_SCALED
