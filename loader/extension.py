@@ -41,6 +41,7 @@ def _sweep() -> None:
 
 
 def _start_recording(server: PromptServer) -> None:
+    from .files.whole_hash import background
     from .recording.recorder import recorder
 
     def follow_settings(prompt: dict) -> dict:
@@ -48,6 +49,7 @@ def _start_recording(server: PromptServer) -> None:
         recorder.follow_settings()
         return prompt
 
+    background.busy = lambda: server.prompt_queue.get_tasks_remaining() > 0
     recorder.follow_settings()
     server.add_on_prompt_handler(follow_settings)
 

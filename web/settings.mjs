@@ -16,6 +16,14 @@ const setting = (id, name, type, defaultValue, tooltip, more) => ({
 /** The settings, the last one shown first. */
 export const SETTINGS = [
   setting(
+    "Names",
+    "Other names of this server",
+    "text",
+    "",
+    "Under which you open ComfyUI, such as a tunnel's. Without --listen, HSWQ answers under no others than localhost and addresses.",
+    { category: ["HSWQ", "Panel", "Names"] },
+  ),
+  setting(
     "RefinedGB",
     "Quantized models on disk (GiB)",
     "number",

@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
 
+from ..files import owners
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
 from ..files.model_file import SAMPLE_BYTES, ModelFile
@@ -49,6 +50,17 @@ class Identity:
     def is_of_file(self) -> bool:
         """Whether its weights are exactly those of a file."""
         return self.path is not None and not self.merged
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether its fingerprint is known to be of no other file's weights."""
+        return not self.is_of_file or owners.is_decided(self.fingerprint, self.path, self.version)
+
+    @property
+    def whole(self) -> dict[str, str]:
+        """What its statistics shall state of its weights; nothing where that is not known yet."""
+        known = owners.whole_of(self.path, self.version) if self.is_of_file else None
+        return {} if known is None else {owners.WHOLE: known}
 
 
 _known: weakref.WeakKeyDictionary[BaseModel, Identity | None] = weakref.WeakKeyDictionary()
@@ -85,7 +97,7 @@ def identity(patcher: ModelPatcher) -> Identity | None:
     with _lock:
         if model not in _known:
             _known[model] = _first_seen(patcher)
-        found = _known[model]
+        found = _known[model] = _told_apart(_known[model])
     merged = _merged_patches(patcher)
     if found is None or not merged:
         return found
@@ -114,6 +126,14 @@ def _first_seen(patcher: ModelPatcher) -> Identity | None:
     return (
         Identity(file.name, found, tuple(layers), path, file.version) if _is_still(file) else None
     )
+
+
+def _told_apart(found: Identity | None) -> Identity | None:
+    """Return an identity with the fingerprint that is its file's own by now."""
+    if found is None or found.path is None:
+        return found
+    its = owners.resolved(found.fingerprint, found.path, found.version)
+    return found if its == found.fingerprint else dataclasses.replace(found, fingerprint=its)
 
 
 def _is_still(file: ModelFile) -> bool:

@@ -19,9 +19,11 @@ import safetensors
 from ...calibration import atomic_file
 from ...calibration.regular import open_regular
 from ..host.folders import FOLDER, statistics_folder
+from . import owners
 from .errors import ModelFileError
 from .model_file import ModelFile, opened
 from .versions import version_of
+from .whole_hash import used
 
 DAMAGED = "damaged"
 """Cached in place of a fingerprint for a damaged file."""
@@ -47,17 +49,32 @@ class _Known(NamedTuple):
 
 
 def fingerprint(file: ModelFile | str) -> str:
-    """Return a hash that identifies the diffusion model's weights in a file, whatever its name.
+    """Return a hash that identifies the diffusion model's weights in a file that is used.
 
-    It is ModelFile.read_fingerprint, but each version of a file is read only once.
+    It is ModelFile.read_fingerprint, whatever the file's name, but each version of a file is read
+    only once. A file with the same samples as another, but other weights, gets a hash of its own
+    once both were read whole; see `owners`.
 
     Raises:
         OSError: the file is gone.
         ModelFileError: the file is damaged, or holds no tensors.
     """
     file = opened(file)
-    found = known(file.path)
-    return _read(file) if found in (None, DAMAGED) else found
+    return used(_sampled(file), file.path)
+
+
+def looked_up(path: str) -> str:
+    """Return a file's fingerprint without using the file; else as `fingerprint`."""
+    return owners.resolved(_sampled(ModelFile(path)), path, version_of(path))
+
+
+def is_decided(file: ModelFile) -> bool:
+    """Whether a file's fingerprint is known to be of no other file's weights.
+
+    Raises:
+        OSError, ModelFileError: as of `fingerprint`.
+    """
+    return owners.is_decided(_sampled(file), file.path, version_of(file.path))
 
 
 def known(path: str) -> str | None:
@@ -66,6 +83,17 @@ def known(path: str) -> str | None:
     Raises:
         OSError: the file is gone.
     """
+    found = _known(path)
+    return found if found in (None, DAMAGED) else owners.resolved(found, path, version_of(path))
+
+
+def _sampled(file: ModelFile) -> str:
+    """Return the fingerprint of a file's sample."""
+    found = _known(file.path)
+    return _read(file) if found in (None, DAMAGED) else found
+
+
+def _known(path: str) -> str | None:
     version = version_of(path)
     with _lock:
         found = _all(_file()).get(os.path.realpath(path))

@@ -97,8 +97,9 @@ RECORDING = Part(
         "comfy.ops": "CastWeightBiasOp",
         "comfy.patcher_extension": "WrappersMP.APPLY_MODEL WrappersMP.OUTER_SAMPLE",
         "comfy.samplers": "CFGGuider CFGGuider.model_patcher CFGGuider.outer_sample",
+        "execution": "PromptQueue PromptQueue.get_tasks_remaining",
         "server": "PromptServer.add_on_prompt_handler PromptServer.client_id "
-        "PromptServer.send_sync",
+        "PromptServer.prompt_queue PromptServer.send_sync",
     },
 )
 
@@ -113,7 +114,7 @@ COMPARING = Part(
 PANEL = Part(
     "the panel",
     {
-        "comfy.cli_args": "args args.enable_cors_header",
+        "comfy.cli_args": "args args.enable_cors_header args.listen",
         "server": "PromptServer.loop PromptServer.routes PromptServer.send_sync "
         "PromptServer.sockets",
     },

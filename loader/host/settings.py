@@ -1,4 +1,4 @@
-"""The user's settings of recording and of the cache, read from ComfyUI's own settings file."""
+"""The user's settings of HSWQ, read from ComfyUI's own settings file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import folder_paths
 
 RECORD, TARGET, BUDGET = "HSWQ.Record", "HSWQ.Target", "HSWQ.Budget"
-REFINED = "HSWQ.RefinedGB"
+REFINED, NAMES = "HSWQ.RefinedGB", "HSWQ.Names"
 """Ids of the settings; web/settings.mjs has the same."""
 
 _RANGES = {TARGET: (32, 4096), BUDGET: (0.1, 100), REFINED: (0, 4096)}
@@ -26,12 +27,14 @@ class Settings:
         target: latent images after which recording ends; the original recommends 256.
         budget: percent by which recording may make a step longer.
         refined_gb: GiB for the cache of quantized models on disk; 0 keeps none.
+        names: further host names under which the server may be opened, in lower case.
     """
 
     record: bool = True
     target: int = 256
     budget: float = 2.0
     refined_gb: float = 20.0
+    names: frozenset[str] = frozenset()
 
 
 class SettingsFile:
@@ -83,7 +86,12 @@ def parse(values: object) -> Settings:
             logging.warning("HSWQ: the setting %s cannot be %r; its default is used", key, value)
             continue
         chosen[field] = int(value) if key == TARGET else value
-    return Settings(**chosen)
+    return Settings(**chosen, names=_names(values.get(NAMES)))
+
+
+def _names(value: object) -> frozenset[str]:
+    """Return the words of a text with commas or spaces between them."""
+    return frozenset(re.findall(r"[^\s,;]+", value.lower() if isinstance(value, str) else ""))
 
 
 def _in_range(key: str, value: float) -> bool:

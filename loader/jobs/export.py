@@ -18,7 +18,7 @@ from ..engine.model_structure import layers_of, stored_dtype
 from ..engine.quantizer import WORK_BYTES, quantizing_device, restrict
 from ..engine.transfer import Transfer
 from ..files.errors import ModelFileError
-from ..files.fingerprints import fingerprint
+from ..files.fingerprints import fingerprint, is_decided
 from ..files.layer_formats import (
     DTYPE_KEY,
     FILE_FORMATS,
@@ -127,7 +127,8 @@ def export(
         BySensitivity(settings.keep_ratio, also_kept(settings.also_keep, file)),
         compensated=settings.compensated,
     )
-    chosen = choose(settings.statistics, fingerprint(file), source.name, wanted, settings.without)
+    its, keep = (source.fingerprint, source.name), is_decided(file)
+    chosen = choose(settings.statistics, *its, wanted, settings.without, keep=keep)
     job = _Export(source, chosen, settings)
     if target.exists() and not overwrite and job.file.is_at(target, go_on):
         return job.result(None)

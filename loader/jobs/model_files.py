@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import folder_paths
 
-from ..files.fingerprints import fingerprint, known
+from ..files.fingerprints import known, looked_up
 from ..files.model_file import ModelFile
 from ..files.safetensors import is_safetensors
 from ..files.versions import version_of
@@ -58,7 +58,7 @@ def find_source(its_fingerprint: str, name: str) -> str | None:
         # A .ckpt must be read as a whole, so it is read only if its name fits.
         if found is None and (is_safetensors(source) or os.path.basename(source) == name):
             unread.append(source)
-    return next((one for one in unread if _look(fingerprint, one) == its_fingerprint), None)
+    return next((one for one in unread if _look(looked_up, one) == its_fingerprint), None)
 
 
 def _look(at: Callable[[str], str | None], source: str) -> str | None:

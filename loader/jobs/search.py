@@ -11,7 +11,7 @@ from ...quant import BySensitivity, Decider, KnownPlan, NumberFormat, Plan, Quan
 from ..engine.model_structure import find_layers
 from ..engine.quantizer import WORK_BYTES, quantizing_device, restrict
 from ..engine.transfer import Transfer
-from ..files.fingerprints import fingerprint
+from ..files.fingerprints import fingerprint, is_decided
 from ..files.model_file import ModelFile
 from .choice import FAIL, choose
 
@@ -38,7 +38,8 @@ def search_all(path: str, statistics: str, number_format: NumberFormat) -> str:
     settings = QuantizeSettings(
         number_format, BySensitivity(0.0)
     )  # nothing is kept for its sensitivity
-    chosen = choose(statistics, fingerprint(file), file.name, settings, FAIL)
+    its = fingerprint(file)
+    chosen = choose(statistics, its, file.name, settings, FAIL, keep=is_decided(file))
     if isinstance(chosen.decider, KnownPlan):
         return f"all layers of {file.name} were searched before; {chosen.about}"
     plan, searched = search(file, chosen.decider)

@@ -73,7 +73,7 @@ def _calibration(session: str, node_id: str | None) -> Callable:
             say(node_id, f"not recorded: {reason}")
             logging.warning("HSWQ: this sampling was not recorded: %s", reason)
 
-        meta = levels_of(patcher, args, kwargs)
+        meta = {**levels_of(patcher, args, kwargs), **model.whole}
         recording = Recording(model.fingerprint, session, model.name, saved, failed, meta=meta)
         with record(patcher, noise.shape[0], recording):
             return executor(noise, *args, **kwargs)

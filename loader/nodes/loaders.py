@@ -17,7 +17,7 @@ from ..engine.adopt import ATTACHMENT
 from ..engine.loading import load_checkpoint, load_diffusion_model
 from ..engine.model_structure import find_layers, sixteen_bit_options
 from ..engine.patchers import quantized_layers
-from ..files.fingerprints import fingerprint
+from ..files.fingerprints import fingerprint, is_decided
 from ..files.model_file import ModelFile
 from ..jobs import choice
 from ..jobs.also_keep import ENDS, also_kept
@@ -128,6 +128,7 @@ def _load(
             name,
             wanted.settings(file),
             wanted.without_statistics,
+            keep=is_decided(file),
         )
         about = chosen.about
         if chosen.decider is None:

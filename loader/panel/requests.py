@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import ipaddress
 import json
 import urllib.parse
 from collections.abc import Awaitable, Callable
@@ -10,10 +12,13 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from comfy.cli_args import args
 
+from ..host import settings
 from .catalogue import UnknownModelError
 
 JSON, BYTES = "application/json", "application/octet-stream"
 MAX_JSON_BYTES = 1 << 16
+BODY_SECONDS = 120
+"""For 64 MiB at 5 Mbit/s. One who sends nothing keeps nobody waiting for longer."""
 
 
 class RefusedError(Exception):
@@ -34,6 +39,7 @@ def answered(handler: Handler) -> Handler:
     @functools.wraps(handler)
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
+            _check_host(request)
             found = await handler(request)
         except RefusedError as error:
             return _error(error.status, error)
@@ -60,6 +66,48 @@ def _error(status: int, reason: object) -> web.Response:
     return answer
 
 
+def _check_host(request: web.Request) -> None:
+    """Refuse a name of another site that leads to this machine: its pages would be this server's.
+
+    Numbers are no names that anybody could lead elsewhere. Who listens to the network has opened
+    it, under whatever name.
+
+    Raises:
+        RefusedError: the Host is none of this server's.
+    """
+    if args.enable_cors_header == "*" or not all(map(_is_own, args.listen.split(","))):
+        return
+    for host in map(_host_name, request.headers.getall("Host", [])):
+        if not (_is_own(host) or _is_address(host) or host in settings.current().names):
+            raise RefusedError(
+                403,
+                f"HSWQ does not know this server as {host[:100]!r}: add the name to ComfyUI's "
+                "settings, HSWQ, Other names of this server, or start ComfyUI with --listen",
+            )
+
+
+def _host_name(host: str) -> str:
+    """Return a Host without its port, in small letters."""
+    try:
+        return (urllib.parse.urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return host.lower()
+
+
+def _is_own(host: str) -> bool:
+    """Whether a name or an address is one by which a machine knows itself."""
+    host = host.strip()
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def check_change(request: web.Request, content_type: str) -> None:
     """Refuse what a page of another site could send.
 
@@ -68,23 +116,31 @@ def check_change(request: web.Request, content_type: str) -> None:
     """
     if "Content-Type" not in request.headers or request.content_type != content_type:
         raise RefusedError(415, f"the content type must be {content_type}")
-    origin = request.headers.get("Origin")
-    if origin is None or args.enable_cors_header in ("*", origin):
-        return
-    try:
-        host = urllib.parse.urlsplit(origin).netloc.lower()
-    except ValueError:
-        host = ""
-    if not host or host != request.headers.get("Host", "").lower():
-        raise RefusedError(403, "the request is from another site")
+    own = request.headers.get("Host", "").lower()
+    for origin in request.headers.getall("Origin", []):
+        if args.enable_cors_header in ("*", origin):
+            continue
+        try:
+            host = urllib.parse.urlsplit(origin).netloc.lower()
+        except ValueError:
+            host = ""
+        if not host or host != own:
+            raise RefusedError(403, "the request is from another site")
 
 
 async def body_of(request: web.Request, most: int) -> bytes:
     """Read a body, and no more of it than allowed.
 
     Raises:
-        RefusedError: it is larger.
+        RefusedError: it is larger, or takes longer than BODY_SECONDS.
     """
+    try:
+        return await asyncio.wait_for(_read(request, most), BODY_SECONDS)
+    except asyncio.TimeoutError:
+        raise RefusedError(408, f"the body must come within {BODY_SECONDS} seconds") from None
+
+
+async def _read(request: web.Request, most: int) -> bytes:
     content = bytearray()
     if (request.content_length or 0) <= most:
         async for chunk in request.content.iter_any():

@@ -43,6 +43,9 @@ _catalogue = Catalogue(recorder.status)
 _reader = ThreadPoolExecutor(1, "hswq")
 """Calls the catalogue, one call at a time. Its thread starts with the first request."""
 
+_uploading = asyncio.Lock()
+"""One upload after the other: each may take 64 MiB, and twice that to be read."""
+
 
 async def read(question: Callable, *arguments: object) -> object:
     """Ask the catalogue or one of its models, outside of the event loop."""
@@ -174,8 +177,9 @@ async def upload(request: web.Request) -> dict:
     """Keep a statistics file that is called `name`; answer with its model as it is then."""
     check_change(request, BYTES)
     name = only(request, "name")
-    content = await body_of(request, uploads.MAX_BYTES)
-    fingerprint = await asyncio.to_thread(uploads.take_in, content, name)
+    async with _uploading:
+        content = await body_of(request, uploads.MAX_BYTES)
+        fingerprint = await asyncio.to_thread(uploads.take_in, content, name)
     return await model_json(fingerprint[:ID_DIGITS])
 
 

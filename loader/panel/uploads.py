@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...calibration import Statistics, StatisticsError, load_statistics
 from .. import store
+from ..files.owners import WHOLE
 from ..host.events import changed
 from ..jobs.model_files import find_source, shapes_of
 from ..store import locked_file
@@ -100,6 +101,8 @@ def _with_plain_meta(found: Statistics, content: bytes) -> Statistics:
     its = store.recordings(found)
     if not its or not all(map(_ID.fullmatch, its)):
         its = {hashlib.sha256(content).hexdigest()[:16]}
+    if _FINGERPRINT.fullmatch(str(found.meta.get(WHOLE, ""))):
+        meta[WHOLE] = found.meta[WHOLE]
     meta[store.SENT] = True
     meta[store.MERGED] = merged = " ".join(sorted(its))
     model = os.path.basename(str(found.meta.get("model", UPLOADED)))[:_MAX_TEXT]

@@ -14,6 +14,7 @@ TRAINED = "it is being trained"
 CHANGED = "its network is changed by a node"
 ANOTHER_MODEL = "its conditioning brings in another model"
 NOT_ITS_FILES = "its weights are not those of its file"
+UNDECIDED = "its weights are still being compared with those of another file"
 NO_FILE = "it is a merge or was not loaded from a file"
 
 
@@ -35,4 +36,6 @@ def unrecordable(patcher: ModelPatcher) -> str | None:
 def _of_identity(patcher: ModelPatcher, found: Identity | None) -> str | None:
     if found is None:
         return NOT_ITS_FILES
+    if not found.is_decided:
+        return UNDECIDED
     return None if own_layers(patcher).keys() == set(found.layers) else CHANGED

@@ -49,11 +49,19 @@ SHARE_PER_PERCENT_WITHOUT_TRITON = 0.003
 
 
 class Target(NamedTuple):
-    """A model to record: its name and fingerprint, and how many images were recorded before."""
+    """A model to record.
+
+    Attributes:
+        name: of its file.
+        fingerprint: of its weights.
+        samples: latent images that were recorded before.
+        meta: what its statistics state about its weights.
+    """
 
     name: str
     fingerprint: str
     samples: int
+    meta: Mapping[str, str]
 
 
 class Recorder:
@@ -108,7 +116,8 @@ class Recorder:
                 self.remove()
             target = self._target(patcher)
             rotation = target and self._rotation(target.fingerprint, patcher)
-            samples, meta = noise.shape[0], target and levels_of(patcher, args, kwargs)
+            samples = noise.shape[0]
+            meta = target and {**levels_of(patcher, args, kwargs), **target.meta}
         except Exception as error:
             target = None
             reason = f"recording failed: {error}"
@@ -151,7 +160,8 @@ class Recorder:
             return None
         head = store.head_of(found.fingerprint)
         known = head and head.total
-        target = Target(found.name, found.fingerprint, known.samples if known else 0)
+        samples = known.samples if known else 0
+        target = Target(found.name, found.fingerprint, samples, found.whole)
         if known and store.is_complete(known):
             self._note(target, COMPLETE)
             self._complete[patcher.model] = state  # no need to look again until the state changes

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 from ...calibration import LayerStatistics, Statistics, StatisticsError, load_statistics
+from ..files import kept_json
 from ..host.folders import statistics_folder
-from . import kept_json, locked_file
-from .totals import total_of
+from . import locked_file
+from .totals import OTHER_WEIGHTS, is_of, total_of
 
 ID_DIGITS = 16
 """Digits of the fingerprint in the names of a model's files."""
@@ -119,7 +120,7 @@ def heads_of(its_id: str, paths: Iterable[Path] | None = None, *, keep: bool = F
     versions, problems = _versions(paths)
     where = _path(its_id)
     for heads in (_known.get(where), _kept(where) if where not in _known else None):
-        if heads is not None and heads.versions == versions and not problems:
+        if heads is not None and heads.versions == versions and not problems and _agree(heads):
             _known[where] = heads
             return heads
     heads = _read(its_id, versions, problems)
@@ -162,7 +163,11 @@ def _read(its_id: str, versions: Mapping[str, Version], problems: list[str]) -> 
         statistics = _without_importances(path, version)
         if isinstance(statistics, str):
             problems.append(statistics)
-        elif statistics is not None and (statistics.fingerprint or "").startswith(its_id):
+        elif statistics is None or not (statistics.fingerprint or "").startswith(its_id):
+            continue
+        elif not is_of(statistics, statistics.fingerprint):
+            problems.append(f"{name} {OTHER_WEIGHTS}")
+        else:
             session = Session(path, version[1], Statistics(meta=statistics.meta))
             models.setdefault(statistics.fingerprint, []).append((session, statistics))
     heads = [
@@ -170,6 +175,13 @@ def _read(its_id: str, versions: Mapping[str, Version], problems: list[str]) -> 
         for its, found in models.items()
     ]
     return Heads(dict(versions), tuple(heads), tuple(problems))
+
+
+def _agree(heads: Heads) -> bool:
+    """Whether no file is known by now to be of other weights."""
+    return all(
+        is_of(session.about, head.fingerprint) for head in heads.models for session in head.sessions
+    )
 
 
 def _without_importances(path: Path, version: Version) -> Statistics | str | None:

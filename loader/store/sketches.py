@@ -18,7 +18,7 @@ from . import locked_file, sketch_file
 from .paths import statistics_files
 from .readiness import USABLE_SAMPLES, target
 from .sketch_sets import Recorded, Sketches, Total
-from .totals import RECORDING, once_each, recordings
+from .totals import RECORDING, is_of, once_each, recordings
 
 BYTES_A_SAMPLING = 8 << 20
 """Bytes of sketches to write a sampling, on average: it takes 10 to 20 ms."""
@@ -148,7 +148,7 @@ def sketches_of(fingerprint: str) -> Sketches | None:
     for path in statistics_files(fingerprint):
         with contextlib.suppress(StatisticsError, FileNotFoundError):  # statistics_of logs it
             statistics = locked_file.read(path)
-            if statistics.fingerprint == fingerprint:
+            if is_of(statistics, fingerprint):
                 found[id(statistics)] = path
                 read.append(statistics)
     parts = [sketches_beside(found[id(one)], one) for one in once_each(read)]

@@ -16,7 +16,7 @@ from . import heads, locked_file, milestones, refined, sketch_file, waiting
 from .paths import statistics_files, statistics_path
 from .readiness import milestone, target
 from .sketches import hold_sketches, replace_sketches
-from .totals import MERGED, RECORDING, total_of
+from .totals import MERGED, RECORDING, is_of, total_of
 from .waiting import New
 
 PASSIVE_SESSION = "recorded"
@@ -37,7 +37,7 @@ def statistics_of(fingerprint: str) -> Statistics | None:
         except (StatisticsError, OSError) as error:
             logging.warning("HSWQ: %s", locked_file.unreadable(path, error))
             continue
-        if statistics.fingerprint == fingerprint:
+        if is_of(statistics, fingerprint):
             found.append(statistics)
     return total_of(found)
 

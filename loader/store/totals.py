@@ -6,12 +6,21 @@ import functools
 from collections.abc import Iterable, Sequence
 
 from ...calibration import Statistics
+from ..files import owners
 
 RECORDING, MERGED = "recording", "merged"
 """Keys of a file's meta: the id of its own recording, and the ids of recordings merged into it."""
 
 SENT = "sent"
 """Key of a file's meta that says that somebody uploaded it."""
+
+OTHER_WEIGHTS = "is left out: it was recorded of other weights, which look alike in every sample"
+
+
+def is_of(statistics: Statistics, fingerprint: str) -> bool:
+    """Whether statistics are of the weights that a fingerprint belongs to, as far as is known."""
+    stated = statistics.meta.get(owners.WHOLE)
+    return statistics.fingerprint == fingerprint and owners.agrees(fingerprint, stated)
 
 
 def total_of(found: Sequence[Statistics]) -> Statistics | None:

@@ -73,6 +73,20 @@ ELSEWHERE = (
     {"Origin": "http://evil.example", "Sec-Fetch-Site": "same-site"},
     {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "cross-site", "Origin": "http://HOST"},
 )  # fmt: skip
+TWICE = (
+    {"Origin": ("http://HOST", "http://evil.example")},
+    {"Origin": ("http://evil.example", "http://HOST")}, {"Origin": ("http://HOST", "")},
+    {"Origin": ("http://HOST", "null")}, {"Origin": ("http://HOST", "http://HOST.evil.example")},
+)  # fmt: skip
+HOSTS = (
+    "evil.example", "evil.example:8188", "EVIL.example.", "localhost.evil.example",
+    "1.2.3.4.nip.io", "127.0.0.1.evil.example", "xn--localhost-9za",
+)  # fmt: skip
+STRANGE_HOSTS = (
+    "localhost@evil.example", "evil.example:x", "[::1", "[::1].evil.example", "localhost%00", ".",
+    "0x7f.1", "localhost evil.example", "evil.example#@localhost", "evil.example/localhost",
+    "a" * 300,
+)  # fmt: skip
 METHODS = (
     "PUT", "PATCH", "TRACE", "PROPFIND", "MKCOL", "MOVE", "COPY", "LOCK", "PURGE", "SEARCH",
     "OPTIONS", "HEAD", "get", "GETT", "X", "DELETED",
@@ -93,7 +107,7 @@ class Request(NamedTuple):
     method: str
     target: str
     body: bytes = b""
-    headers: tuple[tuple[str, str | None], ...] = ()
+    headers: tuple[tuple[str, str | tuple[str, ...] | None], ...] = ()
 
 
 def _request(method: str, target: str, body: bytes = b"", *headers: dict) -> Request:
@@ -158,8 +172,20 @@ def elsewhere() -> Iterator[Request]:
         yield _request(method, path, body, {"Content-Type": kind, "Origin": "http://HOST"})
         if right != BYTES:
             yield _request(method, path, body, BYTES, {"X": str(kind)})
-    for (method, path, body, right), headers in itertools.product(changes(), ELSEWHERE):
+    from_elsewhere = (*ELSEWHERE, *TWICE)
+    for (method, path, body, right), headers in itertools.product(changes(), from_elsewhere):
         yield _request(method, path, body, right, headers)
+
+
+def hosts() -> Iterator[Request]:
+    """Requests of pages of other sites, whose names lead to this machine."""
+    theirs = [{"Host": name, "Origin": f"http://{name}"} for name in HOSTS]
+    strange = [{"Host": name} for name in STRANGE_HOSTS]  # whose Origins ComfyUI cannot read
+    for itself in (*theirs, *strange):
+        for method, path, body, right in changes():
+            yield _request(method, path, body, right, itself)
+        for rest in ("status", "statistics", "statistics/ID", "statistics/ID/file?session=x"):
+            yield _request("GET", f"/hswq/{rest}", b"", itself)
 
 
 def bodies() -> Iterator[Request]:

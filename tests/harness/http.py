@@ -46,7 +46,9 @@ class Connection:
     def ask(
         self, method: str, target: str, body: bytes = b"", headers: dict | None = None
     ) -> Answer:
-        """Send a request and return the answer; a header that is None is left out.
+        """Send a request and return the answer.
+
+        A header that is None is left out; one that is a tuple is there more than once.
 
         Raises:
             OSError, http.client.HTTPException: there is none.
@@ -61,8 +63,9 @@ class Connection:
     def _ask(self, method: str, target: str, body: bytes, headers: dict) -> Answer:
         self._connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
         for key, value in {"Host": self._host, "Content-Length": len(body), **headers}.items():
-            if value is not None:
-                self._connection.putheader(key, value)
+            values = value if isinstance(value, tuple) else (value,)
+            for one in values if value is not None else ():
+                self._connection.putheader(key, one)
         self._connection.endheaders(body or None)
         response = self._connection.getresponse()
         found = {key.lower(): value for key, value in response.getheaders()}

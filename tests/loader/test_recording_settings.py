@@ -10,6 +10,7 @@ import pytest
 from bench.common import ROOT
 from hswq.loader.host.settings import (
     BUDGET,
+    NAMES,
     RECORD,
     REFINED,
     TARGET,
@@ -32,6 +33,14 @@ class TestParse:
     def test_the_default_for_what_is_none(self, key, value, caplog):
         assert parse({key: value}) == Settings()
         assert key in caplog.text
+
+    @pytest.mark.parametrize("value", [None, "", " , ", 3, ["a"], {}])
+    def test_no_other_names(self, value):
+        assert parse({NAMES: value}) == Settings()
+
+    def test_other_names(self):
+        names = {"a.example", "b"}
+        assert parse({NAMES: " A.example,b;a.example "}).names == names
 
     @pytest.mark.parametrize("values", [[], None, 3, "text"])
     def test_refuses_another_file(self, values):
@@ -69,4 +78,4 @@ def test_the_dialog_has_the_same():
     entries = re.findall(r'setting\(\s*"(\w+)",\s*"[^"]*",\s*"\w+",\s*(.*?),', script)
     defaults = {f"HSWQ.{key}": json.loads(value) for key, value in entries}
     assert parse(defaults) == Settings()
-    assert set(defaults) == {RECORD, TARGET, BUDGET, REFINED}
+    assert set(defaults) == {RECORD, TARGET, BUDGET, REFINED, NAMES}

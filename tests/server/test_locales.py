@@ -14,7 +14,7 @@ pytestmark = pytest.mark.server
 LANGUAGES = sorted(path.name for path in (ROOT / "locales").iterdir())
 OTHERS = [language for language in LANGUAGES if language != "en"]
 WEB = ROOT / "web"
-SETTINGS = ("HSWQ_Budget", "HSWQ_Record", "HSWQ_RefinedGB", "HSWQ_Target")
+SETTINGS = ("HSWQ_Budget", "HSWQ_Names", "HSWQ_Record", "HSWQ_RefinedGB", "HSWQ_Target")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+
 import pytest
 from harness.client import Client
 from harness.http import BYTES
@@ -85,6 +88,23 @@ class TestUpload:
             assert problem in answer.json()["error"]
         assert panel.upload(content, "../theirs.pt").status == 400
         assert not list((server.models / "hswq").glob("*.pt"))
+
+    def test_waits_for_the_one_before(self, panel: Panel, server: ComfyUIServer, content: bytes):
+        """Many at once would take many times 64 MiB."""
+        answers: list[int] = []
+        path = "/hswq/statistics/upload?name=theirs.pt"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n"
+        with socket.create_connection(("127.0.0.1", server.port)) as before:
+            before.sendall(f"{head}Content-Type: application/octet-stream\r\n\r\nPK".encode())
+            panel.status()  # the server has read so far by then
+            after = threading.Thread(target=lambda: answers.append(panel.upload(content).status))
+            after.start()
+            after.join(1)
+            assert answers == []
+            before.sendall(b"nothing")
+            assert before.recv(12) == b"HTTP/1.1 400"
+        after.join(60)
+        assert answers == [200]
 
     def test_is_limited_while_it_is_read(self, panel: Panel, server: ComfyUIServer):
         """The server need not have all of it to refuse it."""

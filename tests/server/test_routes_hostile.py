@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness import hostile
+from harness.fixtures import change_settings
 from harness.http import Answer, Connection
 from harness.panel import Panel
 from harness.server import ComfyUIServer, snapshot
@@ -19,6 +20,7 @@ GROUPS = {
     "sessions": hostile.sessions,
     "settings": hostile.settings,
     "elsewhere": hostile.elsewhere,
+    "hosts": hostile.hosts,
     "bodies": hostile.bodies,
     "methods": hostile.methods,
     "uploads": hostile.uploads,
@@ -78,12 +80,29 @@ def test_a_get_changes_nothing(server, panel: Panel, ready: str):
     assert panel.status() == status
 
 
+def test_names_of_this_server_are_answered(server, panel: Panel):
+    for name in ("localhost", "LOCALHOST.", "127.0.0.1", "[::1]", "192.168.7.7", None):
+        host = name and f"{name}:{server.port}"
+        assert panel.ask("GET", "/hswq/status", headers={"Host": host}).status in (200, 400)
+    answer = panel.ask("GET", "/hswq/status", headers={"Host": "box.example"})
+    assert answer.status == 403
+    assert "settings, HSWQ, Other names of this server" in answer.json()["error"]
+    change_settings(server, {"HSWQ.Names": "Box.example, other"})
+    try:
+        for host, status in (("box.example:80", 200), ("x.example", 403), ("box.example.x", 403)):
+            assert panel.ask("GET", "/hswq/status", headers={"Host": host}).status == status
+    finally:
+        change_settings(server, {"HSWQ.Names": ""})
+
+
 def send(
     connection: Connection, request: hostile.Request, its_id: str, server: ComfyUIServer
 ) -> Answer:
     """Send a request with the real id and host in it."""
 
-    def real(text: str | None) -> str | None:
+    def real(text: str | tuple | None) -> str | tuple | None:
+        if isinstance(text, tuple):
+            return tuple(map(real, text))
         return text and text.replace("ID", its_id).replace("HOST", f"127.0.0.1:{server.port}")
 
     headers = {key: real(value) for key, value in request.headers}
