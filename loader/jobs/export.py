@@ -113,10 +113,8 @@ def export(
         overwrite: replace an existing file.
 
     Raises:
-        ExportError: another file is there, the target is the source or in use, or the disk is
-            too small.
-        ModelFileError: the source is damaged, unknown, or quantized already; or the same export is
-            there already, but damaged.
+        ExportError: another file is there, the target is the source or in use, or the disk is full.
+        ModelFileError: the source is damaged, unknown or quantized, or its export there is damaged.
         StatisticsError, ValueError: as for choice.choose; the statistics are another model's.
         OSError: the file cannot be written.
     """
