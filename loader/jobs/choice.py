@@ -19,6 +19,7 @@ from .. import store
 from ..host import folders
 from ..store import refined
 from ..store.search_cache import find_findings, findings_key, keep_findings, note_use
+from ..store.totals import is_of
 
 AUTO = "auto"
 _ROUNDING_VERSION = 1
@@ -237,7 +238,7 @@ def _statistics(choice: str, fingerprint: str | None, name: str) -> Statistics |
     if choice == AUTO:
         return None if fingerprint is None else store.quantizing_statistics(fingerprint)
     statistics = load_statistics(folder_paths.get_full_path_or_raise(folders.FOLDER, choice))
-    if None not in (statistics.fingerprint, fingerprint) and statistics.fingerprint != fingerprint:
+    if None not in (statistics.fingerprint, fingerprint) and not is_of(statistics, fingerprint):
         raise StatisticsError(
             f"{choice} holds statistics of {statistics.meta.get('model', 'another model')}, "
             f"not of {name}, which has different weights"

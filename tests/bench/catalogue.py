@@ -15,11 +15,13 @@ import common
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--models", type=int, default=100)
 parser.add_argument("--files", type=int, default=20, help="sessions of each model")
+parser.add_argument("--base", metavar="FOLDER", help="keep the files there, for the next time")
 parser.add_argument("--layers", type=int, default=794, help="of each model, as SDXL has")
 chosen = parser.parse_args()
 
-BASE = tempfile.TemporaryDirectory(prefix="hswq-catalogue-")
-common.start_comfyui("cpu", "--base-directory", BASE.name)
+TEMPORARY = tempfile.TemporaryDirectory(prefix="hswq-catalogue-")
+BASE = Path(chosen.base or TEMPORARY.name)
+common.start_comfyui("cpu", "--base-directory", str(BASE))
 package = types.ModuleType("hswq")
 package.__path__ = [str(common.ROOT)]
 sys.modules["hswq"] = package
@@ -27,7 +29,7 @@ sys.modules["hswq"] = package
 import torch  # noqa: E402
 from hswq.calibration import LayerStatistics, Statistics, save_statistics  # noqa: E402
 from hswq.loader import store  # noqa: E402
-from hswq.loader.files.fingerprints import fingerprint  # noqa: E402
+from hswq.loader.files.fingerprints import fingerprint, looked_up  # noqa: E402
 from hswq.loader.host.folders import register_folder, statistics_folder  # noqa: E402
 from hswq.loader.panel.catalogue import Catalogue  # noqa: E402
 from hswq.loader.panel.preview import preview  # noqa: E402
@@ -37,21 +39,24 @@ from safetensors.torch import save_file  # noqa: E402
 
 
 def statistics() -> Statistics:
-    """One sampling's, of layers with eight channels: sizes of files are not what is measured."""
-    one = LayerStatistics(1.0, 2.0, 1, torch.ones(8, dtype=torch.float64), 1, 3.0)
+    """Of layers with eight channels: sizes of files are not what is measured."""
+    one = LayerStatistics(1.0, 2.0, 16, torch.ones(8, dtype=torch.float64), 16, 3.0)
     names = [f"input_blocks.{n}.1.transformer_blocks.0.attn1.to_q" for n in range(chosen.layers)]
-    return Statistics(dict.fromkeys(names, one), {"samples": 1, "layers": chosen.layers})
+    return Statistics(dict.fromkeys(names, one), {"samples": 16, "layers": chosen.layers})
 
 
 def make(base: Path) -> list[str]:
     """Write all files, and return the models' fingerprints."""
     folder, sums, found = statistics_folder(), statistics(), []
-    (base / "models" / "checkpoints").mkdir(parents=True)
-    folder.mkdir(parents=True)
+    (base / "models" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number in range(chosen.models):
         path = base / "models" / "checkpoints" / f"m{number}.safetensors"
+        if path.exists():
+            found.append(fingerprint(str(path)))
+            continue
         save_file({"model.diffusion_model.a.weight": torch.full((8, 8), float(number))}, path)
-        its = fingerprint(str(path))
+        its = looked_up(str(path))
         for session in range(chosen.files):
             meta = {"fingerprint": its, "model": path.name, "recording": secrets.token_hex(8)}
             name = f"m{number}.{its[:16]}.s{session}.pt"
@@ -80,7 +85,7 @@ def show(catalogue: Catalogue, its: str) -> None:
 def main() -> None:
     logging.disable(logging.WARNING)
     register_folder()
-    models = make(Path(BASE.name))
+    models = make(BASE)
     print(f"{chosen.models} models of {chosen.files} files each")
     first = Catalogue(list)
     timed("status, nothing known", first.status)
@@ -88,7 +93,8 @@ def main() -> None:
     forget()
     later = Catalogue(list)
     timed("status after a restart", later.status)
-    for which in ("first", "next"):
+    store.quantizing_statistics(models[0])
+    for which in ("first", "next", "next"):
         timed(f"{which} preview", lambda: show(later, models[0]))
     sums = statistics()
     for which in ("first", "next", "next"):

@@ -1,4 +1,4 @@
-"""Mutated statistics, headers and kept plans: how many are read, what they take, what they change.
+"""Mutated statistics, sketches, headers and caches: how many are read, and what they take.
 
 None may raise anything but its own sentence, take a second, or change a file.
 """
@@ -12,7 +12,6 @@ import time
 import tracemalloc
 import types
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import common
@@ -20,6 +19,7 @@ import common
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--count", type=int, default=1000, help="mutations of each kind")
+parser.add_argument("--only", nargs="+", metavar="KIND", help="of KINDS")
 chosen = parser.parse_args()
 
 BASE = tempfile.TemporaryDirectory(prefix="hswq-hostile-")
@@ -28,15 +28,8 @@ package = types.ModuleType("hswq")
 package.__path__ = [str(common.ROOT)]
 sys.modules["hswq"] = package
 
-from harness import mutations  # noqa: E402
+from harness.mutated_caches import KINDS  # noqa: E402
 from hswq.loader.host.folders import register_folder  # noqa: E402
-
-KINDS: dict[str, Callable] = {
-    "statistics": mutations.statistics,
-    "pickles": mutations.pickles,
-    "headers": mutations.headers,
-    "kept plans": mutations.plans,
-}
 
 
 def main() -> None:
@@ -45,8 +38,8 @@ def main() -> None:
     folder = Path(BASE.name) / "hostile"
     folder.mkdir()
     register_folder()
-    for name, kind in KINDS.items():
-        attack = kind(folder, random.Random(f"{chosen.seed} {name}"))
+    for name in chosen.only or KINDS:
+        attack = KINDS[name](folder, random.Random(f"{chosen.seed} {name}"))
         refused, slowest, largest = 0, 0.0, 0
         for number in range(chosen.count):
             content = attack.write()

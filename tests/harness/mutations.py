@@ -1,4 +1,4 @@
-"""Files that somebody changed at random: statistics, headers of models, kept plans."""
+"""Files that were changed at random: statistics, sketches, headers of models, caches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from hswq.calibration.statistics import LayerStatistics
 from hswq.loader.files.errors import ModelFileError
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.files.safetensors import read_header
-from hswq.loader.store import search_cache
-from hswq.quant import make_plan
+from hswq.loader.store import sketch_file
 from safetensors.torch import save
+
+from harness.sketches import CHANNELS, record
 
 LAYERS = 20
 
@@ -122,22 +123,33 @@ def headers(folder: Path, numbers: random.Random) -> Attack:
     return Attack(path, mutate, is_believed)
 
 
-def plans(folder: Path, numbers: random.Random) -> Attack:
-    """Mutate what was found by searching."""
-    weights = {f"layer{n}": torch.ones(4, 4) * (n + 1) for n in range(LAYERS)}
-    key = "0" * 40
-    search_cache.keep_findings(key, make_plan(weights, made_up(), 0.25, scaled=True), 1)
-    path = search_cache._path(key)
-    good = path.read_bytes()
-    known = search_cache.find_findings(key)
-    assert known is not None
+def sketches(folder: Path, numbers: random.Random) -> Attack:
+    """Mutate the safetensors file beside a statistics file."""
+    record(1)
+    path = next(folder.parent.rglob("*" + sketch_file.SUFFIX))
+    beside = path.with_name(path.name.replace(sketch_file.SUFFIX, ".pt"))
+    its, good = load_statistics(beside), path.read_bytes()
+    ids = frozenset({its.meta["recording"]})
+    length = struct.unpack("<Q", good[:8])[0]
+
+    def mutate() -> bytes:
+        if numbers.random() < 0.2:
+            return mutated(good, numbers)
+        text = mutated(good[8 : 8 + length], numbers)
+        return struct.pack("<Q", len(text)) + text + good[8 + length :]
 
     def is_believed(_: Path) -> bool:
-        found = search_cache.find_findings(key)
-        assert found in (None, known)
+        found = sketch_file.open_beside(beside, its, ids)
+        for name in found or ():
+            try:
+                sketch = found[name]
+            except KeyError:
+                continue
+            assert name not in CHANNELS or sketch.matrix.shape[1] == CHANNELS[name]
+            assert sketch.matrix.isfinite().all()
         return found is not None
 
-    return Attack(path, lambda: mutated(good, numbers), is_believed)
+    return Attack(path, mutate, is_believed)
 
 
 def _is_statistics(path: Path) -> bool:
