@@ -1,0 +1,205 @@
+"""Processes that are killed while they sample, export or write caches, and what must be true after.
+
+Each is forked from a process that has ComfyUI in memory, so that hundreds take minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+import torch
+from hswq.calibration import load_statistics
+from hswq.loader import store
+from hswq.loader.files import fingerprints, owners
+from hswq.loader.files.versions import version_of
+from hswq.loader.files.whole_hash import background
+from hswq.loader.jobs.export import export
+from hswq.loader.jobs.leftovers import sweep_folders
+from hswq.loader.recording.recorder import Recorder
+from hswq.loader.store import heads, refined, search_cache
+from hswq.quant import make_plan
+
+from harness import inprocess
+from harness import refined as refined_models
+from harness.exports import record, target_of, wanted
+from harness.modelfiles import model_file
+from harness.mutations import made_up
+from harness.sums import FINGERPRINT, delta
+
+OLD = 120
+"""Seconds after which nobody can be about to lock a temporary file that he has just made."""
+
+
+class Victim:
+    """Work that may be killed at any moment."""
+
+    def work(self, number: int) -> None:
+        """Do one piece of it."""
+        raise NotImplementedError
+
+    def check(self, done: int) -> None:
+        """Check what is on disk after so many whole pieces, and maybe a part of another."""
+        raise NotImplementedError
+
+
+class Sampling(Victim):
+    """The toy is sampled with, and recorded."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._model = inprocess.load_16_bit(checkpoint)
+        self._fingerprint, self._samples = fingerprints.fingerprint(str(checkpoint)), 0
+        self._recorder = Recorder()
+        self._recorder.install()
+        inprocess.sample(self._model)
+        self._samples = store.statistics_of(self._fingerprint).samples
+
+    def work(self, number: int) -> None:
+        inprocess.sample(self._model)
+
+    def check(self, done: int) -> None:
+        (path,) = store.statistics_files(self._fingerprint)
+        found = load_statistics(path)
+        assert self._samples + done <= found.samples <= self._samples + done + 1
+        self._samples = found.samples
+        assert {layer.calls for layer in found.values()} == {found.samples}
+        for sketches in filter(None, [store.sketches_of(self._fingerprint)]):
+            assert all(sketches[name].matrix.isfinite().all() for name in sketches)
+
+
+class Exporting(Victim):
+    """The toy is exported to some files, over and over."""
+
+    def __init__(self, checkpoint: Path, statistics) -> None:
+        self._path, self._settings = str(checkpoint), wanted()
+        record(self._path, statistics)
+        first = target_of(self._settings, "first")
+        export(self._path, first, self._settings)
+        self._digest = _digest(first)
+
+    def work(self, number: int) -> None:
+        target = target_of(self._settings, f"export{number % 3}")
+        export(self._path, target, self._settings, overwrite=True)
+
+    def check(self, done: int) -> None:
+        for path in target_of(self._settings).parent.glob("export*.safetensors"):
+            assert _digest(path) == self._digest
+
+
+class Compensation(Victim):
+    """What compensated rounding made is written to its cache."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._layers = refined_models.fp8_layers(checkpoint)
+        self._keys = [f"{refined_models.MODEL[:16]}.{digit * 32}" for digit in "01"]
+
+    def work(self, number: int) -> None:
+        refined_models.keep(self._layers, self._keys[number % 2])
+
+    def check(self, done: int) -> None:
+        found = [refined.find(key) for key in self._keys]
+        assert sum(one is not None for one in found) >= min(done, 2)
+        for one in filter(None, found):
+            for name, (data, scale) in self._layers.items():
+                assert one[name][0].view(torch.uint8).equal(data.view(torch.uint8))
+                assert one[name][1].equal(scale)
+            one.close()
+
+
+class Caches(Victim):
+    """Search results, heads, fingerprints and hashes of files are written to theirs."""
+
+    def __init__(self, folder: Path) -> None:
+        weights = {f"layer{n}": torch.ones(4, 4) * (n + 1) for n in range(20)}
+        self._plan = make_plan(weights, made_up(), 0.25, scaled=True)
+        self._key = f"{FINGERPRINT[:16]}.{'0' * 32}"
+        self._paths = [model_file(folder / f"model{n}.safetensors", n) for n in range(3)]
+        self._its = [fingerprints.fingerprint(path) for path in self._paths]
+        background.join()
+        self._whole = [owners.whole_of(path, version_of(path)) for path in self._paths]
+        store.add_statistics(delta(), FINGERPRINT, "recorded", "toy.safetensors")
+
+    def work(self, number: int) -> None:
+        search_cache.keep_findings(self._key, self._plan, number)
+        heads._known.clear()
+        heads._path(FINGERPRINT[:16]).unlink(missing_ok=True)
+        heads.heads_of(FINGERPRINT[:16], keep=True)
+        path, its = self._paths[number % 3], self._its[number % 3]
+        fingerprints._remember(path, fingerprints._Known(*version_of(path), its))
+        owners.note(path, version_of(path), self._whole[number % 3])
+
+    def check(self, done: int) -> None:
+        assert (search_cache.find_findings(self._key) is not None) >= (done > 0)
+        heads._known.clear()
+        assert store.head_of(FINGERPRINT).total.samples == 1
+        fingerprints._all.cache_clear()
+        for path, its, whole in zip(self._paths, self._its, self._whole, strict=True):
+            assert fingerprints.known(path) == its
+            assert owners.whole_of(path, version_of(path)) == whole
+
+
+def kill(victim: Victim, count: int, seed: int) -> int:
+    """Kill processes at random moments of their work; return how many pieces were done.
+
+    Each says so after every piece that it has done.
+    """
+    chance, total, seconds = random.Random(seed), 0, 0.0
+    background.join()
+    for _ in range(count):
+        reading, writing = os.pipe()
+        child, began = os.fork(), time.monotonic()
+        if not child:
+            _work(victim.work, writing, total)
+        os.close(writing)
+        found = b"" if seconds else os.read(reading, 1)
+        seconds = seconds or time.monotonic() - began  # of one piece
+        time.sleep(chance.uniform(0, 2 * seconds))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while more := os.read(reading, 1000):
+            found += more
+        os.close(reading)
+        assert b"x" not in found, "the work has failed by itself"
+        victim.check(len(found))
+        total += len(found)
+    return total
+
+
+def _work(work: Callable[[int], None], writing: int, number: int) -> None:
+    try:
+        while True:
+            work(number)
+            os.write(writing, b".")
+            number += 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os.write(writing, b"x")
+    finally:
+        os._exit(1)
+
+
+def left_after_a_start() -> tuple[int, list[Path]]:
+    """Return how many temporary files there were, and those that the next start leaves."""
+
+    def temporary() -> list[Path]:
+        folders = Path(folder_paths.models_dir), Path(folder_paths.get_output_directory())
+        return [path for folder in folders for path in folder.rglob(".*.tmp")]
+
+    before = temporary()
+    for path in before:
+        then = time.time() - OLD
+        os.utime(path, (then, then))
+    sweep_folders()
+    return len(before), temporary()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
