@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +13,37 @@ def anonymous(process: int | str = "self") -> int:
     """Return a process's anonymous memory in bytes, as Linux tells it."""
     lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
+class _MallInfo(ctypes.Structure):
+    """What glibc's mallinfo2 returns."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+            "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def allocated() -> dict[str, float]:
+    """Return what C code holds of the first heap, in MB, and how many blocks Python holds."""
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallinfo2.restype = _MallInfo
+    found = libc.mallinfo2()
+    in_use = (found.uordblks + found.hblkhd) / 1e6
+    return {
+        "in use MB": in_use,
+        "free MB": found.fordblks / 1e6,
+        "blocks": sys.getallocatedblocks(),
+    }
+
+
+def trimmed() -> int:
+    """Give back to the system what is free, and return the anonymous memory in bytes then."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return anonymous()
 
 
 class PeakMemory:
