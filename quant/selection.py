@@ -64,17 +64,15 @@ class BySensitivity:
         Among layers of equal sensitivity, those that come first are kept. A layer whose statistics
         are not finite is kept too, and is not one of the N.
         """
-        ranked = sorted(
-            (name for name, layer in layers.items() if is_finite(layer)),
-            key=lambda name: -layers[name].sensitivity,  # stable: equal ones stay in order
-        )
+        finite = {name: layer.sensitivity for name, layer in layers.items() if is_finite(layer)}
+        ranked = sorted(finite, key=lambda name: -finite[name])  # stable: equal ones stay in order
         sensitive = set(ranked[: int(len(ranked) * self.keep_ratio)])
-        return {name: self._reason(name, layer, sensitive) for name, layer in layers.items()}
+        return {name: self._reason(name, finite, sensitive) for name in layers}
 
-    def _reason(self, name: str, layer: MeasuredLayer, sensitive: set[str]) -> Reason:
+    def _reason(self, name: str, finite: Mapping[str, float], sensitive: set[str]) -> Reason:
         if name in self.also_keep:
             return Reason.KEPT_BY_NAME
-        if not is_finite(layer):
+        if name not in finite:
             return Reason.KEPT_NOT_FINITE
         return Reason.KEPT_SENSITIVE if name in sensitive else Reason.QUANTIZED
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from ...calibration import Statistics, seen_levels
 from .. import store
 from ..engine.alive import Alive, alive_models
 from ..host import settings
+from ..host.events import changed
 from ..jobs.model_files import find_source
 from ..recording.status import (
     COMPLETE,
@@ -26,6 +29,8 @@ from ..store.heads import ID_DIGITS, Head, Session
 
 READY = "ready"
 _MAX_TEXT = 200
+_SECONDS = 1.0
+"""For which a status may read files: each takes a twentieth of a second, and there may be many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +141,8 @@ class Catalogue:
     def status(self) -> dict:
         """Return all models for the panel, the most recently sampled first."""
         chosen = settings.current()
-        models = [model.to_json() for model in self.models()]
+        found, left = self._found(time.monotonic() + _SECONDS)
+        models = [model.to_json() for model in found]
         models += [_without_file(noted) for noted in self._noted() if noted.fingerprint is None]
         models.sort(key=lambda model: model["last_run"] or "", reverse=True)
         return {
@@ -144,14 +150,30 @@ class Catalogue:
             "target": chosen.target,
             "usable": store.USABLE_SAMPLES,
             "models": models,
+            "reading": left,
         }
 
     def models(self) -> list[Model]:
         """Return all models that were loaded from a file, which may be gone."""
+        return self._found(math.inf)[0]
+
+    def _found(self, until: float) -> tuple[list[Model], int]:
+        """Return the models, and how many more there are that were not read in time.
+
+        Listeners are told that there is more: who asks again gets more.
+        """
         paths = heads.ids()
         noted = [one.fingerprint for one in self._noted() if one.fingerprint is not None]
         found = dict.fromkeys([*paths, *(its[:ID_DIGITS] for its in noted)])
-        return [model for its_id in found for model in self._models(its_id, paths.get(its_id, []))]
+        models, left = [], 0
+        for its_id in found:
+            try:
+                models += self._models(its_id, paths.get(its_id, []), until)
+            except heads.LateError:
+                left += 1
+        if left:
+            changed()
+        return models, left
 
     def model(self, its_id: str) -> Model:
         """Return the model of an id; no other's files are read.
@@ -163,9 +185,11 @@ class Catalogue:
             return model
         raise UnknownModelError(f"there is no model {its_id}")
 
-    def _models(self, its_id: str, paths: list[Path] | None = None) -> list[Model]:
+    def _models(
+        self, its_id: str, paths: list[Path] | None = None, until: float = math.inf
+    ) -> list[Model]:
         """Return the models of an id: one, or none, unless somebody forged a file's."""
-        its = heads.heads_of(its_id, paths, keep=True)
+        its = heads.heads_of(its_id, paths, keep=True, until=until)
         recorded = {head.fingerprint: head for head in its.models}
         noted = {
             one.fingerprint: one

@@ -12,8 +12,10 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import re
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -85,6 +87,10 @@ class Heads:
     problems: tuple[str, ...] = ()
 
 
+class LateError(Exception):
+    """There was no time to read all files."""
+
+
 _known: dict[Path, Heads] = {}
 _files: collections.OrderedDict[Path, tuple[Version, Statistics | str]] = collections.OrderedDict()
 _lock = threading.Lock()  # for _files: the panel and samplings read in different threads
@@ -106,25 +112,35 @@ def head_of(fingerprint: str) -> Head | None:
     return next((head for head in heads.models if head.fingerprint == fingerprint), None)
 
 
-def heads_of(its_id: str, paths: Iterable[Path] | None = None, *, keep: bool = False) -> Heads:
+def heads_of(
+    its_id: str,
+    paths: Iterable[Path] | None = None,
+    *,
+    keep: bool = False,
+    until: float = math.inf,
+) -> Heads:
     """Return what the files of an id hold. Only files that have changed are read.
 
     Args:
         its_id: first digits of a fingerprint.
         paths: its statistics files; None lists the folder.
         keep: if files had to be read, write the result to disk for ComfyUI's next start.
+        until: of time.monotonic(). Later no more files are read.
+
+    Raises:
+        LateError: files are left to be read. Those that were read need not be read again.
     """
     if paths is None:
-        folder = statistics_folder()
-        paths = [path for path in sorted(folder.glob(f"*.{its_id}.*.pt")) if _is_file_name(path)]
+        paths = filter(_is_file_name, sorted(statistics_folder().glob(f"*.{its_id}.*.pt")))
     versions, problems = _versions(paths)
     where = _path(its_id)
+    if where not in _known and time.monotonic() > until:
+        raise LateError
     for heads in (_known.get(where), _kept(where) if where not in _known else None):
         if heads is not None and heads.versions == versions and not problems and _agree(heads):
             _known[where] = heads
             return heads
-    heads = _read(its_id, versions, problems)
-    _known[where] = heads
+    heads = _known[where] = _read(its_id, versions, problems, until)
     if keep and heads.models and not heads.problems:
         _keep(where, heads)
     return heads
@@ -154,12 +170,14 @@ def _versions(paths: Iterable[Path]) -> tuple[dict[str, Version], list[str]]:
     return found, problems
 
 
-def _read(its_id: str, versions: Mapping[str, Version], problems: list[str]) -> Heads:
+def _read(its_id: str, versions: Mapping[str, Version], problems: list[str], until: float) -> Heads:
     """Read the files of an id, and sum them up by model."""
     models: dict[str, list[tuple[Session, Statistics]]] = {}
     problems = list(problems)
     for name, version in versions.items():
         path = statistics_folder() / name
+        if time.monotonic() > until and _is_left(path, version, len(versions)):
+            raise LateError
         statistics = _without_importances(path, version)
         if isinstance(statistics, str):
             problems.append(statistics)
@@ -175,6 +193,12 @@ def _read(its_id: str, versions: Mapping[str, Version], problems: list[str]) -> 
         for its, found in models.items()
     ]
     return Heads(dict(versions), tuple(heads), tuple(problems))
+
+
+def _is_left(path: Path, version: Version, count: int) -> bool:
+    """Whether a file must be read, and what was read of its model so far is not lost by waiting."""
+    known = _files.get(path)
+    return count <= _FILES_IN_MEMORY and (known is None or known[0] != version)
 
 
 def _agree(heads: Heads) -> bool:

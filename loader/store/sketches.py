@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...calibration import Sketch, Statistics, StatisticsError, merge_sketches
-from . import locked_file, sketch_file
-from .paths import statistics_files
+from . import heads, locked_file, sketch_file
 from .readiness import USABLE_SAMPLES, target
 from .sketch_sets import Recorded, Sketches, Total
-from .totals import RECORDING, is_of, once_each, recordings
+from .totals import RECORDING, once_each, recordings
 
 BYTES_A_SAMPLING = 8 << 20
 """Bytes of sketches to write a sampling, on average: it takes 10 to 20 ms."""
@@ -143,15 +142,14 @@ def sketches_of(fingerprint: str) -> Sketches | None:
 
     As in `statistics_of`, each recording counts once.
     """
-    found: dict[int, Path] = {}
-    read = []
-    for path in statistics_files(fingerprint):
-        with contextlib.suppress(StatisticsError, FileNotFoundError):  # statistics_of logs it
-            statistics = locked_file.read(path)
-            if is_of(statistics, fingerprint):
-                found[id(statistics)] = path
-                read.append(statistics)
-    parts = [sketches_beside(found[id(one)], one) for one in once_each(read)]
+    head = heads.head_of(fingerprint)
+    found = {} if head is None else {id(one.about): one.path for one in head.sessions}
+    parts = []
+    for about in once_each([] if head is None else [one.about for one in head.sessions]):
+        path = found[id(about)]
+        with contextlib.suppress(StatisticsError, FileNotFoundError):  # statistics_of reports it
+            if path in _held or sketch_file.beside(path).exists():
+                parts.append(sketches_beside(path, locked_file.read(path)))
     parts = [part for part in parts if part is not None]
     try:
         return Total(parts) if parts else None

@@ -13,7 +13,7 @@ from ...calibration import LayerStatistics, Sketch, Statistics, StatisticsError
 from ..host.events import changed
 from ..host.folders import statistics_folder
 from . import heads, locked_file, milestones, refined, sketch_file, waiting
-from .paths import statistics_files, statistics_path
+from .paths import SHORT, statistics_files, statistics_path
 from .readiness import milestone, target
 from .sketches import hold_sketches, replace_sketches
 from .totals import MERGED, RECORDING, is_of, total_of
@@ -21,6 +21,9 @@ from .waiting import New
 
 PASSIVE_SESSION = "recorded"
 """Name of the session that is recorded in the background."""
+
+_MANY = 4
+"""Files of a model, from which on reading all of them takes longer than a user waits for."""
 
 
 def statistics_of(fingerprint: str) -> Statistics | None:
@@ -105,6 +108,8 @@ def add_statistics(
     with locked_file.locked(path, patience):
         total = sum_of(locked_file.read_or_set_aside(path), new)
         locked_file.write(total, path)
+    if fingerprint is not None:
+        _keep_heads(fingerprint)
     if sketches:  # before the milestone is kept, so that its copy has them
         try:
             hold_sketches(sketches, total, path, delta.samples)
@@ -155,6 +160,12 @@ def replace_merged(
     _keep_milestone(merged.fingerprint)
     changed()
     return path
+
+
+def _keep_heads(fingerprint: str) -> None:
+    """Keep what many files hold together, so that ComfyUI's next start need not read them all."""
+    if len(statistics_files(fingerprint)) > _MANY:
+        heads.heads_of(fingerprint[:SHORT], keep=True)
 
 
 def _keep_milestone(fingerprint: str, patience: float | None = None) -> None:

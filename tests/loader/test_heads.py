@@ -9,6 +9,8 @@ import pytest
 from harness.sums import FINGERPRINT, delta, samples_of
 from hswq import calibration
 from hswq.loader import store
+from hswq.loader.host import events
+from hswq.loader.panel import catalogue
 from hswq.loader.panel.catalogue import Catalogue
 from hswq.loader.store import heads, locked_file
 
@@ -48,10 +50,11 @@ def add(of: str = FINGERPRINT, session: str = "recorded"):
 
 @pytest.fixture
 def many(folder: Path, restart) -> None:
-    """Two models of many sessions, after a start of ComfyUI."""
+    """Two models of many sessions, copied here while ComfyUI did not run."""
     for of in (FINGERPRINT, OTHER):
         for number in range(SESSIONS):
             add(of, f"s{number}")
+        kept(folder, of).unlink()
     restart()
 
 
@@ -68,6 +71,31 @@ class TestReading:
         assert samples(Catalogue(list)) == SESSIONS
         assert {path.name.split(".")[1] for path in reads} == {FINGERPRINT[:16]}
         assert len(reads) == SESSIONS
+
+    def test_what_was_recorded_here_is_not_read_after_a_restart(self, many, reads, restart):
+        add(session="s1")
+        restart()
+        assert samples(Catalogue(list)) == SESSIONS + 1
+        assert reads == []
+
+    def test_takes_no_longer_than_the_panel_waits_for(self, many, reads, monkeypatch):
+        """It is answered with what was read by then, and asks again when it is told of a change."""
+        told = []
+        with monkeypatch.context() as patch:
+            patch.setattr(events, "_listeners", [lambda: told.append(True)])
+            patch.setattr(catalogue, "_SECONDS", -1.0)
+            status = Catalogue(list).status()
+            assert (status["models"], status["reading"], told, reads) == ([], 2, [True], [])
+            seconds = iter([1e9, -1.0])  # enough for the first model's files, and no other's
+            whole = heads.heads_of
+            patch.setattr(
+                heads, "heads_of", lambda *of, until, **how: whole(*of, until=next(seconds), **how)
+            )
+            status = Catalogue(list).status()
+            assert (len(status["models"]), status["reading"]) == (1, 1)
+            assert len(reads) == SESSIONS
+        status = Catalogue(list).status()
+        assert (len(status["models"]), status["reading"]) == (2, 0)
 
     def test_nothing_is_read_twice_nor_after_a_restart(self, many, reads, restart):
         known = Catalogue(list)
@@ -89,11 +117,12 @@ class TestReading:
         assert store.head_of(FINGERPRINT).total.samples == SESSIONS + 2
         assert not reads
 
-    def test_one_that_has_changed_is_read_again(self, many, reads, restart):
+    def test_one_that_has_changed_is_read_again(self, many, folder, reads, restart):
         known = Catalogue(list)
         known.status()
-        restart()
+        before = kept(folder).read_bytes()
         add(session="s3")
+        kept(folder).write_bytes(before)  # as where another ComfyUI recorded
         restart()
         assert samples(Catalogue(list)) == SESSIONS + 1
         assert len(reads) == SESSIONS

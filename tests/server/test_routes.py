@@ -36,7 +36,7 @@ class TestStatus:
         status = panel.status()
         ids = [model["id"] for model in status.pop("models")]
         assert ids == [None] * len(ids)  # merges of other tests
-        assert status == {"recording": True, "target": 256, "usable": 32}
+        assert status == {"recording": True, "target": 256, "usable": 32, "reading": 0}
 
     def test_of_a_model_that_is_sampled_with(self, panel: Panel, client: Client):
         sampled(client)

@@ -16,8 +16,10 @@ const ICONS = {
 };
 
 export function modelsView(state, actions) {
-  const { models } = state.status;
-  const items = models.length ? models.map((model) => item(model, state, actions)) : emptyView();
+  const { models, reading } = state.status;
+  const items = models.map((model) => item(model, state, actions));
+  if (reading) items.push(h("li", { class: "hswq-empty" }, t("readingMore", { count: reading })));
+  else if (!models.length) items.push(emptyView());
   return h("ul", { "aria-label": t("models") }, items);
 }
 
