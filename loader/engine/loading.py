@@ -145,8 +145,22 @@ def _load_again(
         "disable_dynamic": disable_dynamic or legacy,
     }
     if file.prefix:
-        return load_checkpoint(file, how, only_model=True, **options)[0]
-    return load_diffusion_model(file, how, **options)
+        patcher = load_checkpoint(file, how, only_model=True, **options)[0]
+    else:
+        patcher = load_diffusion_model(file, how, **options)
+    _unload(patcher)
+    return patcher
+
+
+def _unload(patcher: ModelPatcher) -> None:
+    """Take a MODEL off the GPU, where ComfyUI may have built it (--highvram, a large GPU).
+
+    The clone takes its weights and drops it. What ComfyUI lists as loaded would then be nobody's,
+    for ComfyUI to warn of as a memory leak, and never to unload.
+    """
+    its = memory.LoadedModel(patcher)
+    others = [one for one in memory.current_loaded_models if one != its]
+    memory.free_memory(1e30, patcher.load_device, others)
 
 
 class _Load:

@@ -13,6 +13,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.utils
+import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
@@ -147,6 +148,16 @@ def unload() -> None:
     with torch.inference_mode(False):
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
+
+
+def built_in_place(patch: pytest.MonkeyPatch) -> None:
+    """Let ComfyUI build and load models where they sample, as with --highvram on a GPU.
+
+    A CPU with a number is another device than the host, of which ComfyUI has no number.
+    """
+    device = comfy.model_management.get_torch_device()
+    place = torch.device("cpu", 0) if device.type == "cpu" else device
+    patch.setattr(comfy.model_management, "unet_inital_load_device", lambda *_: place)
 
 
 def parts(tensor: Tensor) -> tuple[Tensor, ...]:

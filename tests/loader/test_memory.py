@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from harness.inprocess import (
     alike,
     assert_same_effect,
+    built_in_place,
     distance,
     effect,
     held,
@@ -66,9 +67,12 @@ class TestThatFits:
         sample(sixteen_bit)
         assert alike(sample(quantized), latent)
 
-    def test_leaves_nothing_behind_by_its_clones(self, checkpoint, planner, monkeypatch):
+    @pytest.mark.parametrize("in_place", [False, True], ids=["", "built on the GPU"])
+    def test_leaves_nothing_behind_by_its_clones(self, checkpoint, planner, monkeypatch, in_place):
         """ComfyUI takes a clone's new weights and drops the patcher that they came with."""
         monkeypatch.setattr(loading, "make_room", lambda *_: True)
+        if in_place:
+            built_in_place(monkeypatch)
         unload()
         quantized = load_checkpoint(str(checkpoint), planner(), only_model=True)[0]
         assert quantized.loaded_size() == quantized.model_size()
