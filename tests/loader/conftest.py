@@ -99,11 +99,11 @@ def legacy(memory: str) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that ask for `legacy` under Dynamic VRAM."""
+    """Leave out the tests that ask for `legacy`, by fixture or mark, under Dynamic VRAM."""
     none = [
         item
         for item in items
-        if "legacy" in getattr(item, "fixturenames", ())
+        if ("legacy" in getattr(item, "fixturenames", ()) or item.get_closest_marker("legacy"))
         and item.callspec.params.get("memory") == "dynamic"
     ]
     config.hook.pytest_deselected(items=none)

@@ -224,14 +224,15 @@ class TestStock:
         before, after, prefix = load_file(recorded), load_file(path), "" if model_only else PREFIX
         network = stock.model.diffusion_model
         for name in plan.layers:
-            data, *scale = parts(network.get_submodule(name).weight.detach())
+            held_in = parts(network.get_submodule(name).weight.detach())
+            data, *scale = (part.cpu() for part in held_in)
             in_file = after[f"{prefix}{name}.weight"]
             if in_file.dtype.itemsize > 1:
                 assert data.dtype.itemsize >= 2
                 assert torch.equal(data.float(), before[f"{PREFIX}{name}.weight"].float())
             elif in_file.ndim == 2:
-                assert identical(data.cpu(), in_file)
-                assert identical(scale[0].cpu(), after[f"{prefix}{name}.weight_scale"])
+                assert identical(data, in_file)
+                assert identical(scale[0], after[f"{prefix}{name}.weight_scale"])
             else:
                 assert torch.equal(data.float(), in_file.float())
         assert len(plan.kept) > 50

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness.changes import CHANGED, COMPILED, another_as_lora, changed, compiled_in_place
+from harness.changes import (
+    CHANGED,
+    COMPILED,
+    another_as_lora,
+    cases,
+    changed,
+    compiled_in_place,
+)
 from harness.fixtures import ENOUGH_STEPS
 from harness.inprocess import conditioning, load_16_bit, sample
 from harness.recording import hooks, recorded
@@ -53,7 +60,7 @@ def why_not(recorder, patcher, *prompt) -> str:
 
 
 class TestCompiled:
-    @pytest.mark.parametrize("how", COMPILED)
+    @pytest.mark.parametrize("how", cases(COMPILED))
     def test_by_a_node(self, model, checkpoint, recorder, names, not_compiled, how):
         compiled = changed(model, COMPILED[how])
         assert why_not(recorder, compiled) == "it is compiled"
@@ -61,7 +68,9 @@ class TestCompiled:
         sample(model)  # the network is still the compiled one when this begins
         assert list(recorded(checkpoint)) == names
 
-    @pytest.mark.parametrize("how", ["module", "forward", "in its place"])
+    @pytest.mark.parametrize(
+        "how", ["module", "forward", pytest.param("in its place", marks=pytest.mark.legacy)]
+    )
     def test_past_comfyui(self, model, checkpoint, recorder, names, not_compiled, how):
         with compiled_in_place(model, how):
             assert why_not(recorder, model) == "it is compiled"
@@ -79,7 +88,7 @@ class TestCompiled:
 
 
 class TestChanged:
-    @pytest.mark.parametrize("how", CHANGED)
+    @pytest.mark.parametrize("how", cases(CHANGED))
     def test_by_a_node(self, model, checkpoint, recorder, names, how):
         clone = changed(model, CHANGED[how])
         assert why_not(recorder, clone) == "its network is changed by a node"
@@ -89,7 +98,7 @@ class TestChanged:
         assert list(found) == names
         assert {layer.calls for layer in found.values()} == {1}
 
-    @pytest.mark.parametrize("how", CHANGED)
+    @pytest.mark.parametrize("how", cases(CHANGED))
     def test_when_first_seen(self, checkpoint, recorder, names, how):
         model = load_16_bit(checkpoint)
         assert "changed" in why_not(recorder, changed(model, CHANGED[how]))

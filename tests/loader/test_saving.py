@@ -190,7 +190,7 @@ class TestStateDict:
             value = saved[f"{layer}.weight"]
             assert value.dtype is torch.float16
             assert type(value) is torch.Tensor
-            assert value.equal(weight(own, layer).half())
+            assert value.cpu().equal(weight(own, layer).half())
         network.load_state_dict(saved)
         assert not same(held(own), before)
 
