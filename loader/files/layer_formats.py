@@ -11,6 +11,7 @@ import torch
 
 from ...quant import FP8_MAX, FP8_PLAIN, FP8_SCALED, NumberFormat
 from .errors import ModelFileError
+from .safetensors import TensorEntry
 
 STORED_DTYPE = torch.float8_e4m3fn
 
@@ -94,6 +95,24 @@ FILE_FORMATS = {
     ),
     "original V2": FileFormat(FP8_SCALED, _ORIGINAL, _ORIGINAL, "v2_hswq_only", only_ours=True),
 }
+
+
+def only_ours(entries: Mapping[str, TensorEntry]) -> str | None:
+    """Return which of FILE_FORMATS a file is in that stock ComfyUI misreads, None where it is none.
+
+    Args:
+        entries: of the diffusion model's tensors.
+    """
+    found = None
+    for name, entry in entries.items():
+        layer = name.removesuffix(".weight")
+        if layer == name or entry.dtype != "F8_E4M3":
+            continue
+        if f"{layer}.scale" in entries or f"{name}.scale" in entries:
+            return "original V2"
+        if len(entry.shape) == 4 and any(f"{layer}.{key}" in entries for key in _SCALE_KEYS):
+            found = "scaled, convs too"
+    return found
 
 
 def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.Tensor:

@@ -15,13 +15,17 @@ class SamplingPatch:
     """Runs a context around every sampling, also if other extensions patch the same method."""
 
     def __init__(
-        self, around: Callable[[ModelPatcher, torch.Tensor, tuple, dict], AbstractContextManager]
+        self,
+        around: Callable[[ModelPatcher, torch.Tensor, tuple, dict], AbstractContextManager],
+        after: Callable[[ModelPatcher, torch.Tensor], None],
     ) -> None:
         """Start without a patch.
 
-        `around` is called with each sampling's MODEL, noise, and other arguments.
+        Args:
+            around: is called with each sampling's MODEL, noise and other arguments.
+            after: is called with its MODEL and result.
         """
-        self._around = around
+        self._around, self._after = around, after
         self._ours: Callable | None = None
         self._before: Callable | None = None
         self._above: Callable | None = None
@@ -55,7 +59,9 @@ class SamplingPatch:
             self._guiders.add(id(guider))
             try:
                 with self._around(guider.model_patcher, noise, args, kwargs):
-                    return inner(guider, noise, *args, **kwargs)
+                    latent = inner(guider, noise, *args, **kwargs)
+                self._after(guider.model_patcher, latent)
+                return latent
             finally:
                 self._guiders.discard(id(guider))
 

@@ -22,6 +22,7 @@ from ..engine.network import own_layers, own_network
 from ..engine.patchers import patches, with_clones
 from ..host import settings
 from .noise_levels import levels_of
+from .not_finite import explain
 from .patch import SamplingPatch
 from .reasons import NO_FILE, unrecordable
 from .status import (
@@ -79,7 +80,7 @@ class Recorder:
         self._failed: dict[str, str] = {}  # fingerprint: what went wrong in measuring
         self._rotations: dict[str, tuple[tuple, Rotation]] = {}
         self._complete: WeakKeyDictionary[torch.nn.Module, tuple] = WeakKeyDictionary()
-        self._patch = SamplingPatch(self._recording)
+        self._patch = SamplingPatch(self._recording, functools.partial(explain, self.table))
 
     def follow_settings(self) -> None:
         """Install or remove the patch as the settings say. It is called for every queued prompt.

@@ -1,0 +1,43 @@
+"""Pictures that are black because the model's file is one that only our loaders read."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..engine.adopt import ATTACHMENT
+from ..engine.identity import identity
+from ..files.layer_formats import only_ours
+from ..files.model_file import ModelFile
+from .status import FAILED, ModelStatus, StatusTable
+
+_REASONS = {  # the panel has a text for each
+    "original V2": "its file is in the format original V2, which only HSWQ reads",
+    "scaled, convs too": "its file is in the format scaled, convs too, which only HSWQ reads",
+}
+
+
+def explain(table: StatusTable, patcher: ModelPatcher, latent: torch.Tensor) -> None:
+    """Note why a MODEL's pictures are black, if the format of its file is the reason.
+
+    Other loaders read such a file without an error, so that only the result shows it. Never raises.
+
+    Args:
+        table: takes the note, which goes to the log and the panel.
+        patcher: that was sampled with.
+        latent: the result.
+    """
+    try:
+        if patcher.get_attachment(ATTACHMENT) is not None or latent.isfinite().all():
+            return
+        its = identity(patcher)
+        if its is None or its.path is None:
+            return
+        reason = _REASONS.get(only_ours(ModelFile(its.path).own))
+    except Exception as error:  # the picture is made, whatever happens here
+        logging.info("HSWQ: a result that is not finite could not be explained: %s", error)
+        return
+    if reason is not None:
+        table.note(ModelStatus(its.name, its.fingerprint, FAILED, 0, reason))
