@@ -11,16 +11,14 @@ from collections.abc import Callable
 
 import comfy.cli_args
 import comfy.hooks
-import comfy.model_management
 import comfy.sd
 import pytest
-import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_extras.nodes_model_merging import ModelMergeSimple
 from hswq.loader.nodes.converter import HSWQConverter
 
-from harness.changes import CHANGED, COMPILED, another_as_lora
-from harness.inprocess import Conditioning, patched
+from harness.changes import CHANGED, COMPILED, RENAMING, another_as_lora
+from harness.graphs import AROUND, TWICE
+from harness.inprocess import Conditioning, built_in_place, patched
 from harness.patches import KINDS, patch_file
 
 STOCK, SCALED, COMPATIBLE = "stock", "scaled", "compatible"
@@ -30,7 +28,8 @@ ASKED = {"asked for 16 bit": "load in 16 bit", "asked for FP8": "quantize unifor
 MADE_UP = "made_up.pt"
 """The statistics file that the converter takes."""
 
-_BESIDE, _MERGE, _CONVERT = "beside", "merge", "convert"
+_BESIDE, _MERGE, _BLOCKS, _CONVERT = "beside", "merge", "blocks", "convert"
+_LORA, _KEYFRAMES, _MODEL = "lora", "keyframes", "model"
 _NEVER_BOTH = ("compiled_object", "compiled_by_core")  # together ComfyUI's own wrapper raises
 _SIXTEEN_BIT = (STOCK, next(iter(ASKED)))
 
@@ -63,9 +62,14 @@ class Composition:
     @property
     def is_recorded(self) -> bool:
         """Whether its sampling measures the 16-bit model of the file."""
-        foreign = {_MERGE, _CONVERT, *COMPILED, *CHANGED}
-        own = not foreign & {*self.steps} and "model" not in self.hooks
+        foreign = {_MERGE, _BLOCKS, _CONVERT, *COMPILED, *CHANGED}
+        own = not foreign & {*self.steps} and _MODEL not in self.hooks
         return own and self.loader in _SIXTEEN_BIT
+
+    @property
+    def calls(self) -> int:
+        """How often the network runs in its sampling."""
+        return self.denoising * (2 if TWICE in self.steps else 1)
 
     @property
     def keeps_layers(self) -> bool:
@@ -75,16 +79,27 @@ class Composition:
     @property
     def is_exact(self) -> bool:
         """Whether weights in 16 bit are computed as the stock model's are, to the bit."""
-        return self.loader not in ASKED and _CONVERT not in self.steps
+        return self.loader not in ASKED and not self.converts
+
+    @property
+    def converts(self) -> bool:
+        """Whether the converter is among its steps."""
+        return _CONVERT in self.steps
 
     @property
     def refused(self) -> str | None:
         """What the converter says where it cannot take its input, None where it can."""
-        if _CONVERT not in self.steps:
+        if not self.converts:
             return None
         if {_BESIDE, *COMPILED, *CHANGED} & {*self.steps[: self.steps.index(_CONVERT)]}:
             return "works only on the 16-bit model"
         return None if self.loader in _SIXTEEN_BIT else "is quantized already"
+
+    @property
+    def before_converting(self) -> Composition:
+        """What is quantized, by the stock loader: the plain model, or the converter's input."""
+        steps = self.steps[: self.steps.index(_CONVERT)] if self.converts else ()
+        return dataclasses.replace(self, loader=STOCK, steps=steps, flag=None)
 
     @property
     def in_16_bit(self) -> Composition:
@@ -93,27 +108,42 @@ class Composition:
         return dataclasses.replace(self, loader=STOCK, steps=steps, flag=None)
 
 
-def compose(seed: int) -> Composition:
-    """Return the composition of a seed."""
+def compose(seed: int, *, dynamic: bool = False) -> Composition:
+    """Return the composition of a seed; under Dynamic VRAM, of what ComfyUI itself can do there."""
     chance = random.Random(seed)
-    others = [step for step in STEPS if step != _CONVERT]
+    apart = {_CONVERT, _BLOCKS, *AROUND, *(RENAMING if dynamic else ())}
+    others = [step for step in STEPS if step not in apart]
     steps = chance.sample(others, chance.choice([0, 1, 1, 2, 3]))
     if {*_NEVER_BOTH} <= {*steps}:
         steps.remove(_NEVER_BOTH[0])
     if chance.random() < 0.2:
         steps.insert(chance.randint(0, len(steps)), _CONVERT)
     loader = chance.choice([STOCK, STOCK, SCALED, COMPATIBLE, *ASKED])
-    return Composition(
-        loader=loader,
-        linked=chance.random() < 0.5,
-        flag=chance.choice([None, *FLAGS]) if loader in ASKED else None,
-        steps=tuple(steps),
-        hooks=tuple(chance.sample(list(HOOKS), chance.choice([0, 0, 1]))),
-        batch=chance.choice([1, 1, 2]),
-        denoising=chance.choice([1, 2]),
-        before=chance.random() < 0.5,
-        unloads=chance.random() < 0.3,
+    return _with_more(
+        random.Random(f"more of {seed}"),
+        Composition(
+            loader=loader,
+            linked=chance.random() < 0.5,
+            flag=chance.choice([None, *FLAGS]) if loader in ASKED else None,
+            steps=tuple(steps),
+            hooks=tuple(chance.sample([_LORA, _MODEL], chance.choice([0, 0, 1]))),
+            batch=chance.choice([1, 1, 2]),
+            denoising=chance.choice([1, 2]),
+            before=chance.random() < 0.5,
+            unloads=chance.random() < 0.3,
+        ),
     )
+
+
+def _with_more(chance: random.Random, composition: Composition) -> Composition:
+    """Add what other nodes put around the model, at any place among the steps."""
+    steps, hooks = list(composition.steps), composition.hooks
+    more = chance.sample(list(AROUND), chance.choice([0, 0, 1, 2]))
+    for step in [*more, *([_BLOCKS] if chance.random() < 0.1 else [])]:
+        steps.insert(chance.randint(0, len(steps)), step)
+    if not hooks and chance.random() < 0.15:
+        hooks = (_KEYFRAMES,)
+    return dataclasses.replace(composition, steps=tuple(steps), hooks=hooks)
 
 
 def _lora(kind: str) -> Callable[[ModelPatcher, ModelPatcher], ModelPatcher]:
@@ -124,8 +154,29 @@ def _beside(one: ModelPatcher, _: ModelPatcher) -> ModelPatcher:
     return comfy.sd.load_bypass_lora_for_models(one, None, patch_file("LoRA", every=5), 1.0, 0)[0]
 
 
-def _merge(one: ModelPatcher, other: ModelPatcher) -> ModelPatcher:
-    return ModelMergeSimple().merge(one, other, 0.6)[0]
+def _merge(one: ModelPatcher, other: ModelPatcher, **shares: float) -> ModelPatcher:
+    """Merge as ComfyUI's nodes do, by each part's share of the first model.
+
+    Its nodes add one weight's patch at a time, for which ComfyUI looks at all weights every time:
+    on the toy 7 s a merge.
+    """
+    clone, patches = one.clone(), other.get_key_patches("diffusion_model.")
+    for ratio in {0.6, *shares.values()}:
+        its = {key: value for key, value in patches.items() if _share(key, shares) == ratio}
+        clone.add_patches(its, 1.0 - ratio, ratio)
+    return clone
+
+
+def _share(key: str, shares: dict[str, float]) -> float:
+    name = key.removeprefix("diffusion_model.")
+    return next((share for part, share in shares.items() if name.startswith(part)), 0.6)
+
+
+def _merge_blocks(one: ModelPatcher, other: ModelPatcher) -> ModelPatcher:
+    """Twice in a row, as merges are refined."""
+    for shares in ({"input": 0.2, "middle": 0.5, "out": 0.8}, {"input": 0.9, "out": 0.7}):
+        one = _merge(one, other, **shares)
+    return one
 
 
 def _convert(one: ModelPatcher, _: ModelPatcher) -> ModelPatcher:
@@ -148,8 +199,10 @@ STEPS: dict[str, Callable[[ModelPatcher, ModelPatcher], ModelPatcher]] = {
     **{kind: _lora(kind) for kind in KINDS},
     _BESIDE: _beside,
     _MERGE: _merge,
+    _BLOCKS: _merge_blocks,
     _CONVERT: _convert,
     **{name: _change(change) for name, change in {**COMPILED, **CHANGED}.items()},
+    **{name: lambda one, _, around=around: around(one) for name, around in AROUND.items()},
 }
 
 
@@ -158,24 +211,25 @@ def _hooked_lora(prompt: Conditioning, _: ModelPatcher) -> Conditioning:
     return comfy.hooks.set_hooks_for_conditioning(prompt, hooks)
 
 
+def _keyframed_lora(prompt: Conditioning, _: ModelPatcher) -> Conditioning:
+    """Another strength in each half of the sampling, as Create Hook Keyframes Interpolated."""
+    hooks = comfy.hooks.create_hook_lora(patch_file("LoRA", every=5), 1.0, 0.0)
+    frames = comfy.hooks.HookKeyframeGroup()
+    for strength, start in ((0.5, 0.0), (1.0, 0.5)):
+        frames.add(comfy.hooks.HookKeyframe(strength, start))
+    hooks.set_keyframes_on_hooks(frames)
+    return comfy.hooks.set_hooks_for_conditioning(prompt, hooks)
+
+
 HOOKS: dict[str, Callable[[Conditioning, ModelPatcher], Conditioning]] = {
-    "lora": _hooked_lora,
-    "model": another_as_lora,
+    _LORA: _hooked_lora,
+    _KEYFRAMES: _keyframed_lora,
+    _MODEL: another_as_lora,
 }
 
 
 def _argument(name: str) -> Callable[[pytest.MonkeyPatch], None]:
     return lambda patch: patch.setattr(comfy.cli_args.args, name, True)
-
-
-def _built_in_place(patch: pytest.MonkeyPatch) -> None:
-    """Let ComfyUI build and load models where they sample, as with --highvram on a GPU.
-
-    A CPU with a number is another device than the host, of which ComfyUI has no number.
-    """
-    device = comfy.model_management.get_torch_device()
-    place = torch.device("cpu", 0) if device.type == "cpu" else device
-    patch.setattr(comfy.model_management, "unet_inital_load_device", lambda *_: place)
 
 
 FLAGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -185,5 +239,5 @@ FLAGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
             "fp8_e4m3fn_unet", "fp8_e5m2_unet", "fp8_e8m0fnu_unet", "fp16_unet", "bf16_unet",
         )
     },
-    "highvram": _built_in_place,
+    "highvram": built_in_place,
 }  # fmt: skip

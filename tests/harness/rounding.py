@@ -1,0 +1,128 @@
+"""Whether quantized weights are as near to what ComfyUI computes in 16 bit as FP8 can be.
+
+Nothing here is a tolerance of ours: what a value may be off by is its distance to the next one in
+FP8, and the rounding of 16-bit arithmetic. Import it where ComfyUI is up.
+"""
+
+from __future__ import annotations
+
+import comfy.lora
+import torch
+from comfy.model_patcher import ModelPatcher
+from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.identity import identity
+from hswq.quant import FP8_MAX, Plan
+from torch import Tensor
+
+from harness.inprocess import distance, load, parts, unload, weight
+
+_NEXT_AFTER_MAX = 480  # if e4m3fn had it: what is nearer to it than to 448 counts as clipped
+_SMALLEST_EXPONENT, _MANTISSA_BITS = -6, 3
+
+
+def assert_weights(
+    model: ModelPatcher,
+    before: ModelPatcher,
+    expected: ModelPatcher,
+    *,
+    converted: bool,
+    exact: bool,
+) -> None:
+    """Check every layer's weight, without a MODEL's patches and with them.
+
+    Args:
+        model: to look at.
+        before: what it was quantized from, in 16 bit.
+        expected: what it is to be, in 16 bit.
+        converted: whether patches go onto its FP8 weights, as after the converter. The loaders'
+            go onto the file's.
+        exact: whether kept weights are equal to the bit; else within what the coarser dtype holds.
+    """
+    plan = model.get_attachment(ATTACHMENT)
+    names = identity(before).layers
+    source, right = _loaded(before, names), _loaded(expected, names)
+    unload()
+    plain = {} if plan is None else {name: _Held.of(model, name) for name in plan.quantized}
+    load(model)
+    coarser = max(torch.finfo(one.model_dtype()).eps for one in (model, expected))
+    for name in names:
+        if name in plain:
+            layer = _Layer(model, plan, name, source[name], plain[name], coarser)
+            layer.check(right[name], converted=converted)
+        else:
+            off = distance(weight(model, name), right[name])
+            assert off <= (0 if exact else coarser), f"{name} is kept, and off by {off:.2g}"
+
+
+def _loaded(model: ModelPatcher, names: tuple[str, ...]) -> dict[str, Tensor]:
+    load(model)
+    return {name: weight(model, name) for name in names}
+
+
+class _Held:
+    """A quantized weight as it is at one moment: its values, FP32, and its scale."""
+
+    def __init__(self, values: Tensor, scale: float) -> None:
+        self.values, self.scale = values, scale
+
+    @classmethod
+    def of(cls, model: ModelPatcher, name: str) -> _Held:
+        held_in = parts(model.model.diffusion_model.get_submodule(name).weight)
+        assert len(held_in) == 2, f"{name} is not quantized"
+        return cls(weight(model, name), held_in[1].item())
+
+
+class _Layer:
+    """A quantized layer of a loaded MODEL."""
+
+    def __init__(
+        self, model: ModelPatcher, plan: Plan, name: str, source: Tensor, plain: _Held, slack: float
+    ) -> None:
+        """Take the weight that it was quantized from, and what became of it without patches.
+
+        `slack` is what 16-bit arithmetic may be off by, relative to a value.
+        """
+        self._name, self._source, self._plain, self._slack = name, source, plain, slack
+        self._amax, self._scaled = plan.layers[name].amax, plan.number_format.scaled
+        self._key = f"diffusion_model.{name}.weight"
+        self._patches = model.patches.get(self._key, [])
+        self._found = _Held.of(model, name)
+
+    def check(self, right: Tensor, *, converted: bool) -> None:
+        """Check the weight, of which `right` is what it is to be in 16 bit."""
+        self._assert_near(self._plain, self._source, self._amax, 0.5)
+        if not self._patches:
+            same = self._found.values.equal(self._plain.values)
+            assert same, f"{self._name} has changed without a patch"
+            return
+        patched = self._patched(self._source)
+        off = distance(patched, right)
+        assert off <= 2 * self._slack, f"{self._name} has other patches: it is off by {off:.2g}"
+        if converted:  # rounded once more, at random
+            patched = self._patched(self._plain.values)
+            self._assert_near(self._found, patched, patched.abs().amax().item(), 1.0)
+        else:
+            share = min(1.0, self._amax / self._source.abs().amax().item())
+            self._assert_near(self._found, patched, share * patched.abs().amax().item(), 0.5)
+
+    def _patched(self, values: Tensor) -> Tensor:
+        """Return a weight with the patches, as ComfyUI computes them in FP32."""
+        return comfy.lora.calculate_weight(self._patches, values.clone(), self._key)
+
+    def _assert_near(self, held: _Held, exact: Tensor, limit: float, steps: float) -> None:
+        """Check that values are within so many of FP8's steps, and that no more is clipped."""
+        scale = held.scale
+        if self._scaled:
+            largest = scale * (FP8_MAX + _NEXT_AFTER_MAX) / 2
+            assert largest >= limit * (1 - self._slack), f"{self._name} is clipped at {largest:.2g}"
+            limit = scale * FP8_MAX
+        exponents = torch.frexp(exact.abs() / scale).exponent - 1
+        step = torch.exp2(exponents.clamp(min=_SMALLEST_EXPONENT) - _MANTISSA_BITS) * scale
+        off = (held.values - exact.clamp(-limit, limit)).abs()
+        allowed = steps * step + self._slack * (exact.abs() + self._source.abs())
+        worst = (off - allowed).argmax()
+        assert (off <= allowed).all(), (
+            f"{self._name}: {held.values.flatten()[worst]:.4g} for {exact.flatten()[worst]:.4g}, "
+            f"where FP8 has a value each {step.flatten()[worst]:.2g}; "
+            f"{(off > allowed).sum()} of {off.numel()} are off"
+        )
