@@ -73,11 +73,12 @@ def quantize_compensated(
 
 def output_error(
     weight: torch.Tensor, quantized: torch.Tensor, scale: torch.Tensor, sketch: torch.Tensor
-) -> float:
+) -> torch.Tensor:
     """Return |(W - Q) x| / |W x| over the inputs x of a sketch, estimated from its CHECKED rows.
 
     Rounding did not use those rows. The others would give too small an error, because rounding made
-    it small for them. nan if the sketch has another number of channels, or all inputs were 0.
+    it small for them. An FP64 scalar tensor on the weight's device; nan if the sketch has another
+    number of channels, or all inputs were 0.
 
     Args:
         weight: (out, in, ...) of any floating dtype.
@@ -86,12 +87,12 @@ def output_error(
         sketch: (K, in), on any device.
     """
     if sketch.shape[1:] != weight.shape[1:2]:
-        return math.nan
+        return torch.tensor(math.nan, dtype=torch.float64)
     checked = sketch[-CHECKED:].to(weight.device, torch.float32)
     columns = _columns(weight).to(torch.float32)
     rest = columns - _columns(quantized).to(torch.float32) * scale
     error, power = ((checked @ part).square().sum(dtype=torch.float64) for part in (rest, columns))
-    return (error / power).sqrt().item()
+    return (error / power).sqrt()
 
 
 def _seen(sketch: torch.Tensor) -> torch.Tensor:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
 from typing import Protocol
 
 import torch
 
 from .compensate import output_error
 from .formats import NumberFormat
-from .plan import Plan
+from .plan import Plan, known_errors
 
 
 class Decider(Protocol):
@@ -25,11 +23,14 @@ class Decider(Protocol):
         sketches: (K, in channels) of layers' inputs by name, by which rounding is compensated;
             None rounds to the nearest.
         refined: quantized weights and scales of layers that were rounded before, by name.
+        output_errors: what compensated rounding adds to layers' outputs, by name: what is known
+            already, and what `stored` measures.
     """
 
     number_format: NumberFormat
     sketches: Mapping[str, torch.Tensor] | None
     refined: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None
+    output_errors: dict[str, float | torch.Tensor]
 
     def quantizes(self, name: str) -> bool:
         """Whether a layer is quantized."""
@@ -52,11 +53,8 @@ class Decider(Protocol):
     def restrict(self, layers: Collection[str]) -> list[str]:
         """Leave out measured layers that the model does not have; return their names."""
 
-    def note_output_error(self, name: str, error: float) -> None:
-        """Take what compensated rounding adds to a layer's output."""
-
     def finish(self) -> Plan:
-        """Return the Plan of all layers that were asked about."""
+        """Return the Plan of all layers that were asked about, with their output errors."""
 
 
 @dataclasses.dataclass
@@ -67,6 +65,7 @@ class KnownPlan:
         plan: what it repeats.
         sketches: as Decider's.
         refined: as Decider's.
+        output_errors: as Decider's.
     """
 
     plan: Plan
@@ -74,7 +73,10 @@ class KnownPlan:
     refined: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = dataclasses.field(
         default=None, compare=False
     )
-    _errors: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
+    output_errors: dict[str, float | torch.Tensor] = dataclasses.field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.output_errors = known_errors(self.plan.layers)
 
     @property
     def number_format(self) -> NumberFormat:
@@ -109,13 +111,9 @@ class KnownPlan:
 
     restrict = unknown
 
-    def note_output_error(self, name: str, error: float) -> None:
-        """Take what compensated rounding adds to a layer's output."""
-        self._errors[name] = error
-
     def finish(self) -> Plan:
-        """Return the Plan, with the output errors that were noted."""
-        return with_output_errors(self.plan, self._errors)
+        """Return the Plan, with the output errors that were measured."""
+        return self.plan.with_output_errors(self.output_errors)
 
 
 def decider_of(how: Decider | Plan) -> Decider:
@@ -131,7 +129,7 @@ def stored(
     None where the layer keeps its weight.
 
     Args:
-        decider: is asked about the layer, and told how well rounding was compensated.
+        decider: is asked about the layer. Its output error is added, if it is not known yet.
         name: of the layer.
         weight: (out, in, ...), on the device that searches and rounds.
     """
@@ -140,18 +138,6 @@ def stored(
         return None
     sketch = None if decider.sketches is None else decider.sketches.get(name)
     data, scale = decider.number_format.quantize(weight, amax, sketch)
-    if sketch is not None:
-        decider.note_output_error(name, output_error(weight, data, scale, sketch))
+    if sketch is not None and name not in decider.output_errors:
+        decider.output_errors[name] = output_error(weight, data, scale, sketch)
     return data, scale
-
-
-def with_output_errors(plan: Plan, errors: Mapping[str, float]) -> Plan:
-    """Return a Plan with the output errors that are known; nan counts as unknown."""
-    known = {name: error for name, error in errors.items() if not math.isnan(error)}
-    if not known:
-        return plan
-    layers = {
-        name: dataclasses.replace(layer, output_error=known.get(name, layer.output_error))
-        for name, layer in plan.layers.items()
-    }
-    return dataclasses.replace(plan, layers=MappingProxyType(layers))

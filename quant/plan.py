@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+import torch
 
 from .formats import NumberFormat
 from .reasons import Reason
@@ -88,8 +91,24 @@ class Plan:
         return sum(known) / len(known) if known else None
 
     def input_amax(self, name: str) -> float | None:
-        """Return the largest |x| of a layer's input, None where it is not known."""
+        """Return the largest |x| of a layer's input; None if it is not known."""
         return self.layers[name].input_amax if name in self.layers else None
+
+    def with_output_errors(self, errors: Mapping[str, float | torch.Tensor]) -> Plan:
+        """Return this Plan with output errors of its quantized layers; nan counts as unknown."""
+        known = {name: float(error) for name, error in errors.items()}
+        layers = {
+            name: dataclasses.replace(layer, output_error=known[name])
+            if layer.quantized and not math.isnan(known.get(name, math.nan))
+            else layer
+            for name, layer in self.layers.items()
+        }
+        return dataclasses.replace(self, layers=MappingProxyType(layers))
+
+
+def known_errors(layers: Mapping[str, LayerPlan]) -> dict[str, float | torch.Tensor]:
+    """Return the output errors of the layers that have one, by name."""
+    return {k: one.output_error for k, one in layers.items() if one.output_error is not None}
 
 
 def expected_error(layers: Iterable[tuple[float, int]]) -> float:

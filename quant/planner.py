@@ -9,11 +9,10 @@ from types import MappingProxyType
 
 import torch
 
-from .decider import with_output_errors
 from .findings import Findings
 from .formats import FP8_SCALED, NumberFormat, fp8_format
 from .histogram import weighted_histogram
-from .plan import LayerPlan, Plan
+from .plan import LayerPlan, Plan, known_errors
 from .reasons import Reason
 from .search import DEFAULT_SETTINGS, SearchSettings
 from .selection import DEFAULT_SELECTION, BySensitivity, MeasuredLayer, Selection
@@ -51,7 +50,7 @@ class Planner:
             samples: number of latent images that the statistics come from.
             known: what was found about this model before, with the same settings. Layers are
                 selected by its sensitivities, so that all selections use the same numbers.
-            sketches: as Decider's.
+            sketches: as Decider's. With them, the output errors in `known` count too.
         """
         self.selection = selection
         self.number_format = number_format
@@ -64,7 +63,7 @@ class Planner:
         self._reasons = selection.choose(self._ranked)
         self._layers: dict[str, LayerPlan] = {}
         self._searched: dict[str, torch.Tensor] = {}
-        self._errors: dict[str, float] = {}
+        self.output_errors = {} if sketches is None else known_errors(self.known.layers)
         if known is not None:
             self.restrict(known.layers)
 
@@ -135,7 +134,6 @@ class Planner:
             self._layers[name] = dataclasses.replace(
                 layer,
                 amax=found.amax, relative_error=found.relative_error, warnings=found.warnings,
-                output_error=None if self.sketches is None else found.output_error,
             )  # fmt: skip
             return found.amax
         return self._search(layer, weight)
@@ -176,11 +174,7 @@ class Planner:
             )  # fmt: skip
         frozen = MappingProxyType(layers)
         plan = Plan(self.number_format, self.selection, frozen, self.settings, self.samples)
-        return with_output_errors(plan, self._errors)
-
-    def note_output_error(self, name: str, error: float) -> None:
-        """Take what compensated rounding adds to a layer's output."""
-        self._errors[name] = error
+        return plan.with_output_errors(self.output_errors)
 
     def _search(self, layer: LayerPlan, weight: torch.Tensor) -> torch.Tensor:
         measured = None if self._statistics is None else self._statistics.get(layer.name)

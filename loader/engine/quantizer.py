@@ -1,4 +1,4 @@
-"""Quantizing layer after layer while ComfyUI loads a model."""
+"""Deciding about a model's layers and quantizing them on the GPU, one after the other."""
 
 from __future__ import annotations
 
@@ -29,15 +29,20 @@ def quantizing_device() -> torch.device:
 
 
 class Quantizer:
-    """Decides and quantizes one layer at a time on the GPU (see operations)."""
+    """Takes a model's layers one at a time, in the model's order.
 
-    def __init__(self, decider: Decider, layers: int, *, resident: bool = False) -> None:
+    A search calls `search` for each layer, an export calls `quantize`, and ComfyUI's loaders call
+    `decide` (see operations). Each call moves the weight to the GPU if that is needed, shows
+    progress, and stops when the user interrupts.
+    """
+
+    def __init__(self, decider: Decider, layers: int = 0, *, resident: bool = False) -> None:
         """Free memory for the search.
 
         Args:
             decider: decides about each layer.
-            layers: how many layers there are, for the progress bar.
-            resident: leave all layers on the GPU; else each goes where ComfyUI builds the model.
+            layers: number of layers, for the progress bar; 0 shows none.
+            resident: `decide` leaves all layers on the GPU, and not where ComfyUI builds the model.
 
         Raises:
             ValueError: the device has no FP8.
@@ -45,8 +50,23 @@ class Quantizer:
         self._decider: Decider | None = decider
         self._resident = resident
         self._transfer = Transfer(quantizing_device())
-        self._progress = comfy.utils.ProgressBar(layers)
+        self._progress = comfy.utils.ProgressBar(layers) if layers else None
         memory.free_memory(WORK_BYTES, self._transfer.device)
+
+    def search(self, name: str, weight: torch.Tensor) -> None:
+        """Decide about a layer without quantizing it."""
+        self._begin()
+        searched = self._decider.searches(name)
+        self._decider.amax_of(name, self._transfer.up(weight) if searched else weight)
+
+    def quantize(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Decide about a layer; return FP8 bytes and weight_scale on the GPU; None keeps it."""
+        refined = self._refined(name, weight)
+        if refined is not None or not self._decider.quantizes(name):
+            self.search(name, weight)
+            return refined
+        self._begin()
+        return stored(self._decider, name, self._transfer.up(weight))
 
     def decide(
         self, name: str, weight: torch.Tensor, device: torch.device
@@ -55,22 +75,10 @@ class Quantizer:
 
         `device` is where ComfyUI builds the layer. Unless resident, the result is there.
         """
-        memory.throw_exception_if_processing_interrupted()
-        self._progress.update(1)
-        decider, transfer = self._decider, self._transfer
-        if not decider.quantizes(name):
-            decider.amax_of(name, weight)
-            return transfer.up(weight) if self._resident else weight
-        parts = self._refined(name, weight) or stored(decider, name, transfer.up(weight))
-        return parts if self._resident else tuple(transfer.place(part, device) for part in parts)
-
-    def _refined(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-        """Return a layer's quantized weight from an earlier load, on the device; else None."""
-        found = None if self._decider.refined is None else self._decider.refined.get(name)
-        if found is None or found[0].shape != weight.shape:
-            return None
-        self._decider.amax_of(name, weight)
-        return tuple(map(self._transfer.up, found))
+        parts, transfer = self.quantize(name, weight), self._transfer
+        if self._resident:
+            return transfer.up(weight) if parts is None else parts
+        return weight if parts is None else tuple(transfer.place(part, device) for part in parts)
 
     def finish(self) -> Plan:
         """Return the Plan, and release pinned memory and statistics.
@@ -81,6 +89,18 @@ class Quantizer:
         self._transfer.finish()
         decider, self._decider = self._decider, None
         return decider.finish()
+
+    def _begin(self) -> None:
+        memory.throw_exception_if_processing_interrupted()
+        if self._progress is not None:
+            self._progress.update(1)
+
+    def _refined(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """Return a layer's quantized weight from an earlier load, on the device; else None."""
+        found = None if self._decider.refined is None else self._decider.refined.get(name)
+        if found is None or found[0].shape != weight.shape:
+            return None
+        return tuple(map(self._transfer.up, found))
 
 
 def restrict(decider: Decider, layers: Collection[str], name: str) -> None:

@@ -7,16 +7,14 @@ import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import comfy.model_management as memory
 import comfy.utils
 import torch
 from comfy.model_management import throw_exception_if_processing_interrupted as go_on
 
 from ...calibration import atomic_file
-from ...quant import BySensitivity, Plan, QuantizeSettings, stored
+from ...quant import BySensitivity, Plan, QuantizeSettings
 from ..engine.model_structure import layers_of, stored_dtype
-from ..engine.quantizer import WORK_BYTES, quantizing_device, restrict
-from ..engine.transfer import Transfer
+from ..engine.quantizer import Quantizer, restrict
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint, is_decided
 from ..files.layer_formats import (
@@ -199,13 +197,12 @@ class _Export:
 
     def write(self, target: Path, overwrite: bool) -> Plan:
         """Write the file and return the Plan."""
-        device = quantizing_device()
-        memory.free_memory(WORK_BYTES, device)
+        quantizer = Quantizer(self._chosen.decider)
         progress = comfy.utils.ProgressBar(self.file.size - len(self.file.header))
         written = 0
         with atomic_file(target, replace=overwrite) as stream:
             self.file.begin(stream)
-            for name, tensor in self._stream(Transfer(device)):
+            for name, tensor in self._stream(quantizer):
                 go_on()
                 written += self.file.write(stream, name, tensor)
                 progress.update_absolute(written)
@@ -228,15 +225,15 @@ class _Export:
                 facts[name] = fact
         return facts
 
-    def _stream(self, transfer: Transfer) -> Iterator[tuple[str, torch.Tensor]]:
+    def _stream(self, quantizer: Quantizer) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every tensor of the file: first the layers, in the order that a Plan needs."""
         key = self._source.key
         for layer, weight in self._source.layers.items():
-            parts = self._quantized(layer, weight, transfer)
-            if parts is None:
+            if layer not in self._beside:
+                quantizer.search(layer, weight)  # also if only this format keeps it in 16 bit
                 yield key(layer, "weight"), weight.to(self._kept_dtype(weight))
                 continue
-            data, scale = parts
+            data, scale = quantizer.quantize(layer, weight)
             yield key(layer, "weight"), data
             found = {
                 "comfy_quant": torch.frombuffer(bytearray(MARKER), dtype=torch.uint8),
@@ -244,20 +241,9 @@ class _Export:
             }
             for name, (_, shape) in self._beside[layer].items():
                 yield key(layer, name), found.get(name, scale).reshape(shape)
-        self._plan = self._chosen.decider.finish()
+        self._plan = quantizer.finish()
         self._chosen.keep(self._plan)
         yield from self._source.others().items()
-
-    def _quantized(
-        self, layer: str, weight: torch.Tensor, transfer: Transfer
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return a layer's FP8 bytes and weight_scale on the device; None if it stays 16 bit."""
-        decider = self._chosen.decider
-        weight = transfer.up(weight) if decider.quantizes(layer) else weight
-        if layer in self._beside:
-            return stored(decider, layer, weight)
-        decider.amax_of(layer, weight)
-        return None
 
     def _kept_dtype(self, weight: torch.Tensor) -> torch.dtype:
         return self._half if weight.dtype.itemsize > 2 else weight.dtype

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import logging
 
-import comfy.model_management as memory
-import comfy.utils
-
 from ...quant import BySensitivity, Decider, KnownPlan, NumberFormat, Plan, QuantizeSettings
 from ..engine.model_structure import find_layers
-from ..engine.quantizer import WORK_BYTES, quantizing_device, restrict
-from ..engine.transfer import Transfer
+from ..engine.quantizer import Quantizer, restrict
 from ..files.fingerprints import fingerprint, is_decided
 from ..files.model_file import ModelFile
 from .choice import FAIL, choose
@@ -53,15 +49,8 @@ def search(file: ModelFile, decider: Decider) -> tuple[Plan, int]:
     """Return the Plan, and how many layers were searched for it."""
     layers = find_layers(file)
     restrict(decider, layers, file.name)
-    transfer = Transfer(quantizing_device())
-    memory.free_memory(WORK_BYTES, transfer.device)
-    progress = comfy.utils.ProgressBar(len(layers))
-    searched = 0
+    searched = sum(map(decider.searches, layers))
+    quantizer = Quantizer(decider, len(layers))
     for name, weight in layers.items():
-        memory.throw_exception_if_processing_interrupted()
-        wanted = decider.searches(name)
-        decider.amax_of(name, transfer.up(weight) if wanted else weight)
-        searched += wanted
-        progress.update(1)
-    transfer.finish()
-    return decider.finish(), searched
+        quantizer.search(name, weight)
+    return quantizer.finish(), searched

@@ -150,7 +150,7 @@ class TestRefused:
         key = f"{PREFIX}input_blocks.1.0.in_layers.2.scale"
         save_file({**load_file(checkpoint), key: torch.ones(1)}, path)
         settings = wanted("original V2", without=choice.QUANTIZE_UNIFORMLY)
-        with pytest.raises(ModelFileError, match=f"odd.safetensors has a {key} of its own"):
+        with pytest.raises(ModelFileError, match=f"odd.safetensors has a tensor {key} already"):
             export(path, target_of(settings), settings)
 
     @pytest.mark.parametrize("change", [{"format": "mxfp8"}, {"without": "load in 16 bit"}])
