@@ -275,7 +275,7 @@ def _save(
         delta = Statistics(delta, meta)
         try:
             its = recording.fingerprint, recording.session, recording.name
-            total = store.add_soon(delta, *its, own_layers(patcher), sketches)
+            total = store.add_soon(store.NewSums(delta, *its, own_layers(patcher), sketches))
             recording.saved(total)
         except Exception as error:
             _report(recording, str(error))

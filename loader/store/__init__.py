@@ -35,6 +35,7 @@ from .statistics import (
     statistics_of,
 )
 from .totals import MERGED, RECORDING, SENT, once_each, recordings, total_of
+from .waiting import NewSums
 
 __all__ = [
     "CALLS",
@@ -48,6 +49,7 @@ __all__ = [
     "USABLE_CALLS",
     "USABLE_LEVELS",
     "USABLE_SAMPLES",
+    "NewSums",
     "Sketches",
     "add_soon",
     "add_statistics",

@@ -5,27 +5,19 @@ from __future__ import annotations
 import atexit
 import logging
 import secrets
-from collections.abc import Collection, Mapping
 
-from ...calibration import Sketch, Statistics, StatisticsError
+from ...calibration import Statistics, StatisticsError
 from . import locked_file, waiting
 from .sketches import write_held
 from .statistics import add_statistics, statistics_path, sum_of
 from .totals import RECORDING
-from .waiting import New
+from .waiting import NewSums
 
 LAST_PATIENCE = 1.0
 """Seconds to wait for a lock when ComfyUI ends."""
 
 
-def add_soon(
-    delta: Statistics,
-    fingerprint: str | None,
-    session: str,
-    model_name: str,
-    order: Collection[str] = (),
-    sketches: Mapping[str, Sketch] | None = None,
-) -> Statistics:
+def add_soon(new: NewSums) -> Statistics:
     """Add new sums as `add_statistics` does, and return what the file will hold.
 
     If another process holds the file's lock, the sums wait in memory until the next sampling of
@@ -34,8 +26,9 @@ def add_soon(
     Raises:
         OSError, ValueError: as for `add_statistics`, but not for a lock.
     """
-    new = New(Statistics(delta, {RECORDING: secrets.token_hex(8), **delta.meta}),
-              fingerprint, session, model_name, order, sketches)  # fmt: skip
+    # With an id now, so that the sums have the same one when they are added later.
+    delta = Statistics(new.delta, {RECORDING: secrets.token_hex(8), **new.delta.meta})
+    new = new._replace(delta=delta)
     for file in waiting.files():
         if file != new.file:
             _try_again(file, patience=0)
@@ -43,7 +36,7 @@ def add_soon(
     if before is not None:
         new = new.after(before)
     try:
-        return add_statistics(*new, patience=locked_file.SHORTLY)
+        return add_statistics(new, locked_file.SHORTLY)
     except locked_file.FileLockedError as error:
         logging.warning("HSWQ: what was recorded waits in memory: %s", error)
         return sum_of(_now_in_file(new), waiting.hold(new))
@@ -69,19 +62,19 @@ def _try_again(file: tuple[str | None, str], patience: float) -> None:
     if new is None:
         return
     try:
-        add_statistics(*new, patience=patience)
+        add_statistics(new, patience)
     except locked_file.FileLockedError:
         waiting.hold(new)
     except (OSError, ValueError) as error:
         _report_lost(new, error)
 
 
-def _report_lost(new: New, reason: object) -> None:
+def _report_lost(new: NewSums, reason: object) -> None:
     images, name = new.delta.samples, new.model_name
     logging.warning("HSWQ: %d images recorded of %s are lost: %s", images, name, reason)
 
 
-def _now_in_file(new: New) -> Statistics | None:
+def _now_in_file(new: NewSums) -> Statistics | None:
     """Return the content of a file that another process has locked; None if it is unreadable."""
     try:
         return locked_file.read(statistics_path(new.fingerprint, new.session, new.model_name))

@@ -6,10 +6,10 @@ import datetime
 import logging
 import os
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ...calibration import LayerStatistics, Sketch, Statistics, StatisticsError
+from ...calibration import LayerStatistics, Statistics, StatisticsError
 from ..host.events import changed
 from ..host.folders import statistics_folder
 from . import heads, locked_file, milestones, refined, sketch_file, waiting
@@ -17,7 +17,7 @@ from .paths import SHORT, statistics_files, statistics_path
 from .readiness import milestone, target
 from .sketches import hold_sketches, replace_sketches
 from .totals import MERGED, RECORDING, is_of, total_of
-from .waiting import New
+from .waiting import NewSums
 
 PASSIVE_SESSION = "recorded"
 """Name of the session that is recorded in the background."""
@@ -75,53 +75,35 @@ def state() -> tuple[int, int]:
         return target(), 0
 
 
-def add_statistics(
-    delta: Statistics,
-    fingerprint: str | None,
-    session: str,
-    model_name: str,
-    order: Collection[str] = (),
-    sketches: Mapping[str, Sketch] | None = None,
-    patience: float | None = None,
-) -> Statistics:
+def add_statistics(new: NewSums, patience: float | None = None) -> Statistics:
     """Add new sums to a model's file under its lock, and return the file's new content.
 
     Two processes that record the same model add up. A damaged file is set aside as `.damaged`.
     Sketches may be written later; an error about them does not affect the sums.
-
-    Args:
-        delta: the new sums.
-        fingerprint: of the model's weights; None if its file is unknown.
-        session: of the statistics file.
-        model_name: of the model's file.
-        order: names of the model's layers in its order. A sampling need not measure all of them,
-            and the order decides between equal sensitivities. Sums of other layers are dropped.
-        sketches: of the layers' inputs, by layer name.
-        patience: see locked_file.locked.
+    For `patience` see locked_file.locked.
 
     Raises:
         OSError: the file cannot be written, or is locked; it is unchanged.
         ValueError: the file's layers have different shapes than the new ones.
     """
-    path = statistics_path(fingerprint, session, model_name)
-    new = New(delta, fingerprint, session, model_name, order, sketches)
+    path = statistics_path(new.fingerprint, new.session, new.model_name)
     with locked_file.locked(path, patience):
         total = sum_of(locked_file.read_or_set_aside(path), new)
         locked_file.write(total, path)
-    if fingerprint is not None:
-        _keep_heads(fingerprint)
-    if sketches:  # before the milestone is kept, so that its copy has them
+    if new.fingerprint is not None:
+        _keep_heads(new.fingerprint)
+    if new.sketches:  # before the milestone is kept, so that its copy has them
         try:
-            hold_sketches(sketches, total, path, delta.samples)
+            hold_sketches(new.sketches, total, path, new.delta.samples)
         except ValueError as error:
             logging.warning("HSWQ: the sampling's sketches are not used: %s", error)
-    if fingerprint is not None:
-        _keep_milestone(fingerprint, patience)
+    if new.fingerprint is not None:
+        _keep_milestone(new.fingerprint, patience)
     changed()
     return total
 
 
-def sum_of(before: Statistics | None, new: New) -> Statistics:
+def sum_of(before: Statistics | None, new: NewSums) -> Statistics:
     """Return a file's content with new sums added; `before` is None if there is no file."""
     now = _now()
     meta = {"created_at": now, "model": new.model_name, "session": new.session}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ...calibration import Sketch, Statistics, merge_sketches
 
 
-class New(NamedTuple):
+class NewSums(NamedTuple):
     """New sums, and where they belong.
 
     Attributes:
@@ -17,7 +17,8 @@ class New(NamedTuple):
         fingerprint: of the model's weights; None if its file is unknown.
         session: of the statistics file.
         model_name: of the model's file.
-        order: names of the model's layers in its order; empty if that is unknown.
+        order: names of the model's layers in its order, by which layers of equal sensitivity are
+            chosen. Sums of other layers are dropped. Empty if it is unknown.
         sketches: of the layers' inputs, by layer name.
     """
 
@@ -28,7 +29,7 @@ class New(NamedTuple):
     order: Collection[str] = ()
     sketches: Mapping[str, Sketch] | None = None
 
-    def after(self, before: New) -> New:
+    def after(self, before: NewSums) -> NewSums:
         """Return earlier sums and these together.
 
         Raises:
@@ -43,7 +44,7 @@ class New(NamedTuple):
         return self.fingerprint, self.session
 
 
-_waiting: dict[tuple[str | None, str], New] = {}
+_waiting: dict[tuple[str | None, str], NewSums] = {}
 _lock = threading.Lock()  # the panel and samplings run in different threads
 
 
@@ -52,7 +53,7 @@ def files() -> list[tuple[str | None, str]]:
     return list(_waiting)
 
 
-def hold(new: New) -> New:
+def hold(new: NewSums) -> NewSums:
     """Let sums wait; return them with those that wait for the same file already.
 
     Raises:
@@ -66,7 +67,7 @@ def hold(new: New) -> New:
         return new
 
 
-def take(file: tuple[str | None, str]) -> New | None:
+def take(file: tuple[str | None, str]) -> NewSums | None:
     """Take the sums that wait for a file, and return them; None if there are none."""
     with _lock:
         return _waiting.pop(file, None)

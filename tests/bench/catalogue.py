@@ -132,7 +132,7 @@ def main() -> None:
     sums = statistics()
     for which in ("first", "next", "next"):
         add = (sums, models[1], "s0", "m1")
-        timed(f"{which} sampling added", lambda add=add: store.add_statistics(*add))
+        timed(f"{which} sampling added", lambda add=add: store.add_statistics(store.NewSums(*add)))
     timed("status after a sampling", later.status)
 
 

@@ -25,7 +25,9 @@ def record(path: str) -> None:
     """Make statistics up, as if sampled."""
     stock = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0]
     measured = common.made_up_statistics(stock)
-    store.add_statistics(measured, fingerprint(path), store.PASSIVE_SESSION, "benchmark")
+    store.add_statistics(
+        store.NewSums(measured, fingerprint(path), store.PASSIVE_SESSION, "benchmark")
+    )
 
 
 def copy(path: str, target: Path) -> None:

@@ -77,7 +77,9 @@ def recorded(checkpoint, statistics, plans) -> str:
 
 def record(path: str, statistics) -> None:
     delta = type(statistics)(statistics, {"samples": SAMPLES, "total_steps": 1})
-    store.add_statistics(delta, fingerprint(path), store.PASSIVE_SESSION, "toy.safetensors")
+    store.add_statistics(
+        store.NewSums(delta, fingerprint(path), store.PASSIVE_SESSION, "toy.safetensors")
+    )
 
 
 def wanted(kind: str = "scaled", **changes) -> ExportSettings:

@@ -123,7 +123,7 @@ class Caches(Victim):
         self._its = [fingerprints.fingerprint(path) for path in self._paths]
         background.join()
         self._whole = [owners.whole_of(path, version_of(path)) for path in self._paths]
-        store.add_statistics(delta(), FINGERPRINT, "recorded", "toy.safetensors")
+        store.add_statistics(store.NewSums(delta(), FINGERPRINT, "recorded", "toy.safetensors"))
 
     def work(self, number: int) -> None:
         search_cache.keep_findings(self._key, self._plan, number)

@@ -39,7 +39,7 @@ def record(
         for name, count in CHANNELS.items()
     }
     delta, new = Statistics(layers, {"samples": samples, "layers": 4}), new_sketches(seed)
-    store.add_statistics(delta, MODEL, session, "toy.safetensors", sketches=new)
+    store.add_statistics(store.NewSums(delta, MODEL, session, "toy.safetensors", sketches=new))
     return new
 
 

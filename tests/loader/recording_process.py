@@ -72,7 +72,7 @@ def kill(folder: Path, count: int) -> None:
 def end(lock: filelock.FileLock, how: str) -> None:
     logging.basicConfig()
     lock.acquire()
-    store.add_soon(tested.delta(), tested.FINGERPRINT, "recorded", "toy.safetensors")
+    store.add_soon(store.NewSums(tested.delta(), tested.FINGERPRINT, "recorded", "toy.safetensors"))
     if how == "free":
         lock.release()
 

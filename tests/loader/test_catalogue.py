@@ -48,7 +48,9 @@ def some(samples: int, layers: int = 3, of: int = 3, calls: int = 8, **meta) -> 
 
 
 def add(samples: int, *arguments, session: str = "recorded", **how) -> None:
-    store.add_statistics(some(samples, *arguments, **how), FINGERPRINT, session, "toy.safetensors")
+    store.add_statistics(
+        store.NewSums(some(samples, *arguments, **how), FINGERPRINT, session, "toy.safetensors")
+    )
 
 
 def noted(state: str, reason: str | None = None) -> ModelStatus:
@@ -232,7 +234,7 @@ class TestRemove:
     def test_leaves_other_models_and_sessions(self):
         add(1)
         add(2, session="mine")
-        store.add_statistics(some(3), "cd" * 32, "recorded", "other.safetensors")
+        store.add_statistics(store.NewSums(some(3), "cd" * 32, "recorded", "other.safetensors"))
         assert store.remove_statistics(FINGERPRINT, "recorded") == 1
         assert store.statistics_of(FINGERPRINT).samples == 2
         assert store.statistics_of("cd" * 32).samples == 3

@@ -37,7 +37,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def record(seed: int, samples: int = 8, model: str = MODEL) -> Statistics:
     """Record into this machine's file, and return what was added."""
     delta = statistics_of(*LAYERS, seed=seed, samples=samples, total_steps=4)
-    store.add_statistics(delta, model, store.PASSIVE_SESSION, "toy.safetensors", LAYERS)
+    store.add_statistics(
+        store.NewSums(delta, model, store.PASSIVE_SESSION, "toy.safetensors", LAYERS)
+    )
     return delta
 
 

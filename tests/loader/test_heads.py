@@ -45,7 +45,7 @@ def restart(reads: list[Path]):
 
 
 def add(of: str = FINGERPRINT, session: str = "recorded"):
-    return store.add_statistics(delta(), of, session, "toy.safetensors")
+    return store.add_statistics(store.NewSums(delta(), of, session, "toy.safetensors"))
 
 
 @pytest.fixture

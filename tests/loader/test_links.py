@@ -69,7 +69,7 @@ def run(kind: str, model, statistics: str = "auto") -> None:
 def record(statistics: Statistics, checkpoint: Path, samples: int) -> None:
     delta = Statistics(statistics, {"samples": samples, "total_steps": 1})
     of = fingerprint(str(checkpoint))
-    store.add_statistics(delta, of, store.PASSIVE_SESSION, "toy.safetensors")
+    store.add_statistics(store.NewSums(delta, of, store.PASSIVE_SESSION, "toy.safetensors"))
 
 
 class TestLinked:

@@ -30,7 +30,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 def add(of: str = FINGERPRINT, session: str = "recorded"):
-    return store.add_soon(delta(), of, session, "toy.safetensors")
+    return store.add_soon(store.NewSums(delta(), of, session, "toy.safetensors"))
 
 
 def lock_of(of: str = FINGERPRINT, session: str = "recorded") -> filelock.FileLock:
@@ -134,7 +134,7 @@ def test_a_milestone_that_is_locked_is_kept_later(folder):
     many = Statistics(dict.fromkeys(delta(), calls), {"samples": store.target(), "layers": 3})
     with filelock.FileLock(f"{kept}.lock"):
         began = time.monotonic()
-        total = store.add_soon(many, FINGERPRINT, "recorded", "toy.safetensors")
+        total = store.add_soon(store.NewSums(many, FINGERPRINT, "recorded", "toy.safetensors"))
         assert time.monotonic() - began < 1
         assert store.is_complete(total)
         assert not kept.exists()

@@ -70,7 +70,7 @@ class TestSameSketches:
         # As of a sampling whose sketches were left out.
         delta = store.statistics_of(MODEL)
         delta = type(delta)(delta, {"samples": 9, "layers": 4})
-        store.add_statistics(delta, MODEL, store.PASSIVE_SESSION, "toy.safetensors")
+        store.add_statistics(store.NewSums(delta, MODEL, store.PASSIVE_SESSION, "toy.safetensors"))
         assert store.quantizing_sketches(MODEL) is None
         new = sampled(1, 10)
         assert store.quantizing_sketches(MODEL) is None
@@ -170,7 +170,7 @@ class TestTheFile:
                 path.unlink()
         delta = store.statistics_of(MODEL)
         delta = type(delta)(delta, {"samples": 30, "layers": 4})
-        store.add_statistics(delta, MODEL, store.PASSIVE_SESSION, "toy.safetensors")
+        store.add_statistics(store.NewSums(delta, MODEL, store.PASSIVE_SESSION, "toy.safetensors"))
         assert not kept(folder).exists()
         assert store.quantizing_sketches(MODEL) is None
 
@@ -236,7 +236,7 @@ def test_sketches_of_other_channels_cost_no_sums(folder, caplog):
     delta = type(delta)(delta, {"samples": 8, "layers": 4})
     wrong = type(new_sketches(0)["q"])(torch.zeros(128, 9), 1)
     its = (MODEL, store.PASSIVE_SESSION, "toy.safetensors")
-    store.add_statistics(delta, *its, sketches={"q": wrong})
+    store.add_statistics(store.NewSums(delta, *its, sketches={"q": wrong}))
     assert store.statistics_of(MODEL).samples == 16
     assert "sketches are not used" in caplog.text
     assert_sum(store.sketches_of(MODEL), new_sketches(0))

@@ -40,7 +40,7 @@ def of(checkpoint: Path, choose) -> str:
 
 def record(sums: Statistics, of: str, samples: int, session: str = store.PASSIVE_SESSION) -> None:
     delta = Statistics(sums, {"samples": samples, "total_steps": 1})
-    store.add_statistics(delta, of, session, "toy.safetensors")
+    store.add_statistics(store.NewSums(delta, of, session, "toy.safetensors"))
 
 
 def chosen(of: str, **how) -> choice.Choice:

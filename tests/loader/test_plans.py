@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 def record(statistics: Statistics, of: str, samples: int) -> None:
     """Add to what was recorded of a file."""
     delta = Statistics(statistics, {"samples": samples, "total_steps": 1})
-    store.add_statistics(delta, of, store.PASSIVE_SESSION, "toy.safetensors")
+    store.add_statistics(store.NewSums(delta, of, store.PASSIVE_SESSION, "toy.safetensors"))
 
 
 def chosen(of: str, settings: QuantizeSettings = SETTINGS, without=choice.FAIL) -> choice.Choice:

@@ -40,7 +40,9 @@ def path(folders: Path, checkpoint: Path, statistics: Statistics) -> str:
     link.symlink_to(checkpoint)
     measured = dict(list(statistics.items())[:-1])
     delta = Statistics(measured, {"samples": SAMPLES, "total_steps": 1})
-    store.add_statistics(delta, fingerprint(str(link)), store.PASSIVE_SESSION, "toy.safetensors")
+    store.add_statistics(
+        store.NewSums(delta, fingerprint(str(link)), store.PASSIVE_SESSION, "toy.safetensors")
+    )
     return str(link)
 
 

@@ -133,7 +133,7 @@ class TestPoisonedFile:
         foreign = {f"_orig_mod.{name}": layer for name, layer in list(found.items())[:76]}
         delta = type(found)(foreign, {"samples": 0, "total_steps": 0})
         of = fingerprint(str(checkpoint))
-        total = store.add_statistics(delta, of, "recorded", "toy")
+        total = store.add_statistics(store.NewSums(delta, of, "recorded", "toy"))
         milestones.forget(of)  # a file of before there were any
         return total
 

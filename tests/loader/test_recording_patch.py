@@ -173,7 +173,9 @@ class TestAtTheTarget:
 
     def test_of_one_model_another_goes_on(self, model, complete, recorder, checkpoint):
         """What else is in the folder has no say."""
-        store.add_statistics(store.statistics_of(_fingerprint(complete)), "ef" * 32, "x", "other")
+        store.add_statistics(
+            store.NewSums(store.statistics_of(_fingerprint(complete)), "ef" * 32, "x", "other")
+        )
         sample(model)
         assert recorded(checkpoint).samples == 32
 

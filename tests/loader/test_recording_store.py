@@ -23,7 +23,9 @@ KILLS = int(os.environ.get("HSWQ_KILLS", "40"))
 
 
 def add(**how) -> Statistics:
-    return store.add_statistics(delta(**how), FINGERPRINT, "recorded", "toy.safetensors")
+    return store.add_statistics(
+        store.NewSums(delta(**how), FINGERPRINT, "recorded", "toy.safetensors")
+    )
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ class TestLimit:
 class TestForgotten:
     def recorded(self, of: str) -> None:
         delta = Statistics({}, {"samples": 1, "total_steps": 1})
-        store.add_statistics(delta, of, store.PASSIVE_SESSION, "toy.safetensors")
+        store.add_statistics(store.NewSums(delta, of, store.PASSIVE_SESSION, "toy.safetensors"))
 
     @pytest.mark.parametrize("session", [None, store.PASSIVE_SESSION])
     def test_with_the_models_statistics(self, layers, session):

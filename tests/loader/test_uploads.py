@@ -54,7 +54,9 @@ def total() -> int:
 
 class TestCounting:
     def test_a_new_one_is_a_session_of_its_own(self, tmp_path, folder):
-        store.add_statistics(statistics(5), FINGERPRINT, "recorded", "toy.safetensors")
+        store.add_statistics(
+            store.NewSums(statistics(5), FINGERPRINT, "recorded", "toy.safetensors")
+        )
         its = take_in(content(tmp_path, statistics(2, **recorded(1))), NAME)
         assert its == FINGERPRINT
         assert total() == 7
@@ -79,10 +81,14 @@ class TestCounting:
         assert len(list(folder.glob("*.pt"))) == 1
 
     def test_ones_own_of_before_counts_once_while_it_grows_on(self, tmp_path, folder):
-        store.add_statistics(statistics(5), FINGERPRINT, "recorded", "toy.safetensors")
+        store.add_statistics(
+            store.NewSums(statistics(5), FINGERPRINT, "recorded", "toy.safetensors")
+        )
         sent = next(folder.glob("*.pt")).read_bytes()
         take_in(sent, NAME)
-        store.add_statistics(statistics(1), FINGERPRINT, "recorded", "toy.safetensors")
+        store.add_statistics(
+            store.NewSums(statistics(1), FINGERPRINT, "recorded", "toy.safetensors")
+        )
         take_in(sent, NAME)
         assert total() == 6
         store.remove_statistics(FINGERPRINT)
@@ -104,13 +110,17 @@ class TestCounting:
     def test_what_is_recorded_on_is_not_theirs(self, tmp_path):
         """Their file, grown on elsewhere, must not replace what was recorded here."""
         take_in(content(tmp_path, statistics(5, **recorded(1))), NAME)
-        store.add_statistics(statistics(2), FINGERPRINT, "recorded", "toy.safetensors")
+        store.add_statistics(
+            store.NewSums(statistics(2), FINGERPRINT, "recorded", "toy.safetensors")
+        )
         take_in(content(tmp_path, statistics(8, **recorded(1))), NAME)
         assert total() == 10
 
     def test_what_was_recorded_here_is_never_displaced(self, tmp_path, folder):
         """By somebody who saw its id."""
-        mine = store.add_statistics(statistics(5, layers=3), FINGERPRINT, "recorded", "toy")
+        mine = store.add_statistics(
+            store.NewSums(statistics(5, layers=3), FINGERPRINT, "recorded", "toy")
+        )
         forged = {"recording": mine.meta["recording"], "session": "recorded", "layers": 4096}
         take_in(content(tmp_path, statistics(4000, **forged)), NAME)
         assert total() == 5

@@ -63,7 +63,7 @@ def finish(later: threading.Event) -> None:
 def added(its: str, samples: int = 32, **meta) -> None:
     one = LayerStatistics(1.0, 2.0, 8, torch.ones(16, dtype=torch.float64), 8)
     found = Statistics({f"{n}": one for n in range(4)}, {"samples": samples, "layers": 4, **meta})
-    store.add_statistics(found, its, "recorded", "model.safetensors")
+    store.add_statistics(store.NewSums(found, its, "recorded", "model.safetensors"))
 
 
 class TestHash:

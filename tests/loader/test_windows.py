@@ -79,7 +79,9 @@ class TestFilesInUse:
     def test_statistics_stay_as_they_were(self, checkpoint, statistics, folders, in_use):
         one = Statistics(statistics, {"samples": 1})
         with pytest.raises(OSError, match=rf"^toy\.\w+\.recorded\.pt cannot be written: {IN_USE}$"):
-            store.add_statistics(one, fingerprint(str(checkpoint)), "recorded", "toy")
+            store.add_statistics(
+                store.NewSums(one, fingerprint(str(checkpoint)), "recorded", "toy")
+            )
         assert not files_in(folders)
 
     def test_an_export_says_what_to_do(self, recorded, folders, in_use):
