@@ -97,13 +97,14 @@ class Plan:
     def with_output_errors(self, errors: Mapping[str, float | torch.Tensor]) -> Plan:
         """Return this Plan with output errors of its quantized layers; nan counts as unknown."""
         known = {name: float(error) for name, error in errors.items()}
-        layers = {
+        known = {name: error for name, error in known.items() if not math.isnan(error)}
+        changed = {
             name: dataclasses.replace(layer, output_error=known[name])
-            if layer.quantized and not math.isnan(known.get(name, math.nan))
-            else layer
             for name, layer in self.layers.items()
+            if layer.quantized and known.get(name, layer.output_error) != layer.output_error
         }
-        return dataclasses.replace(self, layers=MappingProxyType(layers))
+        layers = MappingProxyType({**self.layers, **changed})
+        return dataclasses.replace(self, layers=layers) if changed else self
 
 
 def known_errors(layers: Mapping[str, LayerPlan]) -> dict[str, float | torch.Tensor]:
