@@ -45,3 +45,26 @@ def test_every_folder_is_a_room():
 def test_imports_only_what_it_may(room: str):
     for path in folder_of(room).rglob("*.py"):
         assert imported_rooms(path) <= MAY_IMPORT[room] | {room}, path
+
+
+def arrows() -> set[tuple[str, str]]:
+    """Return which room imports which."""
+    return {
+        (room, other)
+        for room in MAY_IMPORT
+        for path in folder_of(room).rglob("*.py")
+        for other in imported_rooms(path) & MAY_IMPORT.keys() - {room}
+    }
+
+
+def floor_of(room: str, found: set[tuple[str, str]]) -> int:
+    """Return 1 for a room that imports none, else one more than the highest that it imports."""
+    return 1 + max((floor_of(other, found) for one, other in found if one == room), default=0)
+
+
+if __name__ == "__main__":
+    FOUND = arrows()
+    FLOORS = {room: floor_of(room, FOUND) for room in MAY_IMPORT}
+    print(f"{len(FLOORS)} rooms, {max(FLOORS.values())} floors, {len(FOUND)} arrows, none upward")
+    for name, floor in FLOORS.items():
+        print(f"{floor}  {name}: {', '.join(sorted(other for one, other in FOUND if one == name))}")

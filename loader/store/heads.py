@@ -25,10 +25,11 @@ from ...calibration import LayerStatistics, Statistics, StatisticsError, load_st
 from ..files import kept_json
 from ..host.folders import statistics_folder
 from . import locked_file
+from .paths import SHORT
 from .totals import OTHER_WEIGHTS, is_of, total_of
 
-ID_DIGITS = 16
-"""Digits of the fingerprint in the names of a model's files."""
+ID_DIGITS = SHORT
+"""Digits of a model's id: those of its fingerprint that are in the names of its files."""
 
 _FILE = re.compile(r".+\.(?P<id>[0-9a-f]{16})\.(?P<session>[A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
 _FORMAT = 1

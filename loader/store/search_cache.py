@@ -1,7 +1,6 @@
 """A cache of what searches found, beside the statistics, so that no layer is searched twice.
 
-A file begins with the SHA-256 of the rest. If it is damaged, edited or has a number out of range,
-it counts as missing.
+A file that is damaged, edited (see kept_json) or has a number out of range counts as missing.
 """
 
 from __future__ import annotations
@@ -16,16 +15,14 @@ import os
 import sys
 from pathlib import Path
 
-from ...calibration import atomic_file
-from ...calibration.regular import open_regular
 from ...quant import Findings, Plan, QuantizeSettings
+from ..files import kept_json
 from ..host.events import changed
 from ..host.folders import statistics_folder
+from .paths import SHORT
 
 _KEPT_FILES = 64
 _VERSION = 4  # of the algorithm and the file
-_MAX_BYTES = 16 << 20  # SDXL's has 0.2 MiB
-_SHORT = 16  # hex digits of the fingerprint in a file's name
 
 
 def findings_key(fingerprint: str, statistics: str, settings: QuantizeSettings) -> str:
@@ -39,7 +36,7 @@ def findings_key(fingerprint: str, statistics: str, settings: QuantizeSettings) 
     search = dataclasses.asdict(settings.search)
     facts = [_VERSION, fingerprint, statistics, settings.number_format.name, search]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return f"{fingerprint[:_SHORT]}.{digest[:32]}"
+    return f"{fingerprint[:SHORT]}.{digest[:32]}"
 
 
 def find_findings(key: str) -> Findings | None:
@@ -48,9 +45,7 @@ def find_findings(key: str) -> Findings | None:
     A file that cannot be read counts as missing, and is written again.
     """
     try:
-        with open_regular(_path(key)) as file:
-            content = file.read(min(_MAX_BYTES, os.fstat(file.fileno()).st_size))
-        return _read(content)
+        return _checked(Findings.from_json(kept_json.read(_path(key))))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -61,22 +56,8 @@ def find_findings(key: str) -> Findings | None:
     return None
 
 
-def _written(found: Findings) -> bytes:
-    text = json.dumps(found.to_json(), allow_nan=False).encode()
-    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
-
-
-def _read(content: bytes) -> Findings:
-    """Rebuild what `_written` has made.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: the content
-            is damaged.
-    """
-    digest, _, text = content.partition(b"\n")
-    if hashlib.sha256(text).hexdigest().encode() != digest:
-        raise ValueError("its checksum differs")
-    found = Findings.from_json(json.loads(text))
+def _checked(found: Findings) -> Findings:
+    """Return findings if all their numbers are possible, else raise ValueError."""
     for layer in found.layers.values():
         sizes = (layer.amax, layer.relative_error, layer.input_amax, layer.output_error)
         spread = layer.sensitivity  # nan if the layer's statistics are not finite
@@ -97,9 +78,7 @@ def keep_findings(key: str, plan: Plan, samples: int) -> None:
     path, before = _path(key), find_findings(key)
     found = Findings.of(plan, samples) if before is None else before.including(plan)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            file.write(_written(found))
+        kept_json.write(path, found.to_json())
         for old in sorted(path.parent.glob("*.json"), key=os.path.getmtime)[:-_KEPT_FILES]:
             old.unlink(missing_ok=True)
     except OSError as error:
@@ -115,7 +94,7 @@ def note_use(key: str) -> None:
 
 def forget_findings(fingerprint: str) -> None:
     """Remove all that searches found about a model."""
-    for path in _path("").parent.glob(f"{fingerprint[:_SHORT]}.*.json"):
+    for path in _path("").parent.glob(f"{fingerprint[:SHORT]}.*.json"):
         path.unlink(missing_ok=True)
 
 
