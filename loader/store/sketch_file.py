@@ -163,15 +163,7 @@ class SketchFile(Sketches):
         _check_size(path)
         self._file = safe_open(path, "pt")
         metadata = self._file.metadata() or {}
-        if (metadata.get("format"), metadata.get("size")) != (FORMAT, str(SKETCH_SIZE)):
-            raise ValueError(f"it is not a {FORMAT} file of {SKETCH_SIZE} rows")
-        if metadata.get("fingerprint") != (statistics.fingerprint or ""):
-            raise ValueError("it is of another model")
-        self.recordings = frozenset(metadata.get("recordings", "").split())
-        if not self.recordings or not self.recordings <= recordings:
-            raise ValueError("it belongs to another recording than the statistics beside it")
-        if metadata.get("samples") != (None if samples is None else str(samples)):
-            raise ValueError("it belongs to another milestone than the statistics beside it")
+        self.recordings = _recordings_of(metadata, statistics, recordings, samples)
         self._places = _places(metadata.get("layers", ""))
         count = 1 + max(self._places.values(), default=-1)
         self._channels = [self._channels_of(str(place)) for place in range(count)]
@@ -182,13 +174,7 @@ class SketchFile(Sketches):
             raise ValueError(f"it has a sketch of {self._rows.tolist()} rows")
         facts = json.dumps([metadata, self._rows.tolist()], sort_keys=True)
         self.version = hashlib.sha256(facts.encode()).hexdigest()
-        for name, place in self._places.items():
-            its = statistics.get(name)
-            if its is not None and its.importance_sum.numel() != self._channels[place]:
-                raise ValueError(
-                    f"layer {name!r} has {its.importance_sum.numel()} channels, "
-                    f"its sketch {self._channels[place]}"
-                )
+        self._check_channels(statistics)
 
     def __getitem__(self, name: str) -> Sketch:
         place = self._places[name]
@@ -219,6 +205,15 @@ class SketchFile(Sketches):
         """Return the input channels of a layer's sketch."""
         return self._channels[self._places[name]]
 
+    def _check_channels(self, statistics: Statistics) -> None:
+        for name, place in self._places.items():
+            its = statistics.get(name)
+            if its is not None and its.importance_sum.numel() != self._channels[place]:
+                raise ValueError(
+                    f"layer {name!r} has {its.importance_sum.numel()} channels, "
+                    f"its sketch {self._channels[place]}"
+                )
+
     def _channels_of(self, key: str) -> int:
         part, scale = self._file.get_slice(key), self._file.get_slice(key + _SCALE)
         found = part.get_dtype(), part.get_shape(), scale.get_dtype(), scale.get_shape()
@@ -226,6 +221,25 @@ class SketchFile(Sketches):
         if not channels or found != ("I8", [SKETCH_SIZE, channels], "F32", [channels]):
             raise ValueError(f"sketch {key} is {found[0]} and {found[2]} of shape {found[1]}")
         return channels
+
+
+def _recordings_of(
+    metadata: dict[str, str],
+    statistics: Statistics,
+    recordings: frozenset[str],
+    samples: int | None,
+) -> frozenset[str]:
+    """Return the ids of the recordings in a file; refuse one that belongs to other statistics."""
+    if (metadata.get("format"), metadata.get("size")) != (FORMAT, str(SKETCH_SIZE)):
+        raise ValueError(f"it is not a {FORMAT} file of {SKETCH_SIZE} rows")
+    if metadata.get("fingerprint") != (statistics.fingerprint or ""):
+        raise ValueError("it is of another model")
+    found = frozenset(metadata.get("recordings", "").split())
+    if not found or not found <= recordings:
+        raise ValueError("it belongs to another recording than the statistics beside it")
+    if metadata.get("samples") != (None if samples is None else str(samples)):
+        raise ValueError("it belongs to another milestone than the statistics beside it")
+    return found
 
 
 def _check_size(path: Path) -> None:
