@@ -53,12 +53,12 @@ class Identity:
 
     @property
     def is_decided(self) -> bool:
-        """Whether its fingerprint is known to be of no other file's weights."""
+        """Whether it is known that its fingerprint is not that of another file's weights."""
         return not self.is_of_file or owners.is_decided(self.fingerprint, self.path, self.version)
 
     @property
     def whole(self) -> dict[str, str]:
-        """What its statistics shall state of its weights; nothing where that is not known yet."""
+        """Entry for the meta of its statistics: the hash over all its weights; {} if unknown."""
         known = owners.whole_of(self.path, self.version) if self.is_of_file else None
         return {} if known is None else {owners.WHOLE: known}
 
@@ -129,7 +129,7 @@ def _first_seen(patcher: ModelPatcher) -> Identity | None:
 
 
 def _told_apart(found: Identity | None) -> Identity | None:
-    """Return an identity with the fingerprint that is its file's own by now."""
+    """Return an identity with its file's own fingerprint, as far as it is known by now."""
     if found is None or found.path is None:
         return found
     its = owners.resolved(found.fingerprint, found.path, found.version)

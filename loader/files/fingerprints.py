@@ -49,7 +49,7 @@ class _Known(NamedTuple):
 
 
 def fingerprint(file: ModelFile | str) -> str:
-    """Return a hash that identifies the diffusion model's weights in a file that is used.
+    """Return a hash that identifies the diffusion model's weights in a file, and note its use.
 
     It is ModelFile.read_fingerprint, whatever the file's name, but each version of a file is read
     only once. A file with the same samples as another, but other weights, gets a hash of its own
@@ -64,15 +64,15 @@ def fingerprint(file: ModelFile | str) -> str:
 
 
 def looked_up(path: str) -> str:
-    """Return a file's fingerprint without using the file; else as `fingerprint`."""
+    """Return a file's fingerprint as `fingerprint` does, without noting a use of the file."""
     return owners.resolved(_sampled(ModelFile(path)), path, version_of(path))
 
 
 def is_decided(file: ModelFile) -> bool:
-    """Whether a file's fingerprint is known to be of no other file's weights.
+    """Whether it is known that a file's fingerprint is not that of another file's weights.
 
     Raises:
-        OSError, ModelFileError: as of `fingerprint`.
+        OSError, ModelFileError: as for `fingerprint`.
     """
     return owners.is_decided(_sampled(file), file.path, version_of(file.path))
 
@@ -88,7 +88,7 @@ def known(path: str) -> str | None:
 
 
 def _sampled(file: ModelFile) -> str:
-    """Return the fingerprint of a file's sample."""
+    """Return the fingerprint of a file's samples, from the cache or by reading them."""
     found = _known(file.path)
     return _read(file) if found in (None, DAMAGED) else found
 

@@ -1,8 +1,9 @@
-"""Which weights a fingerprint is of, where two files have the same one.
+"""Which file a fingerprint belongs to, if two files with different weights have the same one.
 
-A fingerprint looks at a sample of each tensor. It belongs to the file that was used first, and to
-all others of the same bytes. A file of other bytes gets a fingerprint of its own, as soon as the
-hashes over all bytes of both are known. Until then that file is undecided.
+This can happen because a fingerprint covers only a sample of each tensor. It belongs to the file
+that was used first, and to all files with the same bytes. A file with other bytes gets another
+fingerprint as soon as the hashes over all bytes of both files are known. Until then, that file is
+undecided.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from . import kept_json
 from .versions import version_of
 
 WHOLE = "weights"
-"""In a statistics file's meta: the hash over all bytes of the weights that it was recorded of."""
+"""Key of a statistics file's meta: the hash over all bytes of the weights that were recorded."""
 
 _FORMAT = 1
 _LOCK_SECONDS = 2
@@ -37,9 +38,9 @@ class Owner(NamedTuple):
     """The file that a fingerprint belongs to.
 
     Attributes:
-        path: real path.
+        path: of the file, without links.
         version: of the file when it was first used.
-        whole: hash over all bytes of its weights, None where that is not known yet.
+        whole: hash over all bytes of its weights; None if it is not known yet.
     """
 
     path: str
@@ -55,10 +56,10 @@ class _Known(NamedTuple):
 
 
 def resolved(fingerprint: str, path: str, version: Version) -> str:
-    """Return the fingerprint of a file's own; the given one while nothing speaks against it.
+    """Return a file's own fingerprint: another than the given one if that is another file's.
 
     Args:
-        fingerprint: of the sample, or what this has returned before.
+        fingerprint: of the file's samples, or an earlier result of this function.
         path, version: of the file.
     """
     known = _now()
@@ -69,7 +70,7 @@ def resolved(fingerprint: str, path: str, version: Version) -> str:
 
 
 def is_decided(fingerprint: str, path: str, version: Version) -> bool:
-    """Whether it is known that a fingerprint is a file's own, for the arguments see `resolved`."""
+    """Whether it is known that a fingerprint is a file's own. For the arguments see `resolved`."""
     known = _now()
     owner = known.owners.get(fingerprint)
     if owner is None or owner[:2] == (os.path.realpath(path), tuple(version)):
@@ -78,25 +79,26 @@ def is_decided(fingerprint: str, path: str, version: Version) -> bool:
 
 
 def whole_of(path: str, version: Version) -> str | None:
-    """Return the hash over all bytes of a file's weights, None where it is not known yet."""
+    """Return the hash over all bytes of a file's weights; None if it is not known yet."""
     return _whole(_now(), path, version)
 
 
 def agrees(fingerprint: str, stated: object) -> bool:
-    """Whether statistics that state a hash may be of the weights that a fingerprint belongs to."""
+    """Whether statistics with a hash in their meta may be of the file that a fingerprint is of."""
     owner = _now().owners.get(fingerprint)
     return stated is None or owner is None or owner.whole in (None, stated)
 
 
 def owner_of(fingerprint: str) -> Owner | None:
-    """Return the file that a fingerprint belongs to, None where none was used yet."""
+    """Return the file that a fingerprint belongs to; None if no file was used yet."""
     return _now().owners.get(fingerprint)
 
 
 def claim(fingerprint: str, path: str, version: Version) -> None:
-    """Note that a file is used. A fingerprint belongs to the first one.
+    """Note that a file is used. A fingerprint belongs to the first file that was used.
 
-    One that was not hashed before it went, or was overwritten, leaves it to the next.
+    If that file was removed or overwritten before it was hashed, the fingerprint belongs to the
+    next file that is used.
     """
     if not _is_free(_now().owners.get(fingerprint), path, version):
         return
@@ -111,7 +113,7 @@ def claim(fingerprint: str, path: str, version: Version) -> None:
 
 
 def note(path: str, version: Version, whole: str) -> None:
-    """Keep the hash over all bytes of a file's weights, and forget files that are gone."""
+    """Keep the hash over all bytes of a file's weights, and remove entries of missing files."""
     real = os.path.realpath(path)
 
     def change(known: _Known) -> _Known:
@@ -144,19 +146,19 @@ def _whole(known: _Known, path: str, version: Version) -> str | None:
     return whole if its == tuple(version) else None
 
 
-_lock = threading.Lock()  # of what follows; prompts, routes and the hashing thread ask
+_lock = threading.Lock()  # for _kept: prompts, routes and hashing run in different threads
 _NOTHING = _Known({}, {})
 _kept: tuple[Path | None, Version | None, _Known] = None, None, _NOTHING
 
 
 def _file() -> Path | None:
-    """Return where it is kept, None in a script that has no such folder."""
+    """Return the path of the cache; None in a script that has not registered the folder."""
     registered = FOLDER in folder_paths.folder_names_and_paths
     return statistics_folder() / "weights.cache" if registered else None
 
 
 def _now() -> _Known:
-    """Return all that is known; a file that has not changed is not read again."""
+    """Return all that is known. The cache is read again only if its file has changed."""
     global _kept
     with _lock:
         path = _file()
@@ -167,7 +169,7 @@ def _now() -> _Known:
 
 
 def _change(change: Callable[[_Known], _Known | None]) -> None:
-    """Let a function change what is known, on disk too, other processes being kept from it."""
+    """Let a function change what is known, in memory and on disk, under a lock."""
     global _kept
     path = _file()
     if path is None:
@@ -181,7 +183,7 @@ def _change(change: Callable[[_Known], _Known | None]) -> None:
             if known is not None:
                 kept_json.write(path, {"format": _FORMAT, **known._asdict()})
     except (OSError, filelock.Timeout) as error:
-        logging.debug("HSWQ: it is not kept which weights a fingerprint is of: %s", error)
+        logging.debug("HSWQ: the files that fingerprints belong to are not kept: %s", error)
 
 
 def _version(path: Path | None) -> Version | None:
@@ -192,7 +194,7 @@ def _version(path: Path | None) -> Version | None:
 
 
 def _read(path: Path | None) -> _Known:
-    """Read what is kept; nothing, where the file is not as `_change` writes it."""
+    """Read the cache from disk; nothing if it is missing or damaged."""
     try:
         content = kept_json.read(path)
         hashes = {one: (tuple(its), whole) for one, (its, whole) in content["hashes"].items()}

@@ -1,4 +1,4 @@
-"""A hash over all bytes of a model's weights, computed in the background: a file has gigabytes."""
+"""A hash over all bytes of a model's weights, computed in the background: it takes seconds."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from .safetensors import TensorEntry, is_safetensors
 from .versions import version_of
 
 AT_ONCE_BYTES = 64 << 20
-"""A file that takes a tenth of a second need not be waited for."""
+"""Files up to this size are hashed at once, since that takes only a tenth of a second."""
 
 _CHUNK = 8 << 20
-_SHARE_WHILE_BUSY = 0.1  # of one core's time, and of what the disk can read
-_TICK_SECONDS = 2  # of FAT's clock, the coarsest: a later change may leave the time as it is
+_SHARE_WHILE_BUSY = 0.1  # share of a core's and of the disk's time to use while ComfyUI works
+_TICK_SECONDS = 2  # resolution of FAT's file times, the coarsest there is (see is_settled)
 _SECONDS_AT_EXIT = 1.0
 
 
 class StoppedError(Exception):
-    """ComfyUI ends before a file was read."""
+    """ComfyUI ends before a file was read to its end."""
 
 
 def read_whole(file: ModelFile, rest: Callable[[float], None] = lambda _: None) -> str:
     """Return a SHA-256 (hex) over names, shapes, dtypes and all bytes of the diffusion model.
 
-    As `ModelFile.read_fingerprint`, but for the sample. The file is read in its own order.
+    It is like `ModelFile.read_fingerprint`, but with all bytes in place of samples. The file is
+    read from its beginning to its end.
 
     Args:
         file: a safetensors file.
-        rest: is called with the seconds that each part took, and may wait or raise.
+        rest: is called after each part, with the seconds that it took. It may wait or raise.
 
     Raises:
         OSError: the file cannot be read.
@@ -75,11 +76,11 @@ class Background:
     """Hashes files one after the other, in a thread that ends when there is nothing to do.
 
     Attributes:
-        busy: whether ComfyUI has other work, which goes first.
+        busy: tells whether ComfyUI has other work. Then hashing takes only a share of the time.
     """
 
     def __init__(self) -> None:
-        """Start no thread."""
+        """Start without a thread; the first file starts it."""
         self.busy: Callable[[], bool] = lambda: False
         self._paths: dict[str, None] = {}
         self._lock = threading.Lock()
@@ -87,7 +88,7 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def add(self, path: str) -> None:
-        """Hash a file soon."""
+        """Hash a file when its turn comes."""
         with self._lock:
             if self._stop.is_set() or path in self._paths:
                 return
@@ -103,7 +104,7 @@ class Background:
             thread.join(seconds)
 
     def stop(self) -> None:
-        """Give up what is not done; it begins anew when the file is used again."""
+        """Stop hashing. Files that are not done are hashed when they are used again."""
         self._stop.set()
         self.join(_SECONDS_AT_EXIT)
 
@@ -122,13 +123,13 @@ class Background:
                 pass
             except (OSError, ModelFileError) as error:
                 logging.debug("HSWQ: %s is not hashed: %s", path, error)
-            except Exception as error:  # whatever it was, the next file is another
+            except Exception as error:  # an unknown error must not stop the hashing of other files
                 logging.warning("HSWQ: %s is not hashed: %s", os.path.basename(path), error)
             with self._lock:
                 self._paths.pop(path, None)
 
     def _rest(self, seconds: float) -> None:
-        """Wait after some work, while others need the disk and the cores."""
+        """Wait after some work if ComfyUI is busy, so that it has the disk and the cores."""
         wait = seconds * (1 / _SHARE_WHILE_BUSY - 1) if self.busy() else 0
         if self._stop.wait(wait) if wait else self._stop.is_set():
             raise StoppedError
@@ -139,10 +140,10 @@ atexit.register(background.stop)
 
 
 def complete(path: str, rest: Callable[[float], None] = lambda _: None) -> None:
-    """Hash a file and keep the result, unless that is known, or it changes meanwhile.
+    """Hash a file and keep the result, unless it is known already or the file changes meanwhile.
 
     Raises:
-        OSError, ModelFileError: as of `read_whole`.
+        OSError, ModelFileError: as for `read_whole`.
     """
     version = version_of(path)
     if owners.whole_of(path, version) is not None:
@@ -154,12 +155,12 @@ def complete(path: str, rest: Callable[[float], None] = lambda _: None) -> None:
 
 
 def is_settled(version: owners.Version) -> bool:
-    """Whether a file's next change will change its version too."""
+    """Whether a file's time is old enough that its next change will change its version too."""
     return abs(time.time() - version[0] / 1e9) >= _TICK_SECONDS
 
 
 def used(fingerprint: str, path: str) -> str:
-    """Note that a file is used; return the fingerprint that is its own, as far as is known.
+    """Note that a file is used; return its own fingerprint, as far as it is known.
 
     Raises:
         OSError: the file is gone.
@@ -177,7 +178,10 @@ def used(fingerprint: str, path: str) -> str:
 
 
 def _complete(path: str, at_once: bool) -> None:
-    """Hash a file soon, or at once where that takes no time; a .ckpt would be read into memory."""
+    """Hash a file in the background, or at once if it is small.
+
+    A .ckpt is not hashed, because it would be read into memory as a whole.
+    """
     version = version_of(path)
     if owners.whole_of(path, version) is not None or not is_safetensors(path):
         return

@@ -67,13 +67,14 @@ def _error(status: int, reason: object) -> web.Response:
 
 
 def _check_host(request: web.Request) -> None:
-    """Refuse a name of another site that leads to this machine: its pages would be this server's.
+    """Refuse a request to a server of this machine only that was made under a foreign name.
 
-    Numbers are no names that anybody could lead elsewhere. Who listens to the network has opened
-    it, under whatever name.
+    A page of another site could let its own name lead to this machine, and then read all answers.
+    An IP address cannot be misled so. A server that listens to the network takes any name, because
+    its user has opened it to others.
 
     Raises:
-        RefusedError: the Host is none of this server's.
+        RefusedError: the Host is not one of this server's.
     """
     if args.enable_cors_header == "*" or not all(map(_is_own, args.listen.split(","))):
         return
@@ -87,7 +88,7 @@ def _check_host(request: web.Request) -> None:
 
 
 def _host_name(host: str) -> str:
-    """Return a Host without its port, in small letters."""
+    """Return a Host header without its port, in lower case."""
     try:
         return (urllib.parse.urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
@@ -95,7 +96,7 @@ def _host_name(host: str) -> str:
 
 
 def _is_own(host: str) -> bool:
-    """Whether a name or an address is one by which a machine knows itself."""
+    """Whether a name or address is that of the machine itself, such as "localhost"."""
     host = host.strip()
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 

@@ -1,4 +1,4 @@
-"""Pictures that are black because the model's file is one that only our loaders read."""
+"""Explaining black pictures: another loader has loaded a file that only HSWQ can read."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _REASONS = {  # the panel has a text for each
 def explain(table: StatusTable, patcher: ModelPatcher, latent: torch.Tensor) -> None:
     """Note why a MODEL's pictures are black, if the format of its file is the reason.
 
-    Other loaders read such a file without an error, so that only the result shows it. Never raises.
+    Other loaders load such a file without an error, so that only the result shows it. Never raises.
 
     Args:
         table: takes the note, which goes to the log and the panel.
-        patcher: that was sampled with.
-        latent: the result.
+        patcher: MODEL that has sampled.
+        latent: result of the sampling.
     """
     try:
         if patcher.get_attachment(ATTACHMENT) is not None or latent.isfinite().all():
@@ -36,7 +36,7 @@ def explain(table: StatusTable, patcher: ModelPatcher, latent: torch.Tensor) -> 
         if its is None or its.path is None:
             return
         reason = _REASONS.get(only_ours(ModelFile(its.path).own))
-    except Exception as error:  # the picture is made, whatever happens here
+    except Exception as error:  # no error here may prevent the picture
         logging.info("HSWQ: a result that is not finite could not be explained: %s", error)
         return
     if reason is not None:
