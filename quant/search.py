@@ -133,15 +133,7 @@ def search_amax(
     Everything stays on the histogram's device; nothing is copied to the host.
     """
     if kernels.usable(histogram.density.device):
-        with torch.cuda.device_of(histogram.density):  # Triton launches on the current device
-            found = search_kernels.search_amax(
-                histogram.maximum,
-                histogram.density,
-                settings.candidates,
-                settings.refinements,
-                scaled=scaled,
-            )
-        return Found(*found)
+        return _search_with_kernels(histogram, settings, scaled=scaled)
     maximum = histogram.maximum.to(torch.float64)
     low, high = maximum * 0.5, maximum
     best = histogram.maximum
@@ -160,6 +152,15 @@ def search_amax(
         low = torch.maximum(maximum * 0.1, best - reach)
         high = torch.minimum(maximum * 1.2, best + reach)
     return Found(best, lowest, grid_errors.power)
+
+
+def _search_with_kernels(
+    histogram: WeightedHistogram, settings: SearchSettings, *, scaled: bool
+) -> Found:
+    maximum, density, _ = histogram
+    sizes = settings.candidates, settings.refinements
+    with torch.cuda.device_of(density):  # Triton launches on the current device
+        return Found(*search_kernels.search_amax(maximum, density, *sizes, scaled=scaled))
 
 
 def optimal_amax(
