@@ -6,12 +6,12 @@ commands:
   serve [ARG ...]        ComfyUI with this extension and the toy model; arguments go to ComfyUI
   bench NAME [ARG ...]   one benchmark of tests/bench
 
-With --comfyui RELEASE each of them runs on that release, in a folder of its own under .dev/;
-"newest" is the newest that GitHub has, with the newest packages of ComfyUI's makers. With
---comfyui FOLDER it is the ComfyUI there, as with COMFYUI_PATH.
+With --comfyui RELEASE, a command uses that release of ComfyUI, in its own folder under .dev/.
+"newest" is the newest release on GitHub, with the newest packages of ComfyUI's makers. With
+--comfyui FOLDER, it uses the ComfyUI in that folder, as with COMFYUI_PATH.
 
-The first run installs torch and ComfyUI (8 GB, some minutes). Later runs only look whether all
-of it is still there. A setup that was stopped goes on where it was; .dev/ may be deleted.
+The first run installs torch and ComfyUI (8 GB, some minutes). Later runs only check that everything
+is still there. A setup that was stopped continues where it was. You may delete .dev/.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-if sys.version_info < (3, 10):  # noqa: UP036 - older Pythons come this far, and get a sentence
+if sys.version_info < (3, 10):  # noqa: UP036 - older Pythons can run this file up to here
     sys.exit("dev.py needs Python 3.10 or newer; this is {}.{}.".format(*sys.version_info))
 
 ROOT = Path(__file__).resolve().parent
@@ -57,7 +57,7 @@ def demo(host: Host, arguments: list[str]) -> int:
 
 
 def test(host: Host, arguments: list[str]) -> int:
-    """All tests run side by side; a chosen few run one after the other, which starts faster."""
+    """Run all tests in parallel; run chosen ones one after the other, which starts faster."""
     set_up(host)
     set_up_frontend(host)
     chosen = any(not argument.startswith("-") for argument in arguments)
@@ -65,7 +65,7 @@ def test(host: Host, arguments: list[str]) -> int:
 
 
 def serve(host: Host, arguments: list[str]) -> int:
-    """Where an option is given twice, ComfyUI takes the last: the user's."""
+    """Start ComfyUI. If the user gives an option again, ComfyUI takes the last one, the user's."""
     set_up(host)
     set_up_toy(host)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -90,7 +90,7 @@ COMMANDS = {"demo": demo, "test": test, "serve": serve, "bench": bench}
 
 
 def run(host: Host, *arguments: str) -> int:
-    """Run the venv's Python from the root; give back its exit status as a shell would."""
+    """Run the venv's Python in the root folder; return its exit status as a shell does."""
     command = [str(host.python), *arguments]
     status = wait_for(subprocess.Popen(command, cwd=ROOT, env=host.environment))
     return status if status >= 0 else 128 - status
@@ -102,7 +102,7 @@ def has_cuda(host: Host) -> bool:
 
 
 def release_first(words: list[str]) -> list[str]:
-    """Move --comfyui before the command: what comes after that is the command's own."""
+    """Move --comfyui before the command, because all arguments after it are the command's own."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--comfyui")
     found, others = parser.parse_known_args(words)

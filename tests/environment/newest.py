@@ -1,4 +1,4 @@
-"""The newest ComfyUI: the tests run on it now and then, to know of a change before users do."""
+"""The newest ComfyUI: tests run with it now and then, to notice a change before users do."""
 
 import datetime
 import subprocess
@@ -10,17 +10,17 @@ from .host import NEWEST, Host, SetupError
 from .steps import DEV, SCRAP, discard, execute
 
 REPOSITORY = "https://github.com/Comfy-Org/ComfyUI"
-# Of ComfyUI's makers, each with releases of its own.
+# Packages of ComfyUI's makers. Each has releases of its own.
 PACKAGES = ("comfy-kitchen", "comfy-aimdo", "comfyui-frontend-package")
 
 
 def state(host: Host) -> tuple[str, ...]:
-    """What the newest packages depend on: they are looked for again on another day."""
+    """Return a key of the newest packages. It changes with the day, to look for newer ones."""
     return (*PACKAGES, datetime.date.today().isoformat()) if host.release == NEWEST else ()
 
 
 def tag(repository: str) -> str:
-    """The newest release of a git repository, by its number."""
+    """Return the tag of a git repository's newest release, by its number."""
     command = ["git", "ls-remote", "--tags", "--refs", "--sort=-version:refname", repository, "v*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -37,7 +37,7 @@ def tag(repository: str) -> str:
 
 
 def fetch(host: Host, repository: str, release: str) -> Iterable[Path]:
-    """One release of a git repository, without its history."""
+    """Fetch one release of a git repository, without its history."""
     with tempfile.TemporaryDirectory(prefix=SCRAP, dir=DEV) as scrap:
         tree = Path(scrap, "ComfyUI")
         options = ("--quiet", "--depth", "1", "--branch", release)

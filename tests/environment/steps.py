@@ -1,4 +1,4 @@
-"""Steps: each is made, then stamped. Without its stamp, or with parts gone, it is made again."""
+"""Steps of the setup. A finished step has a stamp. Without it, the step runs again."""
 
 import json
 import os
@@ -20,19 +20,19 @@ LOG = DEV / "setup.log"
 SCRAP = "scrap-"
 GRACE = 10  # seconds for a process to end by itself
 
-# What to do about a failure, by what its output says. The first match counts.
+# What to do about a failure, by a pattern of its output. The first match counts.
 ADVICE = {
     "ensurepip|No module named venv": "Install the venv module (Debian: apt install python3-venv).",
     "No space left on device": "Free some disk space: .dev/ needs 8 GB.",
-    "DO NOT MATCH THE HASHES": "The package registry's file is not the one that is pinned here.",
-    "No matching distribution|[Cc]onnection|timed out|Max retries": "Does this machine reach the "
-    "package registry (pip config list), and does that have a build for this system and Python?",
-    "": "Run it again. If that does not help, delete the folder .dev/ and begin anew.",
+    "DO NOT MATCH THE HASHES": "The package registry has another file than the one pinned here.",
+    "No matching distribution|[Cc]onnection|timed out|Max retries": "Check that this machine "
+    "reaches the package registry (pip config list), and that it has builds for this system.",
+    "": "Run it again. If that does not help, delete the folder .dev/ and run it once more.",
 }
 
 
 def ensure(title: str, stamp: Path, inputs: str, make: Callable[[], Iterable[Path]]) -> None:
-    """Run `make` unless its stamp is of these inputs and every path that it returned exists."""
+    """Run `make` unless its stamp has these inputs and all paths that it returned exist."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         made = json.loads(stamp.read_text("utf-8"))
         if made["inputs"] == inputs and all(map(os.path.lexists, made["paths"])):
@@ -48,7 +48,7 @@ def ensure(title: str, stamp: Path, inputs: str, make: Callable[[], Iterable[Pat
 
 
 def execute(command: Iterable[object], environment: dict[str, str]) -> None:
-    """Run one command of a step, its output in the log."""
+    """Run one command of a step. Its output goes to the log."""
     words = [str(word) for word in command]
     with LOG.open("a+b") as log:
         log.write(f"\n$ {shlex.join(words)}\n".encode())
@@ -72,7 +72,7 @@ def execute(command: Iterable[object], environment: dict[str, str]) -> None:
 
 
 def explain(words: list[str], output: str) -> str:
-    """What failed, the end of its output, and what to do."""
+    """Return what failed, the end of its output, and what to do."""
     lines = [line for line in output.splitlines() if line and not line.startswith("WARNING:")]
     advice = next(text for pattern, text in ADVICE.items() if re.search(pattern, output))
     failure = f"this command failed (all its output: {LOG}):\n  {shlex.join(words)}"
@@ -80,11 +80,13 @@ def explain(words: list[str], output: str) -> str:
 
 
 def wait_for(process: subprocess.Popen) -> int:
-    """Its exit status. If we are stopped before it ends, it is stopped too."""
+    """Return a process's exit status. If this process is stopped, that one is stopped too."""
     try:
         return process.wait()
     except KeyboardInterrupt:
-        with suppress(subprocess.TimeoutExpired):  # The terminal told it too: let it clean up.
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # The terminal has stopped it too: let it clean up.
             process.wait(GRACE)
         raise
     finally:
@@ -98,16 +100,16 @@ def wait_for(process: subprocess.Popen) -> int:
 
 @contextmanager
 def only_one() -> Iterator[None]:
-    """One setup at a time. The lock belongs to the processes: however they end, it is free."""
+    """Let one setup run at a time. The lock is free when its processes end, in whatever way."""
     DEV.mkdir(exist_ok=True)
     with (DEV / "lock").open("a") as lock:
         if not take(lock):
-            print("Another dev.py is setting up; waiting for it.", file=sys.stderr)
+            print("Waiting for another dev.py, which is setting up.", file=sys.stderr)
             while not take(lock):
                 time.sleep(0.5)
         os.set_inheritable(lock.fileno(), True)
         for scrap in DEV.glob(f"{SCRAP}*"):
-            print("Deleting what an earlier setup left.", file=sys.stderr)
+            print("Deleting leftovers of an earlier setup.", file=sys.stderr)
             shutil.rmtree(scrap, ignore_errors=True)
         yield
 
@@ -128,7 +130,7 @@ def take(lock: IO[str]) -> bool:
 
 
 def discard(path: Path) -> None:
-    """Out of the way at once, then deleted: no half-deleted thing is left in its place."""
+    """Rename a file or folder, then delete it, so that no half-deleted one stays in its place."""
     if path.exists():
         scrap = Path(tempfile.mkdtemp(prefix=SCRAP, dir=DEV))
         path.rename(scrap / path.name)
