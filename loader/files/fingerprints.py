@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import threading
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from ..host.folders import FOLDER, statistics_folder
 from . import owners
 from .errors import ModelFileError
 from .model_file import ModelFile, opened
-from .versions import version_of
+from .versions import is_settled, version_of
 from .whole_hash import used
 
 DAMAGED = "damaged"
@@ -30,9 +29,6 @@ DAMAGED = "damaged"
 
 _FORMAT = 2  # of the cache file, and of the fingerprints in it
 _MAX_BYTES = 16 << 20
-# Resolution of FAT's file times, the coarsest there is. A file that was changed more recently may
-# change again without a new time, so that it is not cached.
-_TICK_SECONDS = 2
 _JUDGES = f"safetensors {safetensors.__version__}, ComfyUI {comfyui_version.__version__}"
 """The versions that call a file damaged: other versions may be able to read it."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -102,8 +98,8 @@ def _known(path: str) -> str | None:
 
 def _read(file: ModelFile) -> str:
     path = file.path
-    began, version = time.time(), version_of(path)
-    settled = abs(began - version[0] / 1e9) > _TICK_SECONDS
+    version = version_of(path)
+    settled = is_settled(version)  # before reading, which may take longer
     try:
         found = file.read_fingerprint()
     except ModelFileError:

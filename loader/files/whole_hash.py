@@ -16,14 +16,13 @@ from . import owners
 from .errors import ModelFileError
 from .model_file import ModelFile
 from .safetensors import TensorEntry, is_safetensors
-from .versions import version_of
+from .versions import TICK_SECONDS, is_settled, version_of
 
 AT_ONCE_BYTES = 64 << 20
 """Files up to this size are hashed at once, since that takes only a tenth of a second."""
 
 _CHUNK = 8 << 20
 _SHARE_WHILE_BUSY = 0.1  # share of a core's and of the disk's time to use while ComfyUI works
-_TICK_SECONDS = 2  # resolution of FAT's file times, the coarsest there is (see is_settled)
 _SECONDS_AT_EXIT = 1.0
 
 
@@ -116,7 +115,7 @@ class Background:
                     self._thread = None
                     return
             try:
-                if not is_settled(version_of(path)) and self._stop.wait(_TICK_SECONDS):
+                if not is_settled(version_of(path)) and self._stop.wait(TICK_SECONDS):
                     raise StoppedError
                 complete(path, self._rest)
             except StoppedError:
@@ -152,11 +151,6 @@ def complete(path: str, rest: Callable[[float], None] = lambda _: None) -> None:
     whole = read_whole(file, rest)
     if file.version == version_of(path):
         owners.note(path, file.version, whole)
-
-
-def is_settled(version: owners.Version) -> bool:
-    """Whether a file's time is old enough that its next change will change its version too."""
-    return abs(time.time() - version[0] / 1e9) >= _TICK_SECONDS
 
 
 def used(fingerprint: str, path: str) -> str:
