@@ -95,7 +95,7 @@ def _check_pickle(data: bytes) -> None:
         if number >= MAX_OPERATIONS:
             raise ValueError(f"its pickle has more than {MAX_OPERATIONS} operations")
         if opcode.name == "PROTO" and argument != 2:
-            raise ValueError(f"its pickle is of protocol {argument}, torch.save's of 2")
+            raise ValueError(f"its pickle has protocol {argument}, but torch.save's has 2")
         if opcode.name in _STATEFUL:
             raise ValueError("it holds objects, not just tensors and plain values")
         if opcode.name == "GLOBAL" and not _PLAIN_GLOBAL.fullmatch(argument):

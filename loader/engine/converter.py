@@ -113,7 +113,7 @@ class _Weights:
 
 
 def _separate(converted: ModelPatcher) -> None:
-    """Reset what the clone has of the patcher that it was cloned from, whose model is another."""
+    """Reset state that the clone took over from a patcher of a different model."""
     converted.size = 0  # ComfyUI measures it again
     converted.parent = None  # ComfyUI would keep the parent, and take it for the same model
     converted.clone_base_uuid = uuid.uuid4()  # ComfyUI finds clones on other GPUs by it

@@ -153,10 +153,10 @@ def _load_again(
 
 
 def _unload(patcher: ModelPatcher) -> None:
-    """Take a MODEL off the GPU, where ComfyUI may have built it (--highvram, a large GPU).
+    """Take a MODEL off the GPU if ComfyUI has built it there (--highvram, a large GPU).
 
-    The clone takes its weights and drops it. What ComfyUI lists as loaded would then be nobody's,
-    for ComfyUI to warn of as a memory leak, and never to unload.
+    The clone takes its weights and drops the MODEL. ComfyUI would still list it as loaded, warn of
+    a memory leak, and never unload it.
     """
     its = memory.LoadedModel(patcher)
     others = [one for one in memory.current_loaded_models if one != its]

@@ -167,7 +167,7 @@ class _Quantizable:
             return value.to(old.dtype)
         again = old.requantize_from_float(value, scale=old._params.scale).to(old.dtype)
         if again.dequantize().equal(value.to(old.dtype)):
-            return again  # the same values; different ones need a scale of their own
+            return again  # the same values; other values need a new scale
         return self._requantized(old, value, seed=0).to(old.dtype)
 
     @_normal_tensors
@@ -282,7 +282,7 @@ def _is_for_hooks(weight: torch.Tensor) -> bool:
     """Whether ComfyUI asks for a weight of a model in sampling in order to apply hooks' patches.
 
     Conditioning hooks change patches in every step, and reading the file would take seconds each
-    time. ComfyUI tells nobody why it asks, but it asks in FP32 for hooks, and for LoRAs in the
+    time. ComfyUI does not say why it asks. But it asks in FP32 for hooks, and for LoRAs in the
     dtype in which the device computes them. (It also asks in FP32 for weights that are merged into
     another model; then the model they are from is not being sampled.)
     """

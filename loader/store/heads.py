@@ -79,7 +79,7 @@ class Heads:
 
     Attributes:
         versions: of the files, by name (see files.versions).
-        models: the models that they are of: one, unless somebody forged an id.
+        models: one for each model that they were recorded of; more than one if an id was forged.
         problems: a sentence about each file that cannot be read.
     """
 

@@ -138,7 +138,7 @@ _cache_lock = threading.Lock()
 
 
 def read(path: Path) -> Statistics:
-    """Read a statistics file, or take what is known of it while it has not changed.
+    """Return a statistics file's content, from memory if the file has not changed.
 
     Raises:
         OSError, StatisticsError: as `load_statistics`.

@@ -233,7 +233,7 @@ def _recordings_of(
     if (metadata.get("format"), metadata.get("size")) != (FORMAT, str(SKETCH_SIZE)):
         raise ValueError(f"it is not a {FORMAT} file of {SKETCH_SIZE} rows")
     if metadata.get("fingerprint") != (statistics.fingerprint or ""):
-        raise ValueError("it is of another model")
+        raise ValueError("it belongs to another model")
     found = frozenset(metadata.get("recordings", "").split())
     if not found or not found <= recordings:
         raise ValueError("it belongs to another recording than the statistics beside it")

@@ -18,7 +18,7 @@ OTHER_WEIGHTS = "is left out: it was recorded of other weights, which look alike
 
 
 def is_of(statistics: Statistics, fingerprint: str) -> bool:
-    """Whether statistics are of the weights that a fingerprint belongs to, as far as is known."""
+    """Whether statistics belong to the weights of a fingerprint, as far as that is known."""
     stated = statistics.meta.get(owners.WHOLE)
     return statistics.fingerprint == fingerprint and owners.agrees(fingerprint, stated)
 
