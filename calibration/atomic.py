@@ -71,8 +71,10 @@ def sweep(folder: Path) -> int:
     A process holds a lock on its temporary file as long as it runs. Files that cannot be removed
     remain.
     """
-    removed = 0
-    for path in folder.glob(".*.tmp"):
+    removed, found = 0, []
+    with contextlib.suppress(OSError):  # a folder that cannot be listed
+        found = list(folder.glob(".*.tmp"))
+    for path in found:
         if _TEMPORARY.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 removed += _remove(path)

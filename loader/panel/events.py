@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 
 from server import PromptServer
@@ -47,4 +48,9 @@ class StatusEvents:
             task.add_done_callback(self._sending.discard)
 
     async def _tell(self) -> None:
-        self._server.send_sync(EVENT, await self._status())
+        try:
+            status = await self._status()
+        except OSError as error:  # the folder cannot be listed; the panel is told when it asks
+            logging.info("HSWQ: the panel is not told of a change: %s", error)
+        else:
+            self._server.send_sync(EVENT, status)
