@@ -50,7 +50,7 @@ class Work:
         self.settings = wanted()
         self.target = target_of(self.settings)
         export(self._path, self.target, self.settings)
-        store.add_statistics(delta(), FINGERPRINT, "recorded", "toy.safetensors")
+        store.add_statistics(store.NewSums(delta(), FINGERPRINT, "recorded", "toy.safetensors"))
         self._model = inprocess.load_16_bit(checkpoint)
         inprocess.sample(self._model)
         self._layers = dict(list(refined_models.fp8_layers(checkpoint).items())[:8])
@@ -73,7 +73,7 @@ class Work:
         assert inprocess.sample(self._model).isfinite().all()
 
     def add(self) -> None:
-        store.add_soon(delta(), FINGERPRINT, "recorded", "toy.safetensors")
+        store.add_soon(store.NewSums(delta(), FINGERPRINT, "recorded", "toy.safetensors"))
 
     def look(self) -> None:
         Catalogue(list).status()
@@ -125,8 +125,10 @@ def work(checkpoint, statistics, tmp_path_factory) -> Iterator[Work]:
     with pytest.MonkeyPatch.context() as monkeypatch, torch.inference_mode():
         use_folders(folder, monkeypatch)
         recorder.install()
-        yield Work(checkpoint, statistics, path)
-        CFGGuider.outer_sample = own
+        try:
+            yield Work(checkpoint, statistics, path)
+        finally:
+            CFGGuider.outer_sample = own
 
 
 def temporary(folder: Path) -> list[Path]:
