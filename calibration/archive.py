@@ -31,7 +31,7 @@ _PLAIN_GLOBAL = re.compile(
     r"|torch\._utils _rebuild_(tensor_v2|parameter)"
     r"|torch (Size|bool|(b?float|u?int)\d+|[A-Z][A-Za-z0-9]+Storage)"
 )
-_STATEFUL = ("BUILD", "NEWOBJ")
+_STATEFUL = ("BUILD", "NEWOBJ")  # operations of a pickle that fill or make an object
 
 
 def checked_archive(path: str | os.PathLike) -> io.BytesIO:

@@ -52,7 +52,7 @@ def atomic_file(path: str | os.PathLike, *, replace: bool = True) -> Iterator[Bi
 
 
 def _place(temporary: Path, path: Path, replace: bool) -> None:
-    if not replace:
+    if not replace:  # a link, because it fails if the file exists, while os.replace does not
         try:
             os.link(temporary, path)  # if two processes do this at once, one of them fails
         except FileExistsError:

@@ -184,6 +184,7 @@ def _importance(name: str, value: object) -> torch.Tensor:
         and value.layout is torch.strided
         and (value.device.type == "cpu" and value.is_floating_point() and not value.is_quantized)
     )
+    # With a stride of 0, a few bytes in the file could claim a vector of any length.
     expanded = plain and 0 in value.stride() and value.numel() > 1
     if not plain or expanded or value.ndim != 1 or not 1 <= value.numel() <= MAX_CHANNELS:
         raise ValueError(f"input_imp_sum of layer {name!r} is not a vector of floats")

@@ -76,4 +76,5 @@ def _probe(inputs: torch.Tensor) -> torch.Tensor:
     offset = values.storage_offset()
     extent = 1 + sum((n - 1) * step for n, step in zip(values.shape, values.stride(), strict=True))
     count = min(_PROBED, extent)
+    # By strides over the memory, because flattening may copy the whole tensor.
     return values.as_strided((count,), (extent // count,), offset).clone()

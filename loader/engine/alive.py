@@ -41,7 +41,7 @@ def note_alive(model: BaseModel, name: str, fingerprint: str, plan: Plan) -> Non
         _models[model] = Alive(
             name, fingerprint, plan.number_format.name, _kept_share(plan), plan.samples
         )
-    weakref.finalize(model, changed).atexit = False
+    weakref.finalize(model, changed).atexit = False  # at exit the panel is gone already
     changed()
 
 

@@ -70,6 +70,7 @@ def _added(patcher: ModelPatcher) -> Iterator[tuple[str, object]]:
                 yield f"the {kind} {key or called!r}", functions
     for key, functions in patcher.weight_wrapper_patches.items():
         yield f"the function on {key}", functions
+    # One level flatter, so that a message names the entry and not "transformer_options".
     options = {**patcher.model_options, **patcher.model_options.get("transformer_options", {})}
     options.pop("transformer_options", None)
     for key, value in options.items():

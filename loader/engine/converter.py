@@ -58,10 +58,12 @@ def _convert(original: ModelPatcher, patcher: ModelPatcher, decider: Decider) ->
         manual_cast=base.manual_cast_dtype not in (None, base.get_dtype()),
     )
     model = _rebuild(base, operations)
+    # As ComfyUI's loaders do: under Dynamic VRAM a model takes the given tensors as they are.
     _load(model, weights, assign=patcher.is_dynamic())
     fresh = type(patcher)(model, patcher.load_device, patcher.offload_device)
     converted = patcher.clone(model_override=fresh.get_clone_model_override())
     _separate(converted)
+    # Patches of the diffusion model are in its weights now. Others stay.
     converted.patches = {
         key: patches for key, patches in patcher.patches.items() if not key.startswith(_PREFIX)
     }

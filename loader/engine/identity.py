@@ -162,6 +162,7 @@ def is_narrow(weight: torch.Tensor) -> bool:
 def _are_copies(weights: Mapping[str, torch.Tensor], its: Mapping[str, torch.Tensor]) -> bool:
     """Whether weights in memory equal a file's, judged by samples of some layers."""
     names = [name for name in its if name in weights]
+    # Spread over the whole model, because a merge may change only some of its blocks.
     compared = names[:: max(1, len(names) // _COMPARED_LAYERS)]
     return all(_is_copy(weights[name], its[name]) for name in compared)
 
@@ -192,6 +193,7 @@ def _merged_patches(patcher: ModelPatcher) -> dict[str, list]:
 
     The other patches are LoRAs and the like, which leave the model the same.
     """
+    # In a patch of ComfyUI's, [1] is a list if it is a whole weight, and [2] scales the own weight.
     merged = {
         key: [one for one in patches if isinstance(one[1], list) or one[2] != 1.0]
         for key, patches in patcher.patches.items()

@@ -62,7 +62,7 @@ def find_layers(file: ModelFile) -> dict[str, torch.Tensor]:
             model_options={"dtype": torch.float16, "custom_operations": operations},
             metadata=file.metadata,
         )
-    except memory.OOM_EXCEPTION:
+    except memory.OOM_EXCEPTION:  # this is not the file's fault
         raise
     except Exception as error:  # ComfyUI raises many kinds for a file that it cannot load
         reason = " ".join(str(error).split("\n", 2)[:2]).replace("\t", "")
@@ -107,6 +107,7 @@ def explained(file: ModelFile) -> Iterator[None]:
 
 
 def _is(one: torch.Tensor, other: torch.Tensor | None) -> bool:
+    """Whether two tensors are the same memory: ComfyUI passed the file's tensor on unchanged."""
     return (
         other is not None
         and one.data_ptr() == other.data_ptr()

@@ -125,7 +125,7 @@ class _Quantizable:
                 missing.append(prefix + key)
                 if key == "weight":  # stays None, by which check_whole refuses the file
                     continue
-                value = torch.zeros(shape)
+                value = torch.zeros(shape)  # a missing bias is reported above, and adds nothing
             elif tuple(value.shape) != shape:
                 errors.append(f"{prefix}{key} has the shape {tuple(value.shape)}, not {shape}")
                 continue
@@ -183,6 +183,7 @@ class _Quantizable:
 
     @_normal_tensors
     def _set(self, key: str, value: torch.Tensor) -> None:
+        # A parameter that shares an inference tensor's memory could not be changed later.
         value = value.clone() if value.is_inference() else value
         setattr(self, key, torch.nn.Parameter(value, requires_grad=False))
 

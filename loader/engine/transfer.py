@@ -41,7 +41,7 @@ class Transfer:
     def place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Return a completed copy on another device; a tensor of that device as it is."""
         staged = self._staged and device.type == "cpu" and tensor.is_contiguous()
-        if not staged or tensor.numel() == 1:
+        if not staged or tensor.numel() == 1:  # staging a single number gains nothing
             return tensor.to(device)
         copied = torch.empty_like(tensor, device=device)
         for source, target in zip(_pieces(tensor), _pieces(copied), strict=True):

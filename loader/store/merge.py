@@ -118,7 +118,7 @@ def _uncounted(sources: list[_Source], fingerprint: str, session: str) -> list[_
     counted: set[str] = set()
     for path in store.statistics_files(fingerprint):
         with contextlib.suppress(StatisticsError, OSError):  # an unreadable file does not count
-            if path != target:
+            if path != target:  # which is about to be replaced, so that it does not count
                 counted |= store.recordings(locked_file.read(path))
     new = [one for one in sources if counted.isdisjoint(store.recordings(one.about))]
     chosen = {id(about) for about in store.once_each(one.about for one in new)}

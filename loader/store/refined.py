@@ -59,6 +59,7 @@ def find(key: str) -> RefinedModel | None:
     return found
 
 
+# Files in use, so that they are not removed to make room for another.
 _open: weakref.WeakValueDictionary[int, RefinedModel] = weakref.WeakValueDictionary()
 
 

@@ -92,6 +92,7 @@ def write_held(path: Path | None = None, patience: float | None = None) -> None:
             _add(held, one, patience)
         except (OSError, ValueError) as error:
             logging.warning("HSWQ: the sketches of %s are not written yet: %s", one.name, error)
+            # With samplings 0, the next attempt waits as long as after a writing.
             with _lock:
                 _held.setdefault(one, dataclasses.replace(held, samplings=0))
 
