@@ -193,7 +193,7 @@ def _merged_patches(patcher: ModelPatcher) -> dict[str, list]:
 
     The other patches are LoRAs and the like, which leave the model the same.
     """
-    # In a patch of ComfyUI's, [1] is a list if it is a whole weight, and [2] scales the own weight.
+    # In ComfyUI's patches, [1] is a list for a whole weight, and [2] scales the model's own.
     merged = {
         key: [one for one in patches if isinstance(one[1], list) or one[2] != 1.0]
         for key, patches in patcher.patches.items()
