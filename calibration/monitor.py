@@ -201,8 +201,8 @@ class DualMonitor:
     def _sketch(self, name: str, inputs: torch.Tensor) -> None:
         self._sharing.learn(name, inputs)
         is_image = hasattr(self._layers[name], "in_channels")
-        # Another layer with the same input may keep the sketch. A Conv2d's input without a batch axis,
-        # and a Linear's 4-D input, have their channels on another axis than sketches expect.
+        # Another layer with the same input may keep the sketch. Of a Conv2d's input without a batch
+        # axis, and of a Linear's 4-D input, the channels are on another axis than sketches expect.
         if self._sharing.owner(name) != name or is_image != (inputs.ndim == 4):
             return
         sketches = self._sketches.get(inputs.device)
