@@ -25,6 +25,7 @@ def sweep_folders() -> None:
 def _folders() -> Iterator[Path]:
     yield statistics_folder()
     yield statistics_folder() / "plans"
+    yield statistics_folder() / "effects"
     yield refined_folder()
     for name in FOLDERS:
         for folder, _, _ in os.walk(os.path.join(folder_paths.get_output_directory(), name)):
