@@ -11,6 +11,7 @@ from ...quant import Plan
 from .alive import note_alive
 from .feedforward import gate_at_once
 from .saving import save_as_16_bit
+from .streaming import stream_large_layers
 
 ATTACHMENT = "hswq"
 """Key of the Plan among a ModelPatcher's attachments."""
@@ -30,6 +31,7 @@ def adopt(patcher: ModelPatcher, plan: Plan, name: str, its_fingerprint: str | N
         note_alive(patcher.model, name, its_fingerprint, plan)
     gate_at_once(patcher.model.diffusion_model)
     save_as_16_bit(patcher.model)
+    stream_large_layers(patcher)
     # MinVram turns off ComfyUI's cache of hooked weights: it holds them in FP32, which takes four
     # times the memory of our weights.
     patcher.set_hook_mode(comfy.hooks.EnumHookMode.MinVram)

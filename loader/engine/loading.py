@@ -35,9 +35,12 @@ def load_checkpoint(
     fp8_matmul: bool = False,
     only_model: bool = False,
     to_host: bool = False,
-    disable_dynamic: bool = False,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP | None, comfy.sd.VAE | None]:
     """Load a checkpoint with its diffusion model in FP8 and the kept layers in 16 bit.
+
+    The MODEL goes without Dynamic VRAM, as ComfyUI allows: that would keep a second copy of it in
+    host memory, would make that copy in the first step, and would ask about each layer in every
+    step. CLIP and VAE are as the stock loader's.
 
     Args:
         file: the checkpoint, or its path.
@@ -46,7 +49,6 @@ def load_checkpoint(
         fp8_matmul: multiply in FP8 if the device can (see matmul).
         only_model: leave out CLIP and VAE.
         to_host: put the model into host memory even if it fits on the GPU.
-        disable_dynamic: ComfyUI's argument, for clones without Dynamic VRAM.
 
     Returns:
         The quantized MODEL, CLIP and VAE, as from the stock loader. The MODEL's Plan is its
@@ -73,20 +75,15 @@ def load_checkpoint(
             output_clip=False,
             model_options=load.options,
             metadata=file.metadata,
-            disable_dynamic=disable_dynamic or load.resident,
+            disable_dynamic=True,
         )
-        others = (None, None) if only_model else _clip_and_vae(load, disable_dynamic)
+        others = (None, None) if only_model else _clip_and_vae(load)
     _complete(load, patcher, fp8_matmul)
     return patcher, *others
 
 
-def _clip_and_vae(
-    load: _Load, disable_dynamic: bool
-) -> tuple[comfy.sd.CLIP | None, comfy.sd.VAE | None]:
-    """Load CLIP and VAE as the stock loader does.
-
-    They are loaded apart from the model because they keep Dynamic VRAM where the model does not.
-    """
+def _clip_and_vae(load: _Load) -> tuple[comfy.sd.CLIP | None, comfy.sd.VAE | None]:
+    """Load CLIP and VAE as the stock loader does, by Dynamic VRAM where ComfyUI has it."""
     embeddings = folder_paths.get_folder_paths("embeddings")
     _, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
         load.tensors(),
@@ -94,7 +91,6 @@ def _clip_and_vae(
         embedding_directory=embeddings,
         model_options=load.options,
         metadata=load.file.metadata,
-        disable_dynamic=disable_dynamic,
     )
     stock = (load.file.path, embeddings, {}, {})
     if clip is not None:
@@ -110,7 +106,6 @@ def load_diffusion_model(
     *,
     fp8_matmul: bool = False,
     to_host: bool = False,
-    disable_dynamic: bool = False,
 ) -> ModelPatcher:
     """Load only the diffusion model of a file; otherwise as load_checkpoint."""
     file = opened(file)
@@ -120,7 +115,7 @@ def load_diffusion_model(
             load.tensors(),
             model_options=load.options,
             metadata=file.metadata,
-            disable_dynamic=disable_dynamic or load.resident,
+            disable_dynamic=True,
         )
     _complete(load, patcher, fp8_matmul)
     return patcher
@@ -130,20 +125,15 @@ def _load_again(
     path: str,
     how: KnownPlan | None,
     fp8_matmul: bool = False,
-    legacy: bool = False,
-    disable_dynamic: bool = False,
+    disable_dynamic: bool = True,
 ) -> ModelPatcher:
     """Load the same model once more, for a clone that needs its own weights (on another GPU).
 
     ComfyUI keeps this function and its arguments as `cached_patcher_init`, and expects the path as
-    the first argument.
+    the first argument. It passes `disable_dynamic`, which makes no difference here.
     """
     file = ModelFile(path)
-    options = {
-        "fp8_matmul": fp8_matmul,
-        "to_host": True,
-        "disable_dynamic": disable_dynamic or legacy,
-    }
+    options = {"fp8_matmul": fp8_matmul, "to_host": True}
     if file.prefix:
         patcher = load_checkpoint(file, how, only_model=True, **options)[0]
     else:
@@ -182,6 +172,7 @@ class _Load:
         if file.is_quantized != (how is None):
             state = "quantized already" if file.is_quantized else "not quantized"
             raise ModelFileError(f"{file.name} is {state}")
+        self.originals = Originals(file)
         self.quantizer, self.sketches, self.resident, decide = None, None, False, _keep
         if how is not None:
             decider = decider_of(how)
@@ -189,9 +180,10 @@ class _Load:
             if decider.unknown(structure.layers):
                 restrict(decider, find_layers(file), file.name)
             self.resident = not to_host and make_room(decider, structure.layers)
-            self.quantizer = Quantizer(decider, len(structure.layers), resident=self.resident)
+            self.quantizer = Quantizer(
+                decider, len(structure.layers), resident=self.resident, note=self.originals.note
+            )
             decide = self.quantizer.decide
-        self.originals = Originals(file)
         operations = hswq_operations(
             decide, manual_cast=structure.manual_cast, originals=self.originals
         )
@@ -221,7 +213,7 @@ def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool) -> None:
     if fp8_matmul:
         multiply_in_fp8(patcher, plan)
         logging.info("HSWQ: %s: %s", name, description(patcher))
-    patcher.cached_patcher_init = (_load_again, (load.file.path, again, fp8_matmul, load.resident))
+    patcher.cached_patcher_init = (_load_again, (load.file.path, again, fp8_matmul))
     if load.resident:
         _stay_on_gpu(patcher)
 

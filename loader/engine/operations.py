@@ -149,8 +149,6 @@ class _Quantizable:
         decided = self._decide(self._name, value, self._target[0])
         if isinstance(decided, torch.Tensor):
             return decided
-        if self._originals is not None:
-            self._originals.note(self._name, decided[0])
         return hold(*decided, self._target[1])
 
     def _exchanged(self, value: torch.Tensor) -> torch.Tensor:

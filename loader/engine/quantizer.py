@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import comfy.model_management as memory
 import comfy.utils
@@ -36,19 +36,28 @@ class Quantizer:
     progress, and stops when the user interrupts.
     """
 
-    def __init__(self, decider: Decider, layers: int = 0, *, resident: bool = False) -> None:
+    def __init__(
+        self,
+        decider: Decider,
+        layers: int = 0,
+        *,
+        resident: bool = False,
+        note: Callable[[str, torch.Tensor], None] | None = None,
+    ) -> None:
         """Free memory for the search.
 
         Args:
             decider: decides about each layer.
             layers: number of layers, for the progress bar; 0 shows none.
             resident: `decide` leaves all layers on the GPU, and not where ComfyUI builds the model.
+            note: `decide` calls it with the name and the FP8 bytes of each quantized layer. The bytes
+                are still on the device that quantized them, where a checksum takes little time.
 
         Raises:
             ValueError: the device has no FP8.
         """
         self._decider: Decider | None = decider
-        self._resident = resident
+        self._resident, self._note = resident, note
         self._transfer = Transfer(quantizing_device())
         self._progress = comfy.utils.ProgressBar(layers) if layers else None
         memory.free_memory(WORK_BYTES, self._transfer.device)
@@ -76,6 +85,8 @@ class Quantizer:
         `device` is where ComfyUI builds the layer. Unless resident, the result is there.
         """
         parts, transfer = self.quantize(name, weight), self._transfer
+        if parts is not None and self._note is not None:
+            self._note(name, parts[0])
         if self._resident:
             return transfer.up(weight) if parts is None else parts
         return weight if parts is None else tuple(transfer.place(part, device) for part in parts)
@@ -135,7 +146,8 @@ def make_room(decider: Decider, layers: Mapping[str, int]) -> bool:
     if memory.vram_state in (memory.VRAMState.NO_VRAM, memory.VRAMState.LOW_VRAM):
         return False
     size = sum(count * (1 if decider.quantizes(name) else 2) for name, count in layers.items())
-    needed = 1.1 * size + WORK_BYTES + memory.minimum_inference_memory()
+    # Searching is over when sampling begins. ComfyUI keeps a model of this size whole, too.
+    needed = 1.05 * size + max(WORK_BYTES, memory.minimum_inference_memory())
     if needed > memory.get_total_memory(device):
         return False
     memory.free_memory(needed, device)

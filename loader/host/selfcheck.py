@@ -62,8 +62,9 @@ QUANTIZING = Part(
         "get_torch_device get_total_memory lora_compute_dtype minimum_inference_memory "
         "supports_cast supports_fp8_compute throw_exception_if_processing_interrupted unet_dtype "
         "unet_manual_cast unet_offload_device vram_state",
-        "comfy.model_patcher": "ModelPatcher.cached_hook_patches ModelPatcher.cached_patcher_init "
-        "ModelPatcher.clone ModelPatcher.current_hooks ModelPatcher.get_attachment "
+        "comfy.model_patcher": "ModelPatcher._load_list ModelPatcher.add_callback_with_key "
+        "ModelPatcher.cached_hook_patches ModelPatcher.cached_patcher_init ModelPatcher.clone "
+        "ModelPatcher.current_hooks ModelPatcher.get_attachment "
         "ModelPatcher.get_clone_model_override ModelPatcher.get_key_patches "
         "ModelPatcher.hook_backup ModelPatcher.is_dynamic ModelPatcher.load_device "
         "ModelPatcher.model_size ModelPatcher.offload_device ModelPatcher.parent "
@@ -73,7 +74,7 @@ QUANTIZING = Part(
         "CastWeightBiasOp.weight_function cast_bias_weight disable_weight_init "
         "disable_weight_init.Conv2d disable_weight_init.Linear manual_cast manual_cast.Conv2d "
         "manual_cast.Linear run_every_op uncast_bias_weight",
-        "comfy.patcher_extension": "WrappersMP.APPLY_MODEL",
+        "comfy.patcher_extension": "CallbacksMP CallbacksMP.ON_CLONE WrappersMP.APPLY_MODEL",
         "comfy.quant_ops": "QuantizedTensor._copy_with QuantizedTensor._layout_cls "
         "QuantizedTensor._params QuantizedTensor._qdata QuantizedTensor.params",
         "comfy.sd": "CLIP CLIP.patcher VAE VAE.patcher load_checkpoint_clip_patcher "

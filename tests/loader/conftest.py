@@ -61,7 +61,7 @@ def inference_mode():
 
 @pytest.fixture(params=["legacy", "dynamic"])
 def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both of ComfyUI's ways to manage memory; by Dynamic VRAM also our models, though they fit."""
+    """Both of ComfyUI's ways to manage memory; under Dynamic VRAM our models begin on the host."""
     if request.param == "dynamic":
         if not DYNAMIC_VRAM:
             pytest.skip("Dynamic VRAM needs an NVIDIA GPU")

@@ -67,9 +67,7 @@ class TestWeights:
                 assert scale[0].equal(its_scale), key
             else:
                 assert not scale
-                # Others than ours stay in the file under Dynamic VRAM, as they are there.
-                ours = key.rpartition(".")[0] in plan.layers
-                assert data.dtype == (sixteen_bit if ours or memory == "legacy" else dtype), key
+                assert data.dtype == sixteen_bit, key
                 assert data.equal(file[key].to(data.dtype)), key
 
     def test_of_a_ckpt_file_are_the_same(self, models, memory, files):
@@ -98,14 +96,6 @@ class TestWeights:
             for value in layer.parameters():
                 assert not value.is_inference()
                 assert not any(part.is_inference() for part in parts(value))
-
-    @pytest.mark.parametrize("memory", ["dynamic"], indirect=True)
-    def test_stay_in_the_file_where_they_are_kept(self, models, memory):
-        """As the stock loader's do under Dynamic VRAM; without it ComfyUI copies all weights."""
-        network = models.quantized.model.diffusion_model
-        for name in models.quantized.get_attachment(ATTACHMENT).kept:
-            storage = network.get_submodule(name).weight.untyped_storage()
-            assert hasattr(storage, "_comfy_tensor_file_slice"), name
 
     def test_are_read_without_inference_mode(self, checkpoint):
         """So that keeping them takes no copy."""
