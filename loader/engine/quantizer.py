@@ -50,8 +50,8 @@ class Quantizer:
             decider: decides about each layer.
             layers: number of layers, for the progress bar; 0 shows none.
             resident: `decide` leaves all layers on the GPU, and not where ComfyUI builds the model.
-            note: `decide` calls it with the name and the FP8 bytes of each quantized layer. The bytes
-                are still on the device that quantized them, where a checksum takes little time.
+            note: `decide` calls it with each quantized layer's name and FP8 bytes. They are still
+                on the device that quantized them, where a checksum takes little time.
 
         Raises:
             ValueError: the device has no FP8.
@@ -133,8 +133,7 @@ def restrict(decider: Decider, layers: Collection[str], name: str) -> None:
 def make_room(decider: Decider, layers: Mapping[str, int]) -> bool:
     """Free GPU memory for a quantized model; return whether it can be loaded there at once.
 
-    Such a model goes without Dynamic VRAM, which would also keep it in host memory, and would copy
-    it to the GPU in its first step.
+    Such a model need not go through host memory.
 
     Args:
         decider: says which layers will be quantized.
