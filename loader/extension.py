@@ -8,6 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
 from .host import selfcheck
+from .host.events import on_change, on_progress
 from .host.folders import register_folder
 from .nodes import nodes_of
 
@@ -55,8 +56,9 @@ def _start_recording(server: PromptServer) -> None:
 
 
 def _start_panel(server: PromptServer) -> None:
-    from .panel.events import StatusEvents
-    from .panel.routes import add_routes, status
+    from .panel.events import PROGRESS, StatusEvents
+    from .panel.routes import add_routes, progress, status
 
     add_routes(server)
-    StatusEvents(server, status).start()
+    on_change(StatusEvents(server, status).changed)
+    on_progress(StatusEvents(server, progress, PROGRESS).changed)

@@ -14,7 +14,7 @@ from .plan import LayerPlan, Plan, expected_error
 from .planner import Planner, make_plan
 from .reasons import Reason
 from .search import DEFAULT_SETTINGS, SearchSettings, optimal_amax, search_amax, weighted_mse
-from .selection import BySensitivity, Selection
+from .selection import BySensitivity, Selection, is_finite
 from .settings import QuantizeSettings
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "dequantize",
     "expected_error",
     "fp8_format",
+    "is_finite",
     "make_plan",
     "optimal_amax",
     "output_error",

@@ -2,43 +2,41 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { number } from "./common/numbers.mjs";
 import { request } from "./common/request.mjs";
+import { sentence } from "./common/sentence.mjs";
 import { loadTexts, t } from "./common/texts.mjs";
-import { takeStatus } from "./panel/questions.mjs";
-import { mount, unmount } from "./panel/sidebar.mjs";
-import { state } from "./panel/state.mjs";
+import { takeProgress, takeStatus } from "./panel/questions.mjs";
+import { mount, toggle, unmount } from "./panel/sidebar.mjs";
+import { change, state } from "./panel/state.mjs";
 import { nodeLines } from "./nodes/lines.mjs";
 import { SETTINGS } from "./settings.mjs";
 
 const TITLE = "HSWQ Panel";
 const TAB = { id: "hswq", title: "HSWQ", tooltip: TITLE, icon: "pi pi-chart-bar" };
-const STYLES = ["controls.css", "views.css", "nodes.css"];
+const STYLES = ["controls.css", "views.css", "detail.css", "nodes.css"];
 const NOTICE_MILLISECONDS = 10000;
 
-const toggle = () => app.extensionManager.command.execute(`Workspace.ToggleSidebarTab.${TAB.id}`);
 const COMMAND = { id: "HSWQ.TogglePanel", label: TITLE, icon: TAB.icon, function: toggle };
 
-// At the top level, so that ComfyUI knows the event before the first one comes.
+// At the top level, so that ComfyUI knows the events before the first one comes.
 api.addEventListener("hswq.status", ({ detail }) => {
   const before = state.status?.models;
   takeStatus(detail);
   if (before) newlyReady(before, detail.models).forEach(announce);
 });
+api.addEventListener("hswq.progress", ({ detail }) => takeProgress(detail));
+api.addEventListener("reconnecting", () => change({ isGone: true }));
+api.addEventListener("reconnected", () => change({ isGone: false }));
 
 /** Return the models that can be quantized now and could not before. */
-function newlyReady(before, models) {
-  const isReady = (model) => ["ready", "complete"].includes(model.state);
-  const wasRecording = ({ id }) => {
-    const known = before.find((model) => model.id === id);
-    return !known || known.state === "recording";
-  };
-  return models.filter((model) => isReady(model) && wasRecording(model));
-}
+const newlyReady = (before, models) =>
+  models.filter(({ id, usable }) => usable && !before.find((one) => one.id === id)?.usable);
 
-async function announce({ name, samples }) {
+/** Say that a model is ready, and what the loader will make of it by its defaults. */
+async function announce({ id, name }) {
   await loadTexts();
-  const detail = t("readyDetail", { name, samples: number(samples) });
+  const { outcome } = await request(`statistics/${id}/plan?mode=scaled&keep_ratio=0.25`);
+  const detail = t("readyDetail", { name, outcome: sentence(outcome) });
   const life = NOTICE_MILLISECONDS;
   app.extensionManager.toast.add({ severity: "success", summary: t("ready"), detail, life });
 }

@@ -1,7 +1,7 @@
 // What ComfyUI's settings dialog offers. ComfyUI keeps the values; loader/host/settings.py reads
 // them, with the same defaults, when they are needed.
 
-import { change } from "./panel/state.mjs";
+import { change, state } from "./panel/state.mjs";
 
 const setting = (id, name, type, defaultValue, tooltip, more) => ({
   id: `HSWQ.${id}`,
@@ -10,6 +10,7 @@ const setting = (id, name, type, defaultValue, tooltip, more) => ({
   type,
   defaultValue,
   tooltip,
+  onChange: (value) => change({ settings: { ...state.settings, [id]: value } }),
   ...more,
 });
 
@@ -53,6 +54,5 @@ export const SETTINGS = [
     "boolean",
     true,
     "Statistics of 16-bit models. The HSWQ loader quantizes a model by them.",
-    { onChange: (recording) => change({ recording }) },
   ),
 ];

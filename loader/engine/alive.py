@@ -22,6 +22,7 @@ class Alive:
         mode: name of its number format.
         keep_ratio: share of its layers that are 16 bit.
         samples: number of latent images that its statistics come from.
+        plan: by which it was made.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Alive:
     mode: str
     keep_ratio: float
     samples: int
+    plan: Plan
 
 
 _models: weakref.WeakKeyDictionary[BaseModel, Alive] = weakref.WeakKeyDictionary()
@@ -39,7 +41,7 @@ def note_alive(model: BaseModel, name: str, fingerprint: str, plan: Plan) -> Non
     """List a quantized model for as long as it is in memory, and tell the panel."""
     with _lock:
         _models[model] = Alive(
-            name, fingerprint, plan.number_format.name, _kept_share(plan), plan.samples
+            name, fingerprint, plan.number_format.name, _kept_share(plan), plan.samples, plan
         )
     weakref.finalize(model, changed).atexit = False  # at exit the panel is gone already
     changed()

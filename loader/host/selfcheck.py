@@ -98,6 +98,8 @@ RECORDING = Part(
         "comfy.ops": "CastWeightBiasOp",
         "comfy.patcher_extension": "WrappersMP.APPLY_MODEL WrappersMP.OUTER_SAMPLE",
         "comfy.samplers": "CFGGuider CFGGuider.model_patcher CFGGuider.outer_sample",
+        "comfy_execution.progress": "ProgressHandler ProgressHandler.update_handler "
+        "get_progress_state",
         "execution": "PromptQueue PromptQueue.get_tasks_remaining",
         "server": "PromptServer.add_on_prompt_handler PromptServer.client_id "
         "PromptServer.prompt_queue PromptServer.send_sync",

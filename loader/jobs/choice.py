@@ -35,7 +35,7 @@ class Choice:
 
     Attributes:
         decider: decides about each layer; None leaves the model in 16 bit.
-        about: a line about the statistics, for users.
+        about: what else a line for users shall say; it may be empty.
         samples: number of latent images that the statistics come from.
         key: under which search results are cached; None caches nothing.
         sketches: used for compensated rounding; None rounds to the nearest. The cache of rounded
@@ -195,9 +195,9 @@ def _measured(
 ) -> Choice:
     matrices = None if sketches is None else _Matrices(sketches)
     planner = planner_for(statistics, settings, key, matrices)
-    about = f"{planner.samples} of {store.target()} images"
+    about = ""
     if planner.samples < store.target():  # the user would wait in vain: FP8 is not measured
-        about += "; sampling with a 16-bit loader adds more"
+        about = f"sampling with a 16-bit loader adds more, up to {store.target()} images"
     return Choice(_decider(planner, key, sketches), about, planner.samples, key, sketches)
 
 

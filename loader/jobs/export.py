@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,18 +19,18 @@ from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint, is_decided
 from ..files.layer_formats import (
     DTYPE_KEY,
-    FILE_FORMATS,
     MARKER,
     STORED_DTYPE,
     Beside,
-    FileFormat,
     input_scale,
 )
 from ..files.model_file import ModelFile
 from ..files.safetensors import DTYPE_NAMES
 from ..files.tensor_file import DIGEST, NO_DIGEST, TensorFile, lay_out
 from .also_keep import also_kept
-from .choice import AUTO, FAIL, QUANTIZE_UNIFORMLY, Choice, choose
+from .choice import AUTO, Choice, choose
+from .export_settings import Exported, ExportSettings
+from .outcome import Outcome, Sizes, known_of, outcome_of
 from .output_path import ExportError, check_target, taken
 
 VERSION = "1"
@@ -38,62 +38,6 @@ _SAMPLING_KEYS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
 )  # fmt: skip
 """Keys beside a checkpoint's model, by which ComfyUI knows how the model is sampled."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportSettings:
-    """What a user chooses about an export.
-
-    Attributes:
-        format: one of FILE_FORMATS.
-        statistics: "auto" or a file of the statistics folder.
-        keep_ratio: share of the measured layers that stay 16 bit.
-        without: what to do if not enough was recorded: choice.FAIL or QUANTIZE_UNIFORMLY.
-        model_only: write only the diffusion model.
-        also_keep: names of layers that always stay 16 bit (see also_keep.also_kept).
-        compensated: whether rounding is compensated where sketches were recorded.
-    """
-
-    format: str
-    statistics: str
-    keep_ratio: float
-    without: str
-    model_only: bool = False
-    also_keep: str = ""
-    compensated: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse other values, which a node's linked input may have."""
-        for value, allowed in (
-            (self.format, list(FILE_FORMATS)),
-            (self.without, [FAIL, QUANTIZE_UNIFORMLY]),
-        ):
-            if value not in allowed:
-                raise ValueError(f"expected one of {allowed}, got {value!r}")
-
-    @property
-    def file_format(self) -> FileFormat:
-        """How the layers are written."""
-        return FILE_FORMATS[self.format]
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """Describes an exported file.
-
-    Attributes:
-        plan: the Plan by which it was written; None if the same file was there already.
-        quantized: number of layers in FP8. Fewer than the Plan's, if the format keeps Conv2d.
-        kept: number of layers in 16 bit.
-        size: of the file in bytes.
-        about: a line about the statistics, for users.
-    """
-
-    plan: Plan | None
-    quantized: int
-    kept: int
-    size: int
-    about: str
 
 
 def export(
@@ -116,16 +60,7 @@ def export(
         StatisticsError, ValueError: as for choice.choose; the statistics are another model's.
         OSError: the file cannot be written.
     """
-    file = ModelFile(path)
-    source = _Source(file, settings.model_only)
-    wanted = QuantizeSettings(
-        settings.file_format.number_format,
-        BySensitivity(settings.keep_ratio, also_kept(settings.also_keep, file)),
-        compensated=settings.compensated,
-    )
-    its, keep = (source.fingerprint, source.name), is_decided(file)
-    chosen = choose(settings.statistics, *its, wanted, settings.without, keep=keep)
-    job = _Export(source, chosen, settings)
+    job = _job(path, settings)
     if target.exists() and not overwrite and job.file.is_at(target, go_on):
         return job.result(None)
     check_target(target, path, job.file.size, overwrite)
@@ -141,8 +76,34 @@ def export(
     except OSError as error:
         raise OSError(f"{target.name} cannot be written: {error.strerror or error}") from error
     readers = settings.file_format.readers
-    logging.info("HSWQ: %s is %s, %s (for %s)", target.name, source.name, settings.format, readers)
+    source = os.path.basename(path)
+    logging.info("HSWQ: %s is %s, %s (for %s)", target.name, source, settings.format, readers)
     return job.result(plan)
+
+
+def planned(path: str, settings: ExportSettings) -> Exported:
+    """Return what `export` would write, to the byte; nothing is searched or written.
+
+    Raises:
+        ModelFileError, StatisticsError, ValueError: as export.
+    """
+    job = _job(path, settings)
+    if job.chosen.decider.refined is not None:  # it is not read here
+        job.chosen.decider.refined.close()
+    return job.result(None)
+
+
+def _job(path: str, settings: ExportSettings) -> _Export:
+    file = ModelFile(path)
+    source = _Source(file, settings.model_only)
+    wanted = QuantizeSettings(
+        settings.file_format.number_format,
+        BySensitivity(settings.keep_ratio, also_kept(settings.also_keep, file)),
+        compensated=settings.compensated,
+    )
+    its, keep = (source.fingerprint, source.name), is_decided(file)
+    chosen = choose(settings.statistics, *its, wanted, settings.without, keep=keep)
+    return _Export(source, chosen, settings)
 
 
 class _Source:
@@ -152,6 +113,7 @@ class _Source:
         self.name = file.name
         file.check_16_bit()
         self.fingerprint, self.metadata = fingerprint(file), file.metadata or {}
+        self.sizes = Sizes.of(file)
         self.dtype = stored_dtype(file)
         self.layers, self.tensors, self.prefix = layers_of(file), file.tensors, file.prefix
         if model_only and self.prefix:
@@ -176,7 +138,7 @@ class _Export:
     """One export: it lays out the new file, and writes it."""
 
     def __init__(self, source: _Source, chosen: Choice, settings: ExportSettings) -> None:
-        self._source, self._chosen = source, chosen
+        self._source, self.chosen = source, chosen
         restrict(chosen.decider, source.layers, source.name)
         self._plan: Plan | None = None
         self._half = _sixteen_bit_dtype(source.layers.values())
@@ -190,14 +152,25 @@ class _Export:
         self.file: TensorFile = lay_out(self._tensors(), metadata)
 
     def result(self, plan: Plan | None) -> Exported:
-        """Describe the file. `plan` is None if it was there already."""
+        """Describe the file, which is written, was there, or is yet to be written."""
         quantized = len(self._beside)
         kept = len(self._source.layers) - quantized
-        return Exported(plan, quantized, kept, self.file.size, self._chosen.about)
+        return Exported(plan, quantized, kept, self.file.size, self._outcome(plan))
+
+    def _outcome(self, plan: Plan | None) -> Outcome:
+        decider = self.chosen.decider
+        return outcome_of(
+            self._beside,
+            known_of(decider) if plan is None else plan.layers,
+            self._source.sizes,
+            decider.number_format,
+            self.chosen.samples,
+            decider.sketches or (),
+        )
 
     def write(self, target: Path, overwrite: bool) -> Plan:
         """Write the file and return the Plan."""
-        quantizer = Quantizer(self._chosen.decider)
+        quantizer = Quantizer(self.chosen.decider)
         progress = comfy.utils.ProgressBar(self.file.size - len(self.file.header))
         written = 0
         with atomic_file(target, replace=overwrite) as stream:
@@ -237,12 +210,12 @@ class _Export:
             yield key(layer, "weight"), data
             found = {
                 "comfy_quant": torch.frombuffer(bytearray(MARKER), dtype=torch.uint8),
-                "input_scale": input_scale(self._chosen.decider.input_amax(layer)),
+                "input_scale": input_scale(self.chosen.decider.input_amax(layer)),
             }
             for name, (_, shape) in self._beside[layer].items():
                 yield key(layer, name), found.get(name, scale).reshape(shape)
         self._plan = quantizer.finish()
-        self._chosen.keep(self._plan)
+        self.chosen.keep(self._plan)
         yield from self._source.others().items()
 
     def _kept_dtype(self, weight: torch.Tensor) -> torch.dtype:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from ..files.model_file import ModelFile
 from ..files.safetensors import is_safetensors
 from ..files.versions import version_of
 from .also_keep import ENDS, also_kept
+from .outcome import Sizes
 
 FOLDERS = ("checkpoints", "diffusion_models")
 
@@ -72,14 +72,17 @@ class Shapes(NamedTuple):
     """The shapes of a file's diffusion model.
 
     Attributes:
-        layers: shape of the weight of every Linear and Conv2d, by layer name.
-        parameters: number of all its parameters.
+        sizes: of its layers.
         ends: names of the projections from the latent and back to it, if they are identified.
     """
 
-    layers: dict[str, tuple[int, ...]]
-    parameters: int
+    sizes: Sizes
     ends: frozenset[str] = frozenset()
+
+    @property
+    def layers(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of the weight of every Linear and Conv2d, by layer name."""
+        return self.sizes.layers
 
 
 def shapes_of(source: str) -> Shapes:
@@ -92,13 +95,7 @@ def shapes_of(source: str) -> Shapes:
     return _shapes(path, version_of(Path(path)))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _shapes(path: str, _: tuple) -> Shapes:
     file = ModelFile(path)
-    own = {name: entry.shape for name, entry in file.own.items()}
-    layers = {
-        name.removesuffix(".weight"): shape
-        for name, shape in own.items()
-        if name.endswith(".weight") and len(shape) in (2, 4)
-    }
-    return Shapes(layers, sum(map(math.prod, own.values())), also_kept(ENDS, file))
+    return Shapes(Sizes.of(file), also_kept(ENDS, file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from ...quant import BySensitivity, Decider, KnownPlan, NumberFormat, Plan, QuantizeSettings
 from ..engine.model_structure import find_layers
@@ -10,6 +11,7 @@ from ..engine.quantizer import Quantizer, restrict
 from ..files.fingerprints import fingerprint, is_decided
 from ..files.model_file import ModelFile
 from .choice import FAIL, choose
+from .outcome import known_of
 
 
 def search_all(path: str, statistics: str, number_format: NumberFormat) -> str:
@@ -31,26 +33,41 @@ def search_all(path: str, statistics: str, number_format: NumberFormat) -> str:
     """
     file = ModelFile(path)
     file.check_16_bit()
-    settings = QuantizeSettings(
-        number_format, BySensitivity(0.0)
-    )  # nothing is kept for its sensitivity
+    everything = BySensitivity(0.0)  # nothing is kept for its sensitivity
+    settings = QuantizeSettings(number_format, everything, compensated=True)
     its = fingerprint(file)
     chosen = choose(statistics, its, file.name, settings, FAIL, keep=is_decided(file))
-    if isinstance(chosen.decider, KnownPlan):
-        return f"all layers of {file.name} were searched before; {chosen.about}"
+    if chosen.decider.refined is not None:
+        chosen.decider.refined.close()
+        chosen.decider.refined = None
+    if isinstance(chosen.decider, KnownPlan) and not any(
+        map(rounds(chosen.decider), chosen.decider.plan.quantized)
+    ):
+        return f"all layers of {file.name} were searched before; {chosen.samples} images"
     plan, searched = search(file, chosen.decider)
     chosen.keep(plan)
-    text = f"{searched} layers searched of {len(plan.quantized)} that can be FP8; {chosen.about}"
+    can = f"{len(plan.quantized)} that can be {number_format.title}"
+    text = f"{searched} layers searched of {can}; {chosen.samples} images"
     logging.info("HSWQ: %s: %s", file.name, text)
     return text
+
+
+def rounds(decider: Decider) -> Callable[[str], bool]:
+    """Return what tells of a layer that its rounding is compensated, with an error not yet known.
+
+    What is rounded for that is thrown away: a loader may never want it.
+    """
+    known, sketches = known_of(decider), decider.sketches or ()
+    return lambda name: name in sketches and (name not in known or known[name].output_error is None)
 
 
 def search(file: ModelFile, decider: Decider) -> tuple[Plan, int]:
     """Return the Plan, and how many layers were searched for it."""
     layers = find_layers(file)
     restrict(decider, layers, file.name)
-    searched = sum(map(decider.searches, layers))
+    searched, rounding = sum(map(decider.searches, layers)), rounds(decider)
     quantizer = Quantizer(decider, len(layers))
     for name, weight in layers.items():
-        quantizer.search(name, weight)
+        rounded = decider.quantizes(name) and rounding(name)
+        (quantizer.quantize if rounded else quantizer.search)(name, weight)
     return quantizer.finish(), searched

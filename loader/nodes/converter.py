@@ -11,6 +11,7 @@ from ..engine.converter import convert
 from ..engine.identity import identity
 from ..jobs import choice
 from ..jobs.links import watch
+from ..jobs.outcome import Sizes, outcome_of_plan
 from .inputs import (
     CATEGORY,
     COMPATIBLE,
@@ -85,5 +86,6 @@ class HSWQConverter(io.ComfyNode):
             statistics, its and its.fingerprint, name, settings, choice.FAIL, keep=False
         )
         converted = convert(model, chosen.decider)
-        text = summary(converted.get_attachment(ATTACHMENT), chosen.about)
-        return io.NodeOutput(converted, ui=line(text))
+        plan = converted.get_attachment(ATTACHMENT)
+        outcome = outcome_of_plan(plan, Sizes.of_network(converted))
+        return io.NodeOutput(converted, ui=line(summary(plan, outcome, chosen.about)))

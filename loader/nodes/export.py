@@ -10,7 +10,8 @@ from comfy_api.latest import io
 from ..files.layer_formats import FILE_FORMATS, SCALED
 from ..jobs import choice
 from ..jobs.also_keep import ENDS
-from ..jobs.export import ExportSettings, export
+from ..jobs.export import export
+from ..jobs.export_settings import MODEL_ONLY, WHAT, ExportSettings
 from ..jobs.model_files import source_path, sources
 from ..jobs.output_path import default_name, export_path
 from .inputs import (
@@ -22,8 +23,6 @@ from .inputs import (
     rounding_input,
     statistics_input,
 )
-
-_WHOLE, _MODEL_ONLY = "full checkpoint", "diffusion model only"
 
 
 def _inputs() -> list[io.Input]:
@@ -48,7 +47,7 @@ def _inputs() -> list[io.Input]:
         keep_ratio_input(),
         io.Combo.Input(
             "what",
-            options=[_WHOLE, _MODEL_ONLY],
+            options=list(WHAT),
             tooltip="full checkpoint: everything else in the file is copied as it is. "
             "diffusion model only: without text encoders and VAE.",
         ),
@@ -111,11 +110,11 @@ class HSWQExport(io.ComfyNode):
             statistics,
             keep_ratio,
             without_statistics,
-            what == _MODEL_ONLY,
+            what == MODEL_ONLY,
             also_keep,
             rounding == COMPENSATED,
         )
-        folder = "diffusion_models" if what == _MODEL_ONLY else source.partition("/")[0]
+        folder = "diffusion_models" if what == MODEL_ONLY else source.partition("/")[0]
         name = filename or default_name(source, settings.file_format.short)
         target = export_path(name, folder)
         exported = export(path, target, settings, overwrite=overwrite)
@@ -124,8 +123,10 @@ class HSWQExport(io.ComfyNode):
         did = "is there already, unchanged" if existed else "written"
         did += " (for the HSWQ loaders only)" if settings.file_format.only_ours else ""
         text = (
-            f"{shown} {did}: {exported.quantized} layers FP8, {exported.kept} in 16 bit, "
-            f"{exported.size / 2**20:.0f} MiB; {exported.about}"
+            f"{shown} {did}: {exported.outcome.sentence()}; {exported.quantized} layers "
+            f"{exported.outcome.title}, {exported.kept} in 16 bit; the file has "
+            f"{exported.size / 2**20:.0f} MiB"
         )
         place = {"filename": target.name, "subfolder": os.path.dirname(shown), "type": "output"}
-        return io.NodeOutput(ui={"models": [{**place, "existed": existed}], **line(text)})
+        facts = {"existed": existed, "bytes": exported.size, "outcome": exported.outcome.to_json()}
+        return io.NodeOutput(ui={"models": [{**place, **facts}], **line(text)})

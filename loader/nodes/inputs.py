@@ -9,6 +9,7 @@ from server import PromptServer
 from ...quant import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, Plan
 from ..jobs import choice
 from ..jobs.also_keep import ENDS
+from ..jobs.outcome import Outcome
 
 CATEGORY = "HSWQ"
 COMPENSATED, NEAREST = "compensated", "nearest"
@@ -91,8 +92,7 @@ def say(node_id: str | None, text: str) -> None:
     server.send_sync("executed", {**told, "prompt_id": running.prompt_id}, server.client_id)
 
 
-def summary(plan: Plan, about: str) -> str:
-    """Return the line about a quantized model for its node."""
-    layers = f"{len(plan.quantized)} layers FP8, {len(plan.kept)} in 16 bit"
-    error = plan.output_error
-    return f"{layers}; {about}" if error is None else f"{layers}, error {error:.2%}; {about}"
+def summary(plan: Plan, outcome: Outcome, *more: str) -> str:
+    """Return the line about a quantized model for its node: what it gives, and what else."""
+    layers = f"{len(plan.quantized)} layers {outcome.title}, {len(plan.kept)} in 16 bit"
+    return "; ".join(filter(None, (outcome.sentence(), layers, *more)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from ..files.model_file import ModelFile
 from ..jobs import choice
 from ..jobs.also_keep import ENDS, also_kept
 from ..jobs.links import watch
+from ..jobs.outcome import Sizes, outcome_of_plan
 from .inputs import (
     CATEGORY,
     COMPENSATED,
@@ -117,6 +119,7 @@ def _load(
         load: is called like `load_checkpoint`, and returns the node's outputs.
         load_stock: loads a path as ComfyUI's own loader does, with model_options.
     """
+    began = time.perf_counter()
     file = ModelFile(folder_paths.get_full_path_or_raise(folder, name))
     watch.note(_state, folder, name, wanted.statistics)
     if file.is_quantized:
@@ -140,8 +143,10 @@ def _load(
         chosen.keep_rounded(quantized_layers(loaded[0]))
     if wanted.fp8_matmul:
         about = f"{about}; {matmul.description(loaded[0])}"
-    text = summary(loaded[0].get_attachment(ATTACHMENT), about)
-    return io.NodeOutput(*loaded, ui=line(text))
+    plan = loaded[0].get_attachment(ATTACHMENT)
+    outcome = outcome_of_plan(plan, Sizes.of(file))
+    took = f"loaded in {time.perf_counter() - began:.1f} s"
+    return io.NodeOutput(*loaded, ui=line(summary(plan, outcome, about, took)))
 
 
 class HSWQCheckpointLoader(io.ComfyNode):

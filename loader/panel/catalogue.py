@@ -14,7 +14,8 @@ from .. import store
 from ..engine.alive import Alive, alive_models
 from ..host import settings
 from ..host.events import changed
-from ..jobs.model_files import find_source
+from ..jobs.model_files import find_source, shapes_of
+from ..jobs.outcome import Sizes, outcome_of_plan
 from ..recording.status import (
     COMPLETE,
     FAILED,
@@ -102,7 +103,8 @@ class Model:
         done = usable and noted is not None and noted.reason == QUANTIZED
         if noted is not None and noted.state in (NOT_RECORDED, FAILED) and not done:
             return noted.state, noted.reason
-        return (READY if usable else RECORDING), problem
+        unfinished = noted.reason if noted is not None and noted.state == RECORDING else None
+        return (READY if usable else RECORDING), problem or unfinished
 
     def to_json(self) -> dict:
         """Return what the panel shows of it."""
@@ -113,9 +115,12 @@ class Model:
             "source": self.source,
             "state": state,
             "reason": reason,
+            "usable": self.statistics is not None and store.is_usable(self.statistics),
             "sampling": is_sampling(self.fingerprint),
-            "loaded": _loaded(self.alive),
+            "loaded": _loaded(self.alive, self.source),
             "samples": 0 if self.statistics is None else self.statistics.samples,
+            "calls": 0 if self.statistics is None else store.fewest_calls(self.statistics),
+            "levels": 0 if self.statistics is None else seen_levels(self.statistics.meta),
             "layers": 0 if self.statistics is None else len(self.statistics),
             "total_layers": self.total_layers,
             "missing": _missing(self.statistics),
@@ -149,6 +154,8 @@ class Catalogue:
             "recording": chosen.record,
             "target": chosen.target,
             "usable": store.USABLE_SAMPLES,
+            "usable_calls": store.USABLE_CALLS,
+            "usable_levels": store.USABLE_LEVELS,
             "models": models,
             "reading": left,
         }
@@ -224,10 +231,15 @@ def _missing(statistics: Statistics | None) -> dict | None:
     return None
 
 
-def _loaded(alive: Alive | None) -> dict | None:
+def _loaded(alive: Alive | None, source: str | None) -> dict | None:
     if alive is None:
         return None
-    return {"mode": alive.mode, "keep_ratio": alive.keep_ratio, "samples": alive.samples}
+    try:
+        sizes = shapes_of(source).sizes if source else Sizes({}, 0)
+    except (OSError, ValueError):  # deleted or overwritten just now
+        sizes = Sizes({}, 0)
+    outcome = outcome_of_plan(alive.plan, sizes).to_json()
+    return {"mode": alive.mode, "keep_ratio": alive.keep_ratio, "outcome": outcome}
 
 
 def _without_file(noted: ModelStatus) -> dict:
@@ -238,9 +250,12 @@ def _without_file(noted: ModelStatus) -> dict:
         "source": None,
         "state": noted.state,
         "reason": noted.reason,
+        "usable": False,
         "sampling": False,
         "loaded": None,
         "samples": 0,
+        "calls": 0,
+        "levels": 0,
         "layers": 0,
         "total_layers": None,
         "missing": None,

@@ -9,28 +9,25 @@ from collections.abc import Awaitable, Callable
 
 from server import PromptServer
 
-from ..host.events import on_change
-
 EVENT = "hswq.status"
+PROGRESS = "hswq.progress"
 _SECONDS = 0.25  # at least, from one message to the next
 
 
 class StatusEvents:
-    """Sends the status after a change. Changes that come close together share one message."""
+    """Sends an answer after a change. Changes that come close together share one message."""
 
-    def __init__(self, server: PromptServer, status: Callable[[], Awaitable[dict]]) -> None:
-        """Take the server to send through, and the function that returns the status."""
+    def __init__(
+        self, server: PromptServer, answer: Callable[[], Awaitable[dict]], event: str = EVENT
+    ) -> None:
+        """Take the server to send through, what returns the answer, and the event's name."""
         self._server, self._loop = server, server.loop
-        self._status = status
+        self._answer, self._event = answer, event
         self._next = 0.0
         self._waiting: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task] = set()  # asyncio alone would not keep a task alive
 
-    def start(self) -> None:
-        """Listen from now on."""
-        on_change(self._changed)
-
-    def _changed(self) -> None:
+    def changed(self) -> None:
         """Note a change. Any thread may call this, even after the server's loop has ended."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._soon)
@@ -49,8 +46,8 @@ class StatusEvents:
 
     async def _tell(self) -> None:
         try:
-            status = await self._status()
+            answer = await self._answer()
         except OSError as error:  # the folder cannot be listed; the panel is told when it asks
             logging.info("HSWQ: the panel is not told of a change: %s", error)
         else:
-            self._server.send_sync(EVENT, status)
+            self._server.send_sync(self._event, answer)

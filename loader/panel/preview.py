@@ -1,16 +1,20 @@
-"""What a Plan would do for any keep_ratio, from earlier searches. Nothing is searched here."""
+"""What a Plan would do for any settings, from earlier searches. Nothing is searched here."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from ...quant import NumberFormat, Planner, QuantizeSettings, bytes_of, expected_error
-from ..jobs.choice import AUTO, planner_for, statistics_version
+from ...calibration import LayerStatistics, Statistics
+from ...quant import Findings, LayerFinding, Planner, QuantizeSettings, Selection, is_finite
+from .. import store
+from ..jobs.choice import AUTO, statistics_version
 from ..jobs.model_files import Shapes, shapes_of
+from ..jobs.outcome import Ledger, Sizes, error_of
 from ..store import milestones
-from ..store.search_cache import findings_key
+from ..store.search_cache import find_findings, findings_key
 from .catalogue import Model
 
 _KINDS = {2: "Linear", 4: "Conv2d"}
@@ -34,95 +38,133 @@ def rows(model: Model) -> list[dict]:
     ]
 
 
-def ends_of(model: Model) -> frozenset[str]:
-    """Return the first and the last projection, which the loader keeps by default."""
-    return _shapes(model).ends
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """What is known of a model, by which the Plan of any selection is told.
+
+    Attributes:
+        settings: number format, search and rounding.
+        measured: the layers that have statistics, without importances.
+        found: what searches found; of the measured layers alone where nothing was searched.
+        names: all layers, in the model's order.
+        shapes: of the model's file.
+        compensated: names of the layers whose rounding is compensated.
+        samples: images that the statistics come from.
+    """
+
+    settings: QuantizeSettings
+    measured: Mapping[str, LayerFinding]
+    found: Findings
+    names: list[str]
+    shapes: Shapes
+    compensated: frozenset[str]
+    samples: int
+
+    @classmethod
+    def of(cls, model: Model, settings: QuantizeSettings) -> Basis:
+        """Look up what is known of a model that has statistics; the selection does not count.
+
+        A layer's error is known once a search, load or export has quantized it in this format.
+        """
+        kept = milestones.kept_of(model.fingerprint, model.statistics)
+        statistics = model.statistics if kept is None else kept
+        version = statistics_version(AUTO, statistics)
+        found = find_findings(findings_key(model.fingerprint, version, settings))
+        measured = {name: _without_importance(one) for name, one in statistics.items()}
+        names = list(found.layers) if found is not None else _names(measured, _shapes(model))
+        return cls(
+            settings,
+            measured,
+            Findings(measured, statistics.samples) if found is None else found,
+            names,
+            _shapes(model),
+            _sketched(model) if settings.compensated else frozenset(),
+            statistics.samples if found is None else found.samples,
+        )
+
+    def planner(self, selection: Selection) -> Planner:
+        """Return what decides about layers."""
+        number_format, search = self.settings.number_format, self.settings.search
+        return Planner(self.measured, selection, number_format, settings=search, known=self.found)
+
+    @functools.cached_property
+    def ledger(self) -> Ledger:
+        """What quantizing each layer does."""
+        known, sizes = self.found.layers, self.shapes.sizes
+        number_format = self.settings.number_format
+        return Ledger.of(known, sizes, number_format, self.samples, self.compensated)
+
+    def error(self, name: str) -> tuple[float | None, bool]:
+        """Return a layer's error once it is quantized, and whether that is exact."""
+        return error_of(self.found.layers.get(name), name in self.compensated)
 
 
 def preview(model: Model, settings: QuantizeSettings) -> dict:
     """Return the Plan that the loader would make with these settings, as far as it is known.
 
-    A layer's amax and error are known once any load, export or HSWQPlan has searched the layer,
-    with whatever keep_ratio.
-
     Args:
         model: with statistics.
-        settings: mode, keep_ratio and search.
+        settings: number format, selection, search and rounding.
 
     Raises:
-        ValueError: keep_ratio is out of range.
+        ValueError: a setting is out of range.
     """
-    kept = milestones.kept_of(model.fingerprint, model.statistics)
-    if kept is not None:
-        model = dataclasses.replace(model, statistics=kept)
-    version = statistics_version(AUTO, model.statistics)
-    planner = planner_for(
-        model.statistics, settings, findings_key(model.fingerprint, version, settings)
-    )
-    shapes = _shapes(model)
-    names = list(planner.known.layers) or _names(model.statistics, shapes)
-    quantized = [name for name in names if planner.quantizes(name)]
-    before, after = _bytes(quantized, shapes, settings.number_format)
+    return preview_of(Basis.of(model, settings), settings.selection)
+
+
+def preview_of(basis: Basis, selection: Selection) -> dict:
+    """Return the same of a model that was looked up."""
+    planner = basis.planner(selection)
+    quantized = [name for name in basis.names if planner.quantizes(name)]
+    outcome = basis.ledger.outcome(quantized)
     return {
-        "mode": settings.number_format.name,
-        "keep_ratio": settings.selection.keep_ratio,
-        "kept": len(names) - len(quantized),
+        "mode": basis.settings.number_format.name,
+        "kept": len(basis.names) - len(quantized),
         "quantized": len(quantized),
-        "searched": sum(not planner.searches(name) for name in quantized),
-        "bytes_before": before,
-        "bytes_after": after,
-        "expected_error": _expected_error(model, planner, shapes),
-        "layers": {name: _layer(planner, name) for name in names},
+        "searched": sum(basis.error(name)[1] for name in quantized),
+        "bytes_before": outcome.before,
+        "bytes_after": outcome.after,
+        "expected_error": outcome.error,
+        "outcome": outcome.to_json(),
+        "layers": {name: _layer(basis, planner, name) for name in basis.names},
     }
 
 
-def _layer(planner: Planner, name: str) -> dict:
-    found = planner.known.layers.get(name)
+def _layer(basis: Basis, planner: Planner, name: str) -> dict:
+    found = basis.found.layers.get(name)
     return {
         "kept": not planner.quantizes(name),
         "amax": found and found.amax,
         "relative_error": found and found.relative_error,
+        "error": basis.error(name)[0],
         "reason": planner.reason(name).value,
     }
 
 
-def _expected_error(model: Model, planner: Planner, shapes: Shapes) -> float | None:
-    """Return the Plan's error, None where a layer was not searched or its size is not known."""
-    parts = []
-    for name in model.statistics:
-        quantized = planner.quantizes(name)
-        if name not in shapes.layers or planner.searches(name):
-            return None
-        error = planner.known.layers[name].relative_error if quantized else 0.0
-        parts.append((error, math.prod(shapes.layers[name])))
-    return expected_error(parts)
+def _without_importance(measured: LayerStatistics) -> LayerFinding:
+    return LayerFinding(measured.sensitivity if is_finite(measured) else math.nan)
 
 
-def _bytes(
-    quantized: list[str], shapes: Shapes, number_format: NumberFormat
-) -> tuple[int | None, int | None]:
-    """Return the bytes of a model's parameters in 16 bit, and as the loader quantizes them.
-
-    Whatever is not quantized is 16 bit. None where the shapes are not known.
-    """
-    if not shapes.parameters or any(name not in shapes.layers for name in quantized):
-        return None, None
-    before = 2 * shapes.parameters
-    saved = sum(
-        2 * math.prod(shape) - bytes_of(number_format, shape)
-        for shape in map(shapes.layers.get, quantized)
-    )
-    return before, before - saved
+def _sketched(model: Model) -> frozenset[str]:
+    """Return the layers that have sketches by which the loader rounds."""
+    sketches = store.quantizing_sketches(model.fingerprint)
+    if sketches is None:
+        return frozenset()
+    try:
+        return frozenset(sketches)
+    finally:
+        sketches.close()
 
 
 def _shapes(model: Model) -> Shapes:
     """Return the shapes in the model's file; none where it is gone or has other layer names."""
+    nothing = Shapes(Sizes({}, 0))
     try:
-        found = shapes_of(model.source) if model.source else Shapes({}, 0)
+        found = shapes_of(model.source) if model.source else nothing
     except (OSError, ValueError):  # deleted or overwritten just now
-        found = Shapes({}, 0)
-    measured = model.statistics or {}
-    return found if found.layers.keys() >= measured.keys() else Shapes({}, 0)
+        found = nothing
+    measured: Statistics | dict = model.statistics or {}
+    return found if found.layers.keys() >= measured.keys() else nothing
 
 
 def _names(measured: Iterable[str], shapes: Shapes) -> list[str]:

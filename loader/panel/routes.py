@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
@@ -17,13 +18,19 @@ from server import PromptServer
 
 from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings
 from .. import store
+from ..files.layer_formats import FILE_FORMATS
 from ..host.events import changed
+from ..jobs.also_keep import ENDS
+from ..jobs.choice import AUTO, FAIL
+from ..jobs.export_settings import MODEL_ONLY, WHAT, ExportSettings
+from ..jobs.model_files import source_path
 from ..recording.recorder import recorder
-from ..recording.status import RECORDING, ModelStatus
+from ..recording.status import RECORDING, ModelStatus, samplings
 from ..store import search_cache
 from ..store.heads import ID_DIGITS
 from . import preview, uploads
 from .catalogue import Catalogue, Model, UnknownModelError
+from .curves import curves
 from .requests import (
     BYTES,
     JSON,
@@ -39,6 +46,7 @@ from .requests import (
 _ID = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")
 
+_SERVER = secrets.token_hex(8)  # another after each start: jobs of before are lost
 _catalogue = Catalogue(recorder.status)
 _reader = ThreadPoolExecutor(1, "hswq")
 """Calls the catalogue, one call at a time. Its thread starts with the first request."""
@@ -56,7 +64,12 @@ async def read(question: Callable, *arguments: object) -> object:
 
 async def status() -> dict:
     """Return what GET /hswq/status answers."""
-    return await read(_catalogue.status)
+    return {**await read(_catalogue.status), "server": _SERVER, **await progress()}
+
+
+async def progress() -> dict:
+    """Return how far the samplings are that are being recorded."""
+    return {"live": [one.to_json() for one in samplings()]}
 
 
 async def model_json(its_id: str) -> dict:
@@ -78,6 +91,42 @@ async def model_of(request: web.Request) -> Model:
     if not _ID.fullmatch(its_id):
         raise RefusedError(404, "a model's id is 16 hex digits")
     return await read(_catalogue.model, its_id)
+
+
+async def recorded_model(request: web.Request) -> Model:
+    """Return the model that a path names, which has statistics.
+
+    Raises:
+        RefusedError, UnknownModelError: there is none.
+    """
+    model = await model_of(request)
+    if not model.files:
+        raise UnknownModelError(f"nothing was recorded of {model.name}")
+    return model
+
+
+def one_of(request: web.Request, key: str, allowed: Collection[str]) -> str:
+    """Return a value of the query that must be one of some.
+
+    Raises:
+        RefusedError: it is none of them.
+    """
+    value = only(request, key)
+    if value not in allowed:
+        raise RefusedError(400, f"the {key} must be one of {list(allowed)}, got {value!r}")
+    return value
+
+
+def share_of(request: web.Request) -> float:
+    """Return the query's keep_ratio.
+
+    Raises:
+        RefusedError: it is no plain number.
+    """
+    value = only(request, "keep_ratio")
+    if not _NUMBER.fullmatch(value):
+        raise RefusedError(400, f"keep_ratio must be a number from 0 to 1, got {value!r}")
+    return float(value)
 
 
 def check_session(model: Model, session: object) -> None:
@@ -118,15 +167,32 @@ async def get_model(request: web.Request) -> dict:
 @answered
 async def get_plan(request: web.Request) -> dict:
     """What a Plan would do, for `mode` and `keep_ratio`."""
-    mode, keep_ratio = only(request, "mode"), only(request, "keep_ratio")
-    if mode not in NUMBER_FORMATS:
-        raise RefusedError(400, f"the mode must be one of {list(NUMBER_FORMATS)}, got {mode!r}")
-    if not _NUMBER.fullmatch(keep_ratio):
-        raise RefusedError(400, f"keep_ratio must be a number from 0 to 1, got {keep_ratio!r}")
-    model = await model_of(request)
-    if not model.files:
-        raise UnknownModelError(f"nothing was recorded of {model.name}")
-    return await read(_plan, model, mode, float(keep_ratio))
+    mode, keep_ratio = one_of(request, "mode", NUMBER_FORMATS), share_of(request)
+    return await read(_plan, await recorded_model(request), mode, keep_ratio)
+
+
+@answered
+async def get_curves(request: web.Request) -> dict:
+    """Bytes against expected error, for every format and selection."""
+    return await read(curves, await recorded_model(request))
+
+
+@answered
+async def get_export(request: web.Request) -> dict:
+    """What an export would write, to the byte, for `format`, `what` and `keep_ratio`."""
+    settings = ExportSettings(
+        one_of(request, "format", FILE_FORMATS),
+        AUTO,
+        share_of(request),
+        FAIL,
+        one_of(request, "what", WHAT) == MODEL_ONLY,
+        ENDS,
+        compensated=True,
+    )
+    model = await recorded_model(request)
+    if model.source is None:
+        raise UnknownModelError(f"the file of {model.name} is not in ComfyUI's folders")
+    return await read(_export, model.source, settings)
 
 
 @answered
@@ -191,8 +257,16 @@ async def unknown(_: web.Request) -> None:
 
 def _plan(model: Model, mode: str, keep_ratio: float) -> dict:
     """Return the Plan of a loader whose other inputs are at their defaults."""
-    selection = BySensitivity(keep_ratio, preview.ends_of(model))
-    return preview.preview(model, QuantizeSettings(NUMBER_FORMATS[mode], selection))
+    basis = preview.Basis.of(model, QuantizeSettings(NUMBER_FORMATS[mode], compensated=True))
+    return preview.preview_of(basis, BySensitivity(keep_ratio, basis.shapes.ends))
+
+
+def _export(source: str, settings: ExportSettings) -> dict:
+    from ..jobs.export import planned  # it needs more of ComfyUI than the panel does
+
+    found = planned(source_path(source), settings)
+    facts = {"quantized": found.quantized, "kept": found.kept, "bytes": found.size}
+    return {**facts, "outcome": found.outcome.to_json()}
 
 
 def _remove(model: Model, session: str | None = None) -> int:
@@ -211,6 +285,8 @@ def add_routes(server: PromptServer) -> None:
     routes.get("/hswq/statistics/{id}")(get_model)
     routes.delete("/hswq/statistics/{id}")(delete)
     routes.get("/hswq/statistics/{id}/plan")(get_plan)
+    routes.get("/hswq/statistics/{id}/curves")(get_curves)
+    routes.get("/hswq/statistics/{id}/export")(get_export)
     routes.get("/hswq/statistics/{id}/file")(get_file)
     routes.post("/hswq/statistics/{id}/reset")(reset)
     routes.route("*", "/hswq/{rest:.*}")(unknown)

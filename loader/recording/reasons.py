@@ -15,6 +15,7 @@ CHANGED = "its network is changed by a node"
 ANOTHER_MODEL = "its conditioning brings in another model"
 NOT_ITS_FILES = "its weights are not those of its file"
 UNDECIDED = "its weights are still being compared with those of another file"
+UNFINISHED = "the last sampling did not finish"
 NO_FILE = "it is a merge or was not loaded from a file"
 
 

@@ -15,16 +15,18 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...calibration import DualMonitor, Rotation, Statistics, kernels, merge_sketches
+from ...calibration import DualMonitor, Rotation, Statistics, merge_sketches
 from .. import store
 from ..engine.identity import identity
 from ..engine.network import own_layers, own_network
 from ..engine.patchers import patches, with_clones
 from ..host import settings
+from .budget import share_of
 from .noise_levels import levels_of
 from .not_finite import explain
 from .patch import SamplingPatch
-from .reasons import NO_FILE, unrecordable
+from .progress import noted_steps
+from .reasons import NO_FILE, UNFINISHED, unrecordable
 from .status import (
     COMPLETE,
     FAILED,
@@ -37,16 +39,6 @@ from .status import (
 
 WRAPPER = "hswq.calibration"
 """Key of the calibration node's wrapper. A model with it is not recorded in the background too."""
-
-SHARE_PER_PERCENT = 0.025
-"""Share of the layers to measure in a forward, for each percent that it may take longer.
-
-Measuring all layers of SDXL adds 39% to a GPU's kernel launches and 14% to its time, and 40% to a
-CPU's time: 1 / 40 for each percent.
-"""
-
-SHARE_PER_PERCENT_WITHOUT_TRITON = 0.003
-"""The same for a GPU without Triton, where measuring a layer takes nine launches and not one."""
 
 
 class Target(NamedTuple):
@@ -136,15 +128,21 @@ class Recorder:
                 self._failed[target.fingerprint] = reason
             self._note(target, FAILED, reason)
 
-        recording = Recording(
-            target.fingerprint, store.PASSIVE_SESSION, target.name, saved, failed, self._is_on,
-            meta,
-        )  # fmt: skip
-        with record(patcher, samples, recording, rotation):
-            yield
+        def wanted() -> bool:
+            is_known = self.table.forgotten(target.fingerprint) == forgotten
+            return is_known and self.enabled and settings.current().record
 
-    def _is_on(self) -> bool:
-        return self.enabled and settings.current().record
+        forgotten = self.table.forgotten(target.fingerprint)
+        recording = Recording(
+            target.fingerprint, store.PASSIVE_SESSION, target.name, saved, failed, wanted, meta
+        )
+        with record(patcher, samples, recording, rotation):
+            try:
+                yield
+            except BaseException:
+                if wanted():
+                    self._note(target, RECORDING, UNFINISHED)
+                raise
 
     def _target(self, patcher: ModelPatcher) -> Target | None:
         """Return the model to record; None if it shall not be recorded, with the reason noted."""
@@ -186,18 +184,6 @@ class Recorder:
         if known is None or known[0] != (share, names):
             known = self._rotations[fingerprint] = (share, names), Rotation(names, share)
         return known[1]
-
-
-def share_of(budget: float, device: torch.device) -> float:
-    """Return the share of the layers to measure a forward.
-
-    Args:
-        budget: percent by which a step may take longer.
-        device: that samples.
-    """
-    in_one_launch = device.type == "cpu" or kernels.usable(device)
-    share = SHARE_PER_PERCENT if in_one_launch else SHARE_PER_PERCENT_WITHOUT_TRITON
-    return min(1.0, budget * share)
 
 
 class Recording(NamedTuple):
@@ -245,7 +231,8 @@ def record(
             for one in with_clones(patcher):
                 monitor = DualMonitor(own_network(one), rotation=rotation, layers=own_layers(one))
                 monitors.append(hooks.enter_context(monitor))
-            hooks.enter_context(sampling(recording.fingerprint))
+            hooks.enter_context(sampling(recording.fingerprint, samples))
+            hooks.enter_context(noted_steps())
         except Exception as error:
             hooks.close()
             monitors = []

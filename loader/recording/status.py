@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import datetime
 import logging
@@ -10,7 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..host.events import changed
+from ..host.events import changed, progressed
+from ..store.heads import ID_DIGITS
 
 RECORDING, COMPLETE, NOT_RECORDED, FAILED = "recording", "complete", "not recorded", "failed"
 
@@ -45,6 +45,7 @@ class StatusTable:
     def __init__(self) -> None:
         """Start without models."""
         self._models: dict[str, ModelStatus] = {}
+        self._forgotten: dict[str, int] = {}
 
     def note(self, status: ModelStatus) -> None:
         """Take a model's new status, and log its reason unless it is the same as before."""
@@ -59,38 +60,79 @@ class StatusTable:
         logging.log(level, "HSWQ: %s is not recorded: %s", status.name, status.reason)
 
     def forget(self, fingerprint: str) -> None:
-        """Remove a model's status."""
+        """Remove a model's status; a sampling of it that is under way does not count."""
+        self._forgotten[fingerprint] = self.forgotten(fingerprint) + 1
         self._models.pop(fingerprint, None)
+
+    def forgotten(self, fingerprint: str) -> int:
+        """Return how often a model was forgotten."""
+        return self._forgotten.get(fingerprint, 0)
 
     def all(self) -> list[ModelStatus]:
         """Return the status of every model, in the order of their last samplings."""
         return list(self._models.values())
 
 
-_sampling: collections.Counter[str] = collections.Counter()
-_sampling_lock = threading.Lock()
+@dataclasses.dataclass
+class Sampling:
+    """A sampling that is being recorded.
+
+    Attributes:
+        fingerprint: of its model's file.
+        images: latent images in it.
+        step: that was done last, 0 before the first.
+        steps: that it will take, 0 while that is not known.
+    """
+
+    fingerprint: str
+    images: int
+    step: int = 0
+    steps: int = 0
+
+    def to_json(self) -> dict:
+        """Return what the panel shows of it."""
+        id_ = self.fingerprint[:ID_DIGITS]
+        return {"id": id_, "images": self.images, "step": self.step, "steps": self.steps}
+
+
+_samplings: list[Sampling] = []
+_lock = threading.Lock()
 
 
 @contextmanager
-def sampling(fingerprint: str | None) -> Iterator[None]:
+def sampling(fingerprint: str | None, images: int = 0) -> Iterator[None]:
     """Note, for the length of the block, that a model's sampling is being recorded.
 
     For a model without a file (None) nothing is noted.
     """
-    _count(fingerprint, 1)
+    if fingerprint is None:
+        yield
+        return
+    mine = Sampling(fingerprint, images)
+    with _lock:
+        _samplings.append(mine)
+    changed()
     try:
         yield
     finally:
-        _count(fingerprint, -1)
+        with _lock:
+            _samplings[:] = [one for one in _samplings if one is not mine]
+        changed()
 
 
 def is_sampling(fingerprint: str) -> bool:
     """Whether a sampling of a model is being recorded now."""
-    return _sampling[fingerprint] > 0
+    return any(one.fingerprint == fingerprint for one in samplings())
 
 
-def _count(fingerprint: str | None, change: int) -> None:
-    if fingerprint is not None:
-        with _sampling_lock:
-            _sampling[fingerprint] += change
-        changed()
+def samplings() -> list[Sampling]:
+    """Return all that are being recorded now."""
+    with _lock:
+        return list(_samplings)
+
+
+def note_step(step: int, steps: int) -> None:
+    """Take how far the sampling is: ComfyUI runs one at a time."""
+    for one in samplings():
+        one.step, one.steps = step, steps
+    progressed()

@@ -5,13 +5,16 @@ from itertools import combinations
 
 import pytest
 from harness.client import Client
+from harness.prompts import CHECKPOINT
 from harness.server import ComfyUIServer
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page, expect
+
+from .conftest import open_page
 
 pytestmark = pytest.mark.browser
 
 RECORDED = "16 bit for now: 0 of 32 images recorded"
-EXAMPLES = ("hswq_calibrate", "hswq_convert", "hswq_first_use")
+EXAMPLES = ("hswq_first_use", "hswq_more_calibration_node", "hswq_more_converter_node")
 
 OPEN = """async (name) => {
     const template = await fetch(`/api/workflow_templates/hswq/${name}.json`)
@@ -32,6 +35,8 @@ RUN = """async () => {
     set("KSampler", "steps", 2)
     await app.queuePrompt(0)
 }"""
+CHOSEN = """() => app.graph._nodes.find((node) => node.type === "HSWQCheckpointLoader")
+    .widgets.find((widget) => widget.name === "ckpt_name").value"""
 LINE = """(type) => app.graph._nodes.find((node) => node.type === type)
     .widgets.find((widget) => widget.name === "hswq_line")?.value"""
 
@@ -60,11 +65,32 @@ class TestExamples:
         assert page.evaluate(MISSING) == []
         assert [(a, b) for a, b in combinations(boxes, 2) if overlap(a, b)] == []
 
+    def test_first_use_takes_a_checkpoint_that_is_there(
+        self, browser: Browser, server: ComfyUIServer
+    ):
+        """Whatever it is called: nothing is red, and no model is said to be missing."""
+        checkpoint = server.models / "checkpoints" / CHECKPOINT
+        mine = checkpoint.rename(checkpoint.with_name("my_model.safetensors"))
+        try:
+            with open_page(browser, server) as page:
+                page.evaluate(OPEN, "hswq_first_use")
+                assert page.evaluate(MISSING) == []
+                assert page.evaluate(CHOSEN) == mine.name
+        finally:
+            mine.rename(checkpoint)
+
+    def test_first_use_comes_first(self, page: Page):
+        page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        page.get_by_placeholder("Search").last.fill("hswq")
+        titles = page.locator("[data-testid^='template-workflow-']")
+        expect(titles).to_have_count(3)
+        expect(titles.first).to_have_attribute("data-testid", "template-workflow-hswq_first_use")
+
     @pytest.mark.parametrize(
         ("name", "node", "line"),
         [
             ("hswq_first_use", "HSWQCheckpointLoader", f"{RECORDED}; the HSWQ panel keeps count"),
-            ("hswq_calibrate", "HSWQCalibration", "1 of 256 images in 'calibration'"),
+            ("hswq_more_calibration_node", "HSWQCalibration", "1 of 256 images in 'calibration'"),
         ],
     )
     def test_run_and_say_what_they_do(

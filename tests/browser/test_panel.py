@@ -1,13 +1,15 @@
 """The panel's whole story, in both frontends: record, look, search, export, delete."""
 
+import re
+import urllib.parse
 from collections.abc import Iterator
 
 import pytest
 from harness.client import Client
 from harness.fixtures import ENOUGH_STEPS, forget_statistics
-from harness.lines import QUARTER_KEPT
+from harness.lines import QUARTER_KEPT, sentence
 from harness.panelpage import PanelPage
-from harness.prompts import stock_loader, text_to_latent
+from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from playwright.sync_api import Browser, expect
 
@@ -16,8 +18,13 @@ from .conftest import open_page
 pytestmark = pytest.mark.browser
 
 GRAPH = "() => JSON.stringify(app.graph.serialize())"
-TEXTS = """() => [...document.querySelectorAll(".hswq-panel *")]
-    .filter((one) => !one.children.length).map((one) => one.textContent).filter(Boolean)"""
+LOADER = """() => {
+    const node = app.graph._nodes.find((one) => one.type === "HSWQCheckpointLoader")
+    const names = ["ckpt_name", "mode", "keep_ratio"]
+    return node ? names.map((name) => node.widgets.find((one) => one.name === name).value) : null
+}"""
+SELECTED = "() => Object.values(app.canvas.selected_nodes).map((node) => node.type)"
+UNDO = "() => app.extensionManager.command.execute('Comfy.Undo')"
 
 
 @pytest.fixture(params=["pinned_server", "server"], ids=["pinned", "newest"])
@@ -41,26 +48,22 @@ def sample(host: ComfyUIServer, images: int) -> None:
     )
 
 
-def plan_of(host: ComfyUIServer, ratio: float) -> dict:
-    """Ask the server for the only model's plan."""
+def ask(host: ComfyUIServer, rest: str) -> dict:
+    """Ask the server about the only model."""
     client = Client(host.url)
     (model,) = client.get_json("/hswq/statistics")["models"]
-    path = f"/hswq/statistics/{model['id']}/plan?mode=scaled&keep_ratio={ratio}"
-    return client.get_json(path)
+    return client.get_json(f"/hswq/statistics/{model['id']}/{rest}")
 
 
-def shown(plan: dict) -> dict[str, str]:
-    """Return what the panel should say of a plan."""
-    sizes = [
-        f"{float(f'{plan[key] / 2**20:.3g}'):g} MiB" for key in ("bytes_before", "bytes_after")
-    ]
-    error = plan["expected_error"]
-    searched = f"{plan['searched']} of {plan['quantized']} layers searched"
-    return {
-        "kept16": f"{plan['kept']} of {plan['kept'] + plan['quantized']} layers",
-        "unet": " → ".join(sizes),
-        "expectedError": searched if error is None else f"{float(f'{100 * error:.3g}'):g} %",
-    }
+def plan_of(host: ComfyUIServer, ratio: float) -> dict:
+    """Ask for the only model's plan."""
+    return ask(host, f"plan?mode=scaled&keep_ratio={ratio}")
+
+
+def file_of(host: ComfyUIServer, ratio: float, form: str = "scaled") -> dict:
+    """Ask what an export would write."""
+    query = {"format": form, "what": "full checkpoint", "keep_ratio": ratio}
+    return ask(host, f"export?{urllib.parse.urlencode(query)}")
 
 
 def test_from_the_first_image_to_a_file(panel: PanelPage, host: ComfyUIServer):
@@ -70,72 +73,129 @@ def test_from_the_first_image_to_a_file(panel: PanelPage, host: ComfyUIServer):
     watch_it_grow(panel, host)
     move_the_slider(panel, host)
     search(panel, host)
+    drag_the_point(panel)
     export(panel, host)
     read_an_error(panel, host)
-    delete(panel, host)
     assert panel.page.evaluate(GRAPH) == graph
+    apply(panel, graph)
+    delete(panel, host)
 
 
 def expect_nothing_recorded(panel: PanelPage) -> None:
     expect(panel.root).to_contain_text("Recording on")
-    assert [text for text in panel.page.evaluate(TEXTS) if "images" in text] != []
+    expect(panel.root).to_contain_text("Nothing is recorded yet")
 
 
 def watch_it_grow(panel: PanelPage, host: ComfyUIServer) -> None:
     toast = panel.page.get_by_text("The HSWQ loader quantizes it from the next run on")
     sample(host, 8)
     panel.expect_samples(8)
-    expect(panel.models).to_contain_text("Recording")
-    expect(panel.models).to_contain_text("264 of 264 layers")
+    expect(panel.root).to_contain_text("8 of 32 images until FP8")
+    expect(panel.fact("coverage")).to_have_text("264 of 264")
     assert toast.count() == 0
     sample(host, 32)
     panel.expect_samples(40)
-    expect(panel.models).to_contain_text("Ready")
-    expect(toast.first).to_be_visible()  # newer frontends have it for screen readers too
+    expect(panel.root).to_contain_text("Not on")
+    expect(panel.root).to_contain_text("Ready. An HSWQ loader makes it FP8 in its next run.")
+    expect(toast.first).to_contain_text("MiB, 40 images, FP8")
 
 
 def move_the_slider(panel: PanelPage, host: ComfyUIServer) -> None:
-    for ratio in (0.1, 0.5, 1, 0.25):
+    for ratio in (0.1, 1, 0.25):
         panel.set_keep_ratio(ratio)
-        said = panel.facts()
-        said["expectedError"] = said["expectedError"].removesuffix("Search").strip()
-        assert said == shown(plan_of(host, ratio))
+        plan = plan_of(host, ratio)
+        expect(panel.fact("sentence")).to_have_text(sentence(plan["outcome"]))
+        kept = f"{plan['kept']} of {plan['kept'] + plan['quantized']} layers stay in 16 bit"
+        expect(panel.root).to_contain_text(kept)
 
 
 def search(panel: PanelPage, host: ComfyUIServer) -> None:
     panel.button("Search").click()
     panel.expect_job("done")
-    expect(panel.root.locator("[data-fact=expectedError]")).to_contain_text("%")
+    expect(panel.fact("sentence")).to_contain_text(re.compile(r"error [\d.]+%"))
+    expect(panel.button("Search")).to_have_count(0)
     plan = plan_of(host, 0.25)
     assert plan["searched"] == plan["quantized"]
     assert (plan["quantized"], plan["kept"]) in QUARTER_KEPT
-    assert panel.facts() == shown(plan)
+    expect(panel.fact("sentence")).to_have_text(sentence(plan["outcome"]))
+
+
+def drag_the_point(panel: PanelPage) -> None:
+    """By mouse and by keys: the slider goes along, and so does what is said."""
+    point = panel.root.get_by_role("slider", name="Point on the curve")
+    box = panel.root.locator(".hswq-plot").bounding_box()
+    mouse = panel.page.mouse
+    mouse.move(box["x"] + 5, box["y"] + 20)
+    mouse.down()
+    for share in (0.2, 0.5, 1.2):
+        mouse.move(box["x"] + share * box["width"], box["y"] + 60)
+    mouse.up()
+    expect(point).to_have_attribute("aria-valuenow", "100")
+    expect(panel.fact("sentence")).to_contain_text("error 0.0%")
+    mouse.move(box["x"], box["y"])  # no longer held
+    expect(point).to_be_focused()
+    for key, value in (("Home", 0), ("PageUp", 10), ("ArrowRight", 11), ("ArrowLeft", 10)):
+        panel.page.keyboard.press(key)
+        expect(point).to_have_attribute("aria-valuenow", str(value))
+    expect(panel.root.get_by_role("slider", name="Keep ratio")).to_have_value("0.1")
+    said = panel.fact("sentence").inner_text()
+    expect(point).to_have_attribute("aria-valuetext", said)
 
 
 def export(panel: PanelPage, host: ComfyUIServer) -> None:
+    """What was said before is what is written, to the byte."""
     panel.set_keep_ratio(0.1)
+    told = file_of(host, 0.1)
+    expect(panel.fact("file")).to_have_text(sentence(told["outcome"]))
     panel.export("from_panel/first")
     panel.expect_job("done")
     expect(panel.job).to_contain_text("output/checkpoints/from_panel/first.safetensors")
+    expect(panel.job).to_contain_text(sentence(told["outcome"]))
     (path,) = (host.base / "output" / "checkpoints").rglob("*.*")
     assert path.name == "first.safetensors"
-    assert path.stat().st_size > 1 << 20
+    assert path.stat().st_size == told["bytes"]
     written = path.stat().st_mtime_ns
     panel.export("from_panel/first")
     expect(panel.job).to_contain_text("first.safetensors is there already")
     assert path.stat().st_mtime_ns == written
+    offered = "Object.values(LiteGraph.registered_node_types.CheckpointLoaderSimple.nodeData"
+    has = f"{offered}.input.required.ckpt_name).flat(2).join().includes('from_panel/first')"
+    panel.page.wait_for_function(has)  # without a reload of the page
 
 
 def read_an_error(panel: PanelPage, host: ComfyUIServer) -> None:
-    panel.export("from_panel/first", "compatible")
+    """Nothing is written over another file: the mode's own format is offered."""
+    panel.button("compatible (V1)").click()
+    expect(panel.root.get_by_role("combobox", name="Format")).to_have_value("compatible")
+    panel.expect_file()
+    panel.export("from_panel/first")
     panel.expect_job("failed")
     expect(panel.problem).to_contain_text("first.safetensors is there already: choose another")
     panel.button("Dismiss").click()
     expect(panel.problem).to_have_count(0)
+    panel.button("scaled (V2)").click()
     (host.base / "output/checkpoints/from_panel/first.safetensors").unlink()
 
 
+def apply(panel: PanelPage, graph: str) -> None:
+    """The first time puts a loader in, the second time sets it; each can be undone."""
+    panel.button("Apply to loader").click()
+    expect(panel.root).to_contain_text("is new in your graph")
+    assert panel.page.evaluate(LOADER) == [CHECKPOINT, "scaled", 0.1]
+    panel.set_keep_ratio(0.5)
+    panel.button("Apply to loader").click()
+    expect(panel.root).to_contain_text("is set to sd_xl_base_1.0.safetensors")
+    assert panel.page.evaluate(LOADER) == [CHECKPOINT, "scaled", 0.5]
+    panel.button("Show node").click()
+    assert panel.page.evaluate(SELECTED) == ["HSWQCheckpointLoader"]
+    panel.page.evaluate(UNDO)
+    panel.page.wait_for_function(f"() => ({LOADER})()?.[2] === 0.1")
+    panel.page.evaluate(UNDO)
+    panel.page.wait_for_function(f"() => ({LOADER})() === null")
+
+
 def delete(panel: PanelPage, host: ComfyUIServer) -> None:
+    panel.unfold("Statistics files")
     panel.confirm("Delete all statistics of this model")
-    expect(panel.root.get_by_role("heading", name="Statistics files")).to_have_count(0)
+    expect(panel.models).to_have_count(0)
     assert not list((host.models / "hswq").glob("*.pt"))

@@ -118,15 +118,71 @@ class TestErrors:
         expect(panel.problem).to_contain_text("the filename must be letters, digits")
         assert exported(server) == []
 
-    def test_of_comfyuis_validation_are_shown(self, panel: PanelPage, server: ComfyUIServer):
+    def test_a_renamed_file_is_found_again(self, panel: PanelPage, server: ComfyUIServer):
         panel.open()
-        panel.expect_samples(40)
+        panel.expect_file()
+        checkpoint = server.models / "checkpoints" / CHECKPOINT
+        moved = checkpoint.rename(checkpoint.with_name("renamed.safetensors"))
+        try:
+            panel.export("after_renaming")
+            panel.expect_job("done")
+            expect(panel.models).to_contain_text("renamed")
+        finally:
+            moved.rename(checkpoint)
+        assert exported(server) == ["after_renaming.safetensors"]
+
+    def test_a_deleted_file_is_named(self, panel: PanelPage, server: ComfyUIServer):
+        panel.open()
+        panel.expect_file()
         checkpoint = server.models / "checkpoints" / CHECKPOINT
         moved = checkpoint.rename(checkpoint.with_suffix(".aside"))
         try:
             panel.export("refused")
-            panel.expect_job("failed")
-            expect(panel.problem).to_contain_text("Value not in list")
+            expect(panel.problem).to_contain_text(f"The file of {CHECKPOINT} is no longer in")
         finally:
             moved.rename(checkpoint)
         assert Client(server.url).get_json("/queue") == {"queue_running": [], "queue_pending": []}
+
+
+class TestServer:
+    def test_that_is_gone_is_told_until_it_is_back(
+        self, panel: PanelPage, busy: Client, server: ComfyUIServer
+    ):
+        panel.open()
+        panel.expect_file()
+        panel.export("lost")
+        panel.expect_job("pending")
+        panel.page.wait_for_function("localStorage.getItem('HSWQ.job')")
+        expect(panel.models).to_contain_text("step")
+        server.stop()
+        expect(panel.problem).to_contain_text("ComfyUI does not answer")
+        expect(panel.models).not_to_contain_text("step")
+        expect(panel.button("Export")).to_be_disabled()
+        server.start()
+        expect(panel.problem).to_have_count(0)
+        panel.expect_job("lost")
+        expect(panel.button("Export")).to_be_enabled()
+        panel.button("Dismiss").click()
+
+
+class TestSampling:
+    def test_is_live_and_says_when_it_does_not_count(self, panel: PanelPage, busy: Client):
+        panel.open()
+        live = panel.root.locator(".hswq-live")
+        expect(live).to_contain_text(re.compile(rf"step \d+ of {STEPS}"))
+        expect(live).to_contain_text("image 41")
+        expect(panel.models).to_contain_text(re.compile(rf"step \d+ of {STEPS}"))
+        busy.interrupt()
+        expect(live).to_have_count(0)
+        expect(panel.root).to_contain_text("The last sampling was interrupted or failed.")
+        panel.expect_samples(40)
+
+    def test_of_a_deleted_model_does_not_bring_it_back(self, panel: PanelPage, busy: Client):
+        panel.open()
+        expect(panel.root.locator(".hswq-live")).to_have_count(1)
+        panel.unfold("Statistics files")
+        panel.confirm("Delete all statistics of this model")
+        expect(panel.models).to_have_count(0)
+        busy.interrupt()
+        wait_for_queue(busy)
+        expect(panel.models).to_have_count(0)

@@ -9,7 +9,6 @@ from playwright.sync_api import Locator, Page, expect
 
 JOB_MILLISECONDS = 120_000
 WAIT_MILLISECONDS = 60_000  # what takes a tenth of a second, while other tests have the machine
-FACTS = ("kept16", "unet", "expectedError")
 
 expect.set_options(timeout=WAIT_MILLISECONDS)
 
@@ -20,7 +19,7 @@ class PanelPage:
     Attributes:
         page: the whole page.
         root: the panel.
-        models: one card for each model.
+        models: a line for each model.
         job: the job that the panel shows.
         problem: what it says has not worked.
     """
@@ -40,7 +39,7 @@ class PanelPage:
     def open(self) -> None:
         """Open the panel and wait until it knows something."""
         self.toggle()
-        self.root.get_by_role("list", name="Models").wait_for()
+        self.root.locator(".hswq-models").wait_for()
 
     def button(self, name: str) -> Locator:
         """Return one of its buttons."""
@@ -53,27 +52,37 @@ class PanelPage:
         self.page.locator("[role=dialog] button").filter(has_text="Delete").click()
 
     def expect_samples(self, samples: int) -> None:
-        """Wait until the only model has so many samples, in words and in its bar."""
-        expect(self.models).to_contain_text(f"{samples} of 256 images")
+        """Wait until the only model has so many samples, in its line and in its bar."""
+        shown = f"{samples} of 32" if samples < 32 else f"{samples} images"
+        expect(self.models.locator(".hswq-fact")).to_have_text(shown)
         bar = self.root.get_by_role("progressbar", name=re.compile("^Images recorded of"))
         expect(bar).to_have_attribute("aria-valuenow", str(samples))
 
     def set_keep_ratio(self, ratio: float) -> None:
-        """Move the slider and wait for the plan."""
+        """Move the slider and wait until all is of its place."""
         self.root.get_by_role("slider", name="Keep ratio").fill(str(ratio))
-        self.expect_plan()
+        self.expect_file()
 
-    def expect_plan(self) -> None:
-        """Wait until the numbers are of the chosen settings."""
-        expect(self.root.locator("dl")).to_have_attribute("aria-busy", "false")
+    def expect_file(self) -> None:
+        """Wait until what an export would write is of the chosen point."""
+        expect(self.fact("file")).to_be_visible()
+        expect(self.root.locator(".hswq-file")).to_have_attribute("aria-busy", "false")
 
-    def facts(self) -> dict[str, str]:
-        """Return the numbers of the plan, as they are shown."""
-        return {name: self.root.locator(f"[data-fact={name}]").inner_text() for name in FACTS}
+    def fact(self, name: str) -> Locator:
+        """Return where the panel tells something."""
+        return self.root.locator(f"[data-fact={name}]")
 
-    def export(self, filename: str, form: str = "scaled") -> None:
-        """Fill in the form and send it."""
+    def unfold(self, title: str) -> None:
+        """Open a folded part."""
+        self.root.locator("summary", has_text=title).click()
+
+    def choose_format(self, form: str) -> None:
+        """Choose the format of an export."""
         self.root.get_by_role("combobox", name="Format").select_option(form)
+        self.expect_file()
+
+    def export(self, filename: str) -> None:
+        """Fill in the form and send it."""
         self.root.get_by_role("textbox", name="File name").fill(filename)
         self.button("Export").click()
 

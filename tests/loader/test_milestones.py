@@ -71,7 +71,7 @@ class TestSamePicture:
         record(statistics, of, 40)
         before = store.statistics_of(of)
         record(others, of, 20)
-        assert "40 of 256" in chosen(of).about
+        assert chosen(of).samples == 40
         loaded_now = loaded(checkpoint, of)
         sensitivities = {name: layer.sensitivity for name, layer in loaded_now.layers.items()}
         assert sensitivities == {name: layer.sensitivity for name, layer in before.items()}
@@ -120,12 +120,12 @@ class TestAnotherPicture:
     def test_at_the_next_milestone(self, statistics, of, before):
         record(statistics, of, 14)
         assert choice.statistics_state(choice.AUTO, of) != before
-        assert "64 of 256" in chosen(of).about
+        assert chosen(of).samples == 64
 
     def test_at_a_target_of_less(self, of, before, choose):
         choose(Target=45)
         assert choice.statistics_state(choice.AUTO, of) != before
-        assert "50 of 45" in chosen(of).about
+        assert chosen(of).samples == 50
 
     def test_of_what_was_begun_anew(self, others, of, before):
         store.remove_statistics(of)
@@ -139,7 +139,7 @@ class TestAnotherPicture:
         now = choice.statistics_state(choice.AUTO, of)
         store.remove_statistics(of, store.PASSIVE_SESSION)
         assert choice.statistics_state(choice.AUTO, of) != now
-        assert "50 of 256" in chosen(of).about
+        assert chosen(of).samples == 50
 
 
 class TestTheFile:
@@ -171,7 +171,7 @@ class TestTheFile:
         (folder / f"{of[:16]}.milestone").mkdir(parents=True)
         record(statistics, of, 40)
         assert "is not kept" in caplog.text
-        assert "40 of 256" in chosen(of).about
+        assert chosen(of).samples == 40
 
 
 class TestMilestone:

@@ -12,6 +12,7 @@ import torch
 from harness.client import Client
 from harness.fixtures import ENOUGH_STEPS
 from harness.lines import QUARTER_KEPT, layers_told
+from harness.prompts import CHECKPOINT
 from harness.server import ROOT, ComfyUIServer
 
 pytestmark = pytest.mark.server
@@ -33,6 +34,8 @@ def comfy_run(server: ComfyUIServer, tmp_path: Path) -> Callable[..., dict]:
                 node["widgets_values"] = [64, 64, batch]
             elif node["type"] == "KSampler":
                 node["widgets_values"][2] = ENOUGH_STEPS
+            elif node["type"] == "HSWQCheckpointLoader":  # a user chooses his own checkpoint
+                node["widgets_values"] = [CHECKPOINT, "auto", "scaled", 0.25, "load in 16 bit"]
         small = tmp_path / f"{name}.json"
         small.write_text(json.dumps(workflow), "utf-8")
         return envelope(server, small, home=tmp_path)
@@ -106,9 +109,9 @@ class TestExamples:
         assert FLOAT8 not in loaded_layers(client).values()
 
         shown = lines_shown(client, lambda: comfy_run("hswq_first_use", batch=1))
-        more = "sampling with a 16-bit loader adds more"
         (line,) = shown
-        assert line.endswith(f"; 32 of 256 images; {more}")
+        assert ", 32 images, FP8; " in line
+        assert "; sampling with a 16-bit loader adds more, up to 256 images; loaded in " in line
         (statistics,) = statistics_files(server)
         layers = loaded_layers(client)
         assert_quantized(layers, statistics, "float16", also=ENDS)
@@ -120,7 +123,7 @@ class TestExamples:
         self, server: ComfyUIServer, client: Client, comfy_run: Callable[..., dict]
     ):
         for batch in (1, 2):
-            comfy_run("hswq_calibrate", batch=batch)
+            comfy_run("hswq_more_calibration_node", batch=batch)
         (statistics,) = statistics_files(server)
         assert statistics.name.endswith(".calibration.pt")
         assert torch.load(statistics, weights_only=True)["meta"]["samples"] == 3
@@ -128,7 +131,7 @@ class TestExamples:
     def test_convert_quantizes_in_memory(
         self, server: ComfyUIServer, recorded: Client, comfy_run: Callable[..., dict]
     ):
-        comfy_run("hswq_convert", batch=1)
+        comfy_run("hswq_more_converter_node", batch=1)
         (statistics,) = statistics_files(server)
         # On a CPU ComfyUI's own loader makes float32 of everything, and kept is what was given.
         assert_quantized(loaded_layers(recorded), statistics, "float32")

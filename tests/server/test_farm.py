@@ -95,4 +95,4 @@ def test_equals_one_machine_that_sampled_it_all(
 
     run = client.run(text_to_latent(hswq_loader(CHECKPOINT)))
     assert layers_told(run.text("loader")) in QUARTER_KEPT
-    assert "; 40 of 256 images" in run.text("loader")
+    assert ", 40 images, FP8; " in run.text("loader")

@@ -90,4 +90,4 @@ class TestServer:
         assert first.text("loader").startswith("16 bit for now")
         second = client.run(text_to_latent(hswq_loader(), seed=1))
         assert layers_told(second.text("loader")) in QUARTER_KEPT
-        assert "; 32 of 256 images" in second.text("loader")
+        assert ", 32 images, FP8; " in second.text("loader")

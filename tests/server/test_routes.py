@@ -36,7 +36,11 @@ class TestStatus:
         status = panel.status()
         ids = [model["id"] for model in status.pop("models")]
         assert ids == [None] * len(ids)  # merges of other tests
-        assert status == {"recording": True, "target": 256, "usable": 32, "reading": 0}
+        assert len(status.pop("server")) == 16
+        assert status == {
+            "recording": True, "target": 256, "usable": 32, "usable_calls": 8, "usable_levels": 4,
+            "reading": 0, "live": [],
+        }  # fmt: skip
 
     def test_of_a_model_that_is_sampled_with(self, panel: Panel, client: Client):
         sampled(client)
@@ -46,6 +50,7 @@ class TestStatus:
             "id": model["id"], "name": CHECKPOINT, "source": f"checkpoints/{CHECKPOINT}",
             "state": "recording", "reason": None, "sampling": False, "loaded": None,
             "samples": 4, "layers": 264, "total_layers": 264, "missing": None,
+            "usable": False, "calls": 8, "levels": 8,
         }  # fmt: skip
         assert (session["session"], session["samples"]) == (SESSION, 4)
         assert session["file"].endswith(f".{model['id']}.{SESSION}.pt")
@@ -101,7 +106,9 @@ class TestLoaded:
             client.run(loading)
             alive = panel.model()
             assert (alive["state"], alive["reason"]) == ("ready", None)
-            assert alive["loaded"] == {"mode": "scaled", "keep_ratio": 0.5, "samples": 32}
+            told = {key: alive["loaded"][key] for key in ("mode", "keep_ratio")}
+            assert told == {"mode": "scaled", "keep_ratio": 0.5}
+            assert alive["loaded"]["outcome"]["samples"] == 32
             free(client)
             told = []
             while not (told and told[0] and told[-1] is None):
@@ -201,7 +208,7 @@ class TestPlanNode:
         events = []
         run = client.run(plan(), events.append)
         text = run.text(PLAN)
-        assert text.startswith("264 layers searched of 264 that can be FP8; 32 of 256 images")
+        assert text.startswith("264 layers searched of 264 that can be FP8; 32 images")
         assert run.outputs[PLAN]["text"] == [text]
         progress = [event["data"] for event in events if event["type"] == "progress"]
         assert len(progress) > 3

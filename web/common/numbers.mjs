@@ -1,7 +1,8 @@
 // Numbers and times as text. What is not known (null) is a dash.
 
-import { language } from "./texts.mjs";
+import { language, t } from "./texts.mjs";
 
+const KIB = 2 ** 10;
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 const UNKNOWN = "–";
@@ -9,17 +10,34 @@ const UNKNOWN = "–";
 /** Return a count as the user's language writes it. */
 export const number = (value) => value.toLocaleString(language());
 
+/** Return the words for so many: the texts have a form for each that the language has. */
+export function counted(key, count) {
+  const form = new Intl.PluralRules(language()).select(count);
+  return t(`${key} ${form}`, { count: number(count) });
+}
+
 /** Return a number with three digits that count. */
-export const precise = (value) => (value === null ? UNKNOWN : String(Number(value.toPrecision(3))));
+export const precise = (value) =>
+  (value ?? null) === null ? UNKNOWN : String(Number(value.toPrecision(3)));
 
 /** Return a share as a percentage. */
-export const percent = (value) => (value === null ? UNKNOWN : `${precise(100 * value)} %`);
+export function percent(value) {
+  if ((value ?? null) === null) return UNKNOWN;
+  const digits = value < 0.01 ? 2 : 1;
+  return `${value === 0 ? 0 : (100 * value).toFixed(digits)}%`;
+}
 
-/** Return a number of bytes in MiB or GiB. */
+/** Return a number of bytes. */
 export function size(bytes) {
-  if (bytes === null) return UNKNOWN;
-  if (bytes < GIB) return `${precise(bytes / MIB)} MiB`;
-  return `${(bytes / GIB).toFixed(2)} GiB`;
+  if ((bytes ?? null) === null) return UNKNOWN;
+  if (bytes >= 1000 * MIB) return `${(bytes / GIB).toFixed(2)} GiB`;
+  return bytes >= MIB ? `${(bytes / MIB).toFixed(1)} MiB` : `${Math.ceil(bytes / KIB)} KiB`;
+}
+
+/** Return two numbers of bytes in one unit; loader/jobs/outcome.py writes the same. */
+export function sizes(before, after) {
+  const [unit, name] = before >= 1000 * MIB ? [GIB, "GiB"] : [MIB, "MiB"];
+  return `${(before / unit).toFixed(2)} → ${(after / unit).toFixed(2)} ${name}`;
 }
 
 /** Return an ISO time as the user's language writes it. */

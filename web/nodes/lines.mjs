@@ -3,6 +3,9 @@
 // no part of the workflow: a new line makes no change that ComfyUI would save, undo or run for.
 
 import { app } from "../../../scripts/app.js";
+import { loadTexts, t } from "../common/texts.mjs";
+import { sourceOf } from "../panel/graph.mjs";
+import { openModel } from "../panel/sidebar.mjs";
 
 const NAME = "hswq_line";
 const KEPT = "HSWQ.lines";
@@ -10,6 +13,7 @@ const KEPT = "HSWQ.lines";
 // around the text, with ComfyUI's margin around any element on a node.
 const LETTER = 6.6;
 const ROW = 18;
+const LINK = 10; // letters that the link to the panel takes
 const AROUND = { width: 40, height: 34 };
 
 const isOurs = (type) => type?.startsWith("HSWQ");
@@ -18,22 +22,37 @@ const placeOf = (node) => `${node.graph.rootGraph.id}/${node.graph.id}/${node.id
 
 function lineWidget(node) {
   const element = document.createElement("div");
+  const told = element.appendChild(document.createElement("span"));
   element.className = "hswq-node-line";
-  element.setAttribute("role", "status");
+  told.setAttribute("role", "status");
+  if (sourceOf(node)) element.append(panelButton(node));
   const height = () => {
     const width = Math.max(node.size[0] - AROUND.width, AROUND.width);
-    return AROUND.height + ROW * Math.ceil((LETTER * element.textContent.length) / width);
+    return AROUND.height + ROW * Math.ceil((LETTER * (told.textContent.length + LINK)) / width);
   };
   const widget = node.addDOMWidget(NAME, NAME, element, {
     serialize: false, // not into the prompt; below: not into the workflow
     hideInPanel: true,
-    getValue: () => element.textContent,
-    setValue: (text) => (element.textContent = text),
+    getValue: () => told.textContent,
+    setValue: (text) => (told.textContent = text),
     getMinHeight: height,
     getMaxHeight: height,
   });
   widget.serialize = false;
   return widget;
+}
+
+/** A link from a loader's line to its model in the panel. */
+function panelButton(node) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.onclick = () => openModel(sourceOf(node));
+  button.append(Object.assign(document.createElement("i"), { className: "pi pi-chart-bar" }));
+  loadTexts().then(() => {
+    button.title = t("openInPanel");
+    button.append(` ${t("panel")}`);
+  });
+  return button;
 }
 
 function show(node, text) {

@@ -1,19 +1,28 @@
 // What a user can do in the panel. The views are given these functions.
 
 import { app } from "../../../scripts/app.js";
+import { counted } from "../common/numbers.mjs";
 import { request } from "../common/request.mjs";
+import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
+import { applyToLoader, loaderOf, showNode } from "./graph.mjs";
 import { cancelJob, dismissJob, startJob } from "./jobs.mjs";
-import { askPlan, refresh, selectModel } from "./questions.mjs";
-import { attempt, change, state } from "./state.mjs";
+import { askModel, askPoint, refresh, selectModel } from "./questions.mjs";
+import { attempt, change, chosenLine, chosenPoint, selectedModel, state } from "./state.mjs";
+
+const FIRST_FORMATS = ["scaled", "compatible"]; // offered first for a mode of the same name
 
 export const actions = {
   change,
-  select: selectModel,
-  choose: chooseSettings,
-  record: (isOn) => app.extensionManager.setting.set("HSWQ.Record", isOn),
+  select: toggleModel,
+  choose: choosePoint,
+  want: wantFile,
+  fold: toggleFold,
+  set: (name, value) => app.extensionManager.setting.set(`HSWQ.${name}`, value),
   search: () => startJob("HSWQPlan", { mode: state.mode }),
   export: exportModel,
+  apply: applyPoint,
+  showLoader: () => showNode(loaderOf(selectedModel().source)),
   cancel: () => attempt(cancelJob),
   dismiss: dismissJob,
   reset: resetSession,
@@ -21,21 +30,59 @@ export const actions = {
   upload: uploadFile,
 };
 
-/** Choose mode or keep ratio: the plan that is shown is stale until the new one is there. */
-function chooseSettings(values) {
-  change({ ...values, isStale: true });
-  askPlan();
+/** Show a model's details, or hide them; what is shown begins at the top. */
+function toggleModel(id, place) {
+  change({ problem: null, notice: null });
+  selectModel(id === state.selected ? null : id);
+  place?.scrollIntoView({ block: "nearest" });
+}
+
+function toggleFold(name, isOpen) {
+  if (Boolean(state.open[name]) === isOpen) return;
+  change({ open: { ...state.open, [name]: isOpen } });
+  if (name === "layers" && isOpen) askModel();
+}
+
+/** Choose a point of the curves, by its line or how far along it. */
+function choosePoint(values) {
+  const isOther = Object.entries(values).some(([name, value]) => state[name] !== value);
+  if (!isOther) return;
+  change({ ...values, notice: null });
+  const { formats } = chosenLine(state) ?? {};
+  if (formats && !formats.includes(state.wanted.format)) {
+    const format = formats.find((one) => FIRST_FORMATS.includes(one)) ?? formats[0];
+    change({ wanted: { ...state.wanted, format } });
+  }
+  askPoint();
+}
+
+function wantFile(values) {
+  change({ wanted: { ...state.wanted, ...values } });
+  if ("format" in values || "what" in values) askPoint();
 }
 
 function exportModel(event) {
   event.preventDefault(); // the browser would send the form and leave the page
-  const { keepRatio, wanted } = state;
-  startJob("HSWQExport", { keep_ratio: keepRatio, without_statistics: "fail", ...wanted });
+  const { inputs } = chosenPoint(state);
+  startJob("HSWQExport", { without_statistics: "fail", ...inputs, ...state.wanted });
+}
+
+/** Set the loader in the graph to the chosen point. */
+function applyPoint() {
+  return attempt(async () => {
+    const point = chosenPoint(state);
+    const { source, name } = selectedModel();
+    const inputs = { ...chosenLine(state).inputs, ...point.inputs };
+    const { node, isNew } = applyToLoader(source, inputs);
+    const values = { node: node.title, name, outcome: sentence(point) };
+    change({ notice: t(isNew ? "addedLoader" : "applied", values) });
+  });
 }
 
 function resetSession({ id, name }, { session, samples }) {
   const options = { method: "POST", body: JSON.stringify({ session }) };
-  return askAndForget("reset", `statistics/${id}/reset`, options, { name, session, samples });
+  const values = { name, session, images: counted("images", samples) };
+  return askAndForget("reset", `statistics/${id}/reset`, options, values);
 }
 
 function removeModel({ id, name }) {
@@ -48,23 +95,25 @@ async function askAndForget(what, path, options, values) {
   const message = t(`${what}Message`, values);
   const isMeant = await app.extensionManager.dialog.confirm({ title, message, type: "delete" });
   if (!isMeant) return;
-  change({ problem: null });
   await attempt(async () => {
     await request(path, { headers: { "Content-Type": "application/json" }, ...options });
     await refresh();
   });
 }
 
-/** Upload the first of some files and show the model that it belongs to. */
+/** Upload the first of some files, show the model that it belongs to, and say what it brought. */
 function uploadFile([file]) {
-  change({ problem: null });
   return attempt(async () => {
     const model = await request(`statistics/upload?name=${encodeURIComponent(file.name)}`, {
       method: "POST",
       headers: { "Content-Type": "application/octet-stream" },
       body: file,
     });
+    const before = state.status?.models.find(({ id }) => id === model.id);
+    const isNew = JSON.stringify(before?.sessions) !== JSON.stringify(model.sessions);
     await refresh();
-    selectModel(model.id);
+    if (state.selected !== model.id) selectModel(model.id);
+    const values = { file: file.name, name: model.name, images: counted("images", model.samples) };
+    change({ notice: t(isNew ? "uploaded" : "uploadedBefore", values) });
   });
 }

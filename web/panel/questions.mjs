@@ -1,12 +1,25 @@
-// What the panel asks the server about models, and when it asks again.
+// What the panel asks the server about models, and when it asks again. Nothing is asked that is
+// not shown.
 
 import { request } from "../common/request.mjs";
-import { attempt, change, isOpen, selectedModel, state } from "./state.mjs";
+import { canQuantize, change, chosenPoint, isOpen, selectedModel, state, tried } from "./state.mjs";
 
-const SLIDER_MILLISECONDS = 150; // a slider that is being moved asks when it rests
+const REST_MILLISECONDS = 150; // a point that is being dragged is asked about when it rests
 
 let timer = null;
 let latest = 0; // the number of the last question; answers to earlier ones are not shown
+const unanswered = new Set(); // names of PATHS
+
+const PATHS = {
+  detail: () => "",
+  curves: () => "/curves",
+  plan: () => `/plan?mode=${state.mode}&keep_ratio=${state.share / 100}`,
+  file: () => {
+    const { format, what } = state.wanted;
+    const query = new URLSearchParams({ format, what, keep_ratio: state.share / 100 });
+    return `/export?${query}`;
+  },
+};
 
 /** Ask for the status of all models. */
 export const refresh = async () => takeStatus(await request("status"));
@@ -14,52 +27,79 @@ export const refresh = async () => takeStatus(await request("status"));
 /** Take a new status; ask about the selected model again where the answer may be different now. */
 export function takeStatus(status) {
   const before = versionOf(selectedModel());
-  change({ status });
+  const hadNone = state.status !== null && !firstRecorded();
+  change({ status, isGone: false });
   if (!isOpen()) return;
-  const model = selectedModel();
-  if (!model) {
-    selectModel(status.models.find(({ id }) => id)?.id);
-    return;
-  }
-  const mayBeSearched = state.plan?.expected_error === null;
-  if (versionOf(model) !== before || mayBeSearched) askModel();
+  if (!selectedModel()) selectAnother(hadNone);
+  else if (versionOf(selectedModel()) !== before || mayBeSearched()) askModel();
 }
+
+/** Show the first model that there is; or none, where the one that was shown is gone. */
+function selectAnother(hadNone) {
+  if (state.status.reading) return; // it may be among those that are yet to come
+  const first = hadNone ? firstRecorded() : null;
+  if (first || state.selected) selectModel(first?.id ?? null);
+}
+
+const mayBeSearched = () => state.curves && !chosenPoint(state)?.exact;
+
+/** Return the model sampled last of those that have statistics. */
+export const firstRecorded = () => state.status?.models.find(({ sessions }) => sessions.length);
+
+/** Take how far samplings are. */
+export const takeProgress = ({ live }) =>
+  state.status && change({ status: { ...state.status, live } });
 
 /** Return a text that changes when the answers about a model may change. */
 const versionOf = (model) => JSON.stringify([model?.source, model?.sessions, model?.loaded]);
 
-/** Show a model; null or nothing for none. */
-export function selectModel(id = null) {
-  change({ selected: id, detail: null, plan: null });
+/** Show a model; null for none. */
+export function selectModel(id) {
+  change({ selected: id, detail: null, curves: null, plan: null, file: null });
   askModel();
 }
 
-/** Ask for the selected model's layers and plan. */
-export function askModel() {
-  const isRecorded = selectedModel()?.sessions.length > 0;
-  const paths = isRecorded ? [`statistics/${state.selected}`, planPath()] : [];
-  ask(0, () => Promise.all(paths.map((path) => request(path))));
-}
+/** Ask all that is shown of the selected model. */
+export const askModel = () => ask(0, ["curves", ...ofLayers(["detail", "plan"]), ...ofFile()]);
 
-/** Ask for a plan by the settings that the user has just chosen. */
-export function askPlan() {
-  ask(SLIDER_MILLISECONDS, async () => [state.detail, await request(planPath())]);
+/** Ask about the point that the user has just chosen. */
+export function askPoint() {
+  change({ isStale: true });
+  ask(REST_MILLISECONDS, [...ofLayers(["plan"]), ...ofFile()]);
 }
 
 /** Ask nothing any more that has not been asked yet. */
 export const stopAsking = () => clearTimeout(timer);
 
-const planPath = () =>
-  `statistics/${state.selected}/plan?mode=${state.mode}&keep_ratio=${state.keepRatio}`;
+const ofLayers = (names) => (state.open.layers ? names : []);
 
-/** Show the answers, layers and plan, unless something else is asked meanwhile. */
-function ask(milliseconds, answers) {
+function ofFile() {
+  const model = selectedModel();
+  return canQuantize(model) && model.source ? ["file"] : [];
+}
+
+/** Ask, and show the answers. What is asked while others are on their way asks those again. */
+function ask(milliseconds, names) {
   clearTimeout(timer);
   latest += 1;
   const mine = latest;
+  for (const name of names) unanswered.add(name);
   const show = async () => {
-    const [detail = null, plan = null] = await answers();
-    if (mine === latest) change({ detail, plan, isStale: false });
+    const isRecorded = selectedModel()?.sessions.length > 0;
+    const found = await Promise.all(isRecorded ? [...unanswered].map(answer) : []);
+    if (mine !== latest) return;
+    unanswered.clear();
+    change({ ...Object.fromEntries(found), isStale: false });
   };
-  timer = setTimeout(() => attempt(show), milliseconds);
+  timer = setTimeout(() => tried(show), milliseconds);
+}
+
+/** Ask one of PATHS. What keeps a file from being exported is its answer. */
+async function answer(name) {
+  try {
+    return [name, await request(`statistics/${state.selected}${PATHS[name]()}`)];
+  } catch (error) {
+    if (name !== "file" || error instanceof TypeError) throw error;
+    return [name, { refused: error.message }];
+  }
 }

@@ -9,14 +9,21 @@ const NODE = "hswq:";
 const REMEMBERED = "HSWQ.job";
 // ComfyUI's names of a job's states where ours are different.
 const STATES = { in_progress: "running", completed: "done" };
+const MOST_LETTERS = 200; // of what ComfyUI says: it lists every model where one is not found
 
 export const isActive = (job) => ["pending", "running"].includes(job?.state);
 export const cancel = (job) => api.fetchApi(`/jobs/${job.id}/cancel`, { method: "POST" });
 export const forget = () => localStorage.removeItem(REMEMBERED);
 
-/** Queue a node and return its job, which has failed if ComfyUI does not accept it. */
-export async function queueNode(node, inputs) {
-  const job = { node, source: inputs.source, state: "pending", value: 0, max: 0 };
+/** A prompt that ComfyUI refuses because there is no such model file. */
+export class NoSuchFileError extends Error {}
+
+/**
+ * Queue a node and return its job, which has failed if ComfyUI does not accept it.
+ * `server` tells this start of ComfyUI from the next one.
+ */
+export async function queueNode(node, inputs, server) {
+  const job = { node, source: inputs.source, server, state: "pending", value: 0, max: 0 };
   const prompt = { [NODE + node]: { class_type: node, inputs } };
   const response = await api.fetchApi("/prompt", {
     method: "POST",
@@ -33,27 +40,39 @@ export async function queueNode(node, inputs) {
 /** Return what ComfyUI says of a prompt that it does not accept. */
 function refusal({ error, node_errors }) {
   const ofNodes = Object.values(node_errors ?? {}).flatMap(({ errors }) => errors);
+  const isGone = ({ type, extra_info }) =>
+    type === "value_not_in_list" && extra_info?.input_name === "source";
+  if (ofNodes.some(isGone)) throw new NoSuchFileError();
   const told = ofNodes.length ? ofNodes : [error];
-  return told.map(sentence).join("; ");
+  return told.map(sentenceOf).join("; ");
 }
 
-const sentence = ({ message, details }) => (details ? `${message}: ${details}` : message);
+function sentenceOf({ message, details }) {
+  return details?.length < MOST_LETTERS ? `${message}: ${details}` : message;
+}
 
 /** Find the job that this browser queued last, also after a reload; null where there is none. */
-export async function findJob() {
+export async function findJob(server) {
   const known = JSON.parse(localStorage.getItem(REMEMBERED));
   if (!known) return null;
-  const job = await refreshed(known);
+  const job = await refreshed(known, server);
   return job.state === "cancelled" ? null : job;
 }
 
-/** Return a job with its present state. One that ComfyUI does not know was cancelled. */
-export async function refreshed(job) {
+/**
+ * Return a job with its present state. One that ComfyUI does not know was cancelled, or was lost
+ * when ComfyUI was started anew.
+ */
+export async function refreshed(job, server) {
   const response = await api.fetchApi(`/jobs/${job.id}`);
-  if (response.status === 404) return { ...job, state: "cancelled" };
-  const { status, execution_error, outputs } = await response.json();
-  const state = STATES[status] ?? status;
-  const file = outputs?.[NODE + job.node]?.models?.[0];
+  if (response.status === 404) {
+    return { ...job, state: job.server === server ? "cancelled" : "lost" };
+  }
+  return { ...job, ...resultOf(await response.json(), NODE + job.node) };
+}
+
+function resultOf({ status, execution_error, outputs }, node) {
+  const file = outputs?.[node]?.models?.[0];
   const error = execution_error?.exception_message?.trim();
-  return { ...job, state, file, error };
+  return { state: STATES[status] ?? status, file, error };
 }

@@ -1,26 +1,44 @@
 // The sidebar tab that shows the panel.
 
 import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
 import { patch } from "../common/dom.mjs";
 import { loadTexts } from "../common/texts.mjs";
 import { panelView } from "../views/panel.mjs";
 import { actions } from "./actions.mjs";
-import { refreshJob, resumeJob, takeProgress } from "./jobs.mjs";
-import { askModel, refresh, stopAsking } from "./questions.mjs";
-import { attempt, selectedModel, showBy, state } from "./state.mjs";
+import { refreshJob, resumeJob, takeJobProgress } from "./jobs.mjs";
+import { askModel, firstRecorded, refresh, selectModel, stopAsking } from "./questions.mjs";
+import { selectedModel, showBy, state, tried } from "./state.mjs";
+
+const TAB = "hswq";
 
 let root = null;
 
 // ComfyUI's events while the panel is open. A status event says that its queue has changed.
 const listeners = {
-  status: () => attempt(refreshJob),
-  progress: takeProgress,
-  reconnected: () => attempt(catchUp),
+  status: ({ detail }) => detail && tried(refreshJob),
+  progress: takeJobProgress,
+  reconnected: () => tried(catchUp),
 };
 
 async function catchUp() {
   await refresh();
   await refreshJob();
+  askModel();
+}
+
+/** Open or close the panel. */
+export const toggle = () =>
+  app.extensionManager.command.execute(`Workspace.ToggleSidebarTab.${TAB}`);
+
+/** Open the panel with the details of a model file, where something is known of it. */
+export async function openModel(source) {
+  if (!root) await toggle();
+  await refresh();
+  const model = state.status.models.find((one) => one.id && one.source === source);
+  if (!model) return;
+  selectModel(model.id);
+  root?.querySelector("[aria-expanded=true]")?.focus();
 }
 
 /** Show the panel in the sidebar's element. ComfyUI may call this again for the same element. */
@@ -33,13 +51,14 @@ export function mount(element) {
   root.ondrop = takeDrop;
   for (const [event, listen] of Object.entries(listeners)) api.addEventListener(event, listen);
   showBy(() => patch(root, panelView(state, selectedModel(), actions)));
-  attempt(begin);
+  tried(begin);
 }
 
 async function begin() {
   await loadTexts();
   await refresh();
-  askModel();
+  if (!selectedModel()) selectModel(firstRecorded()?.id ?? null);
+  else askModel();
   await resumeJob();
 }
 

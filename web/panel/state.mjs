@@ -1,25 +1,31 @@
 // The panel's state. Everything that changes it calls change(), which shows it again.
 
 export const state = {
-  // What ComfyUI's settings say.
-  recording: true,
+  settings: {}, // HSWQ's among ComfyUI's, by their ids without "HSWQ."
 
   // The server's answers, as they came; null before the first.
   status: null, // all models
+  isGone: false, // whether ComfyUI does not answer
   detail: null, // the selected model's layers
-  plan: null, // what quantizing the selected model would give
+  curves: null, // what the selected model gives in each format, point by point
+  plan: null, // what becomes of each layer at the chosen point
+  file: null, // what an export of the chosen point would write
   job: null, // the export or search that was queued last
 
   // What the user has chosen.
   selected: null, // a model's id
   mode: "scaled",
-  keepRatio: 0.25,
+  selection: "sensitivity",
+  share: 25, // percent of the way along a line of the curves
+  list: { query: "", order: "last_run" },
   sort: { column: "sensitivity", ascending: false },
   query: "", // what the table of layers is searched for
+  open: {}, // which folded parts are open, by name
   wanted: { format: "scaled", what: "full checkpoint", filename: "", overwrite: false },
 
-  isStale: false, // whether the plan is for settings that were chosen earlier
-  problem: null, // a sentence about what did not work
+  isStale: false, // whether plan and file are of a point that was chosen earlier
+  notice: null, // a sentence about what has worked
+  problem: null, // a sentence about what has not
 };
 
 let show = null;
@@ -41,11 +47,28 @@ export function change(values) {
 export const selectedModel = () =>
   state.status?.models.find(({ id }) => id && id === state.selected);
 
-/** Do something that may fail, and say so. A problem stays until the user does something. */
+/** Return the line of the curves that is chosen; undefined before they are there. */
+export const chosenLine = ({ curves, mode, selection }) =>
+  curves?.lines.find((line) => line.mode === mode && line.selection === selection) ??
+  curves?.lines[0];
+
+/** Return the point that is chosen. */
+export const chosenPoint = (now) => chosenLine(now)?.points[now.share];
+
+export const canQuantize = (model) => Boolean(model?.usable);
+
+/** Do something that a user wants and that may fail, and say so. What was said before ends. */
 export async function attempt(action) {
+  change({ problem: null, notice: null });
+  await tried(action);
+}
+
+/** Do something that may fail, and say so. That ComfyUI does not answer is said as long as it is. */
+export async function tried(action) {
   try {
     await action();
   } catch (error) {
-    change({ problem: error.message });
+    // A request that gets no answer at all is a TypeError.
+    change(error instanceof TypeError ? { isGone: true } : { problem: error.message });
   }
 }

@@ -10,7 +10,7 @@ const HEIGHT = 140;
 const MOST_GRID_LINES = 5;
 
 /** Describe the chart of a model's rows; null where no layer was measured. */
-export const chart = remembered(({ rows }, plan) => {
+export const chart = remembered(({ rows }, plan, title) => {
   const measured = rows.filter((row) => row.sensitivity > 0);
   if (!measured.length) return null;
   const ranked = measured.sort((a, b) => b.sensitivity - a.sensitivity);
@@ -20,7 +20,7 @@ export const chart = remembered(({ rows }, plan) => {
     "figure",
     { class: "hswq-chart" },
     h("div", null, drawing(ranked, isKept, scale), scale.powers.map(powerLabel(scale))),
-    legend(),
+    legend(title),
   );
 });
 
@@ -83,11 +83,11 @@ const powerLabel =
       `1e${power}`,
     );
 
-const legend = () =>
+const legend = (title) =>
   h(
     "figcaption",
     null,
     ["legendKept", "legendQuantized", "legendAxis"].map((name) =>
-      h("span", { class: name }, t(name)),
+      h("span", { class: name }, t(name, { title })),
     ),
   );

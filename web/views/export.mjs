@@ -1,35 +1,66 @@
-// The form that exports the selected model as the preview shows it.
+// The form that exports exactly the chosen point, and what it will write.
 
 import { h } from "../common/dom.mjs";
+import { number, size } from "../common/numbers.mjs";
+import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
 import { isActive } from "../panel/queue.mjs";
+import { chosenLine } from "../panel/state.mjs";
 import { checkbox, field, icon, line, row, select } from "./parts.mjs";
 
-export function exportView({ wanted, job }, model, actions) {
-  const set = (values) => actions.change({ wanted: { ...wanted, ...values } });
-  const disabled = isActive(job) || !model.source;
+const WHAT = ["full checkpoint", "diffusion model only"];
+
+export function exportView(state, model, actions) {
+  const { wanted, job, file, isStale, isGone } = state;
+  const isKnown = file && !file.refused;
+  const disabled = isActive(job) || !isKnown || isGone;
   return h(
     "form",
     { onsubmit: actions.export },
-    row(select("format", wanted, set), select("what", wanted, set)),
-    line(t(`about ${wanted.format}`)),
-    filenameField(wanted.filename, set),
     row(
-      checkbox(t("overwrite"), wanted.overwrite, (overwrite) => set({ overwrite })),
+      select("format", chosenLine(state).formats, wanted, actions.want),
+      select("what", WHAT, wanted, actions.want),
+    ),
+    line(t(`about ${wanted.format}`)),
+    h("div", { "aria-busy": String(isStale), class: "hswq-file" }, fileView(file, model)),
+    filenameField(wanted.filename, actions.want),
+    row(
+      checkbox(t("overwrite"), wanted.overwrite, (overwrite) => actions.want({ overwrite })),
       submitButton(disabled),
     ),
   );
 }
 
-function filenameField(filename, set) {
+/** What will be written, to the byte; or why nothing can be. */
+function fileView(file, model) {
+  if (!model.source) return line(t("gone"));
+  if (file?.refused) return line(file.refused);
+  if (!file) return line(t(model.usable ? "asking" : "exportLater"));
+  const layers = {
+    quantized: number(file.quantized),
+    kept: number(file.kept),
+    title: file.outcome.title,
+  };
+  return [
+    h("p", { class: "hswq-sentence", "data-fact": "file" }, sentence(file.outcome)),
+    line(t("fileHas", { ...layers, size: size(file.bytes) })),
+  ];
+}
+
+function filenameField(filename, want) {
   const props = {
     type: "text",
     value: filename,
     placeholder: t("filenameHint"),
-    oninput: ({ target }) => set({ filename: target.value }),
+    oninput: ({ target }) => want({ filename: target.value }),
   };
-  return field(t("filename"), h("input", props));
+  return field(t("filename"), h("input", props), "filename");
 }
 
 const submitButton = (disabled) =>
-  h("button", { type: "submit", class: "hswq-primary", disabled }, icon("save"), t("exportButton"));
+  h(
+    "button",
+    { type: "submit", class: "hswq-primary", disabled },
+    icon("save"),
+    h("span", null, t("exportButton")),
+  );

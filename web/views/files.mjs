@@ -2,13 +2,13 @@
 
 import { api } from "../../../scripts/api.js";
 import { h } from "../common/dom.mjs";
-import { number, size, time } from "../common/numbers.mjs";
+import { counted, size, time } from "../common/numbers.mjs";
 import { t } from "../common/texts.mjs";
 import { button, icon, line, row } from "./parts.mjs";
 
 export function filesView(model, actions) {
   const items = model.sessions.map((file) => fileView(model, file, actions));
-  return [h("ul", null, items), button(t("delete"), "trash", () => actions.remove(model))];
+  return [h("ul", null, items), row(button(t("delete"), "trash", () => actions.remove(model)))];
 }
 
 function fileView(model, file, actions) {
@@ -17,13 +17,13 @@ function fileView(model, file, actions) {
     { key: file.session },
     h("span", { class: "hswq-name" }, file.session),
     line(
-      t("images", { samples: number(file.samples) }),
+      counted("images", file.samples),
       ` · ${size(file.bytes)}`,
       file.last_run && ` · ${time(file.last_run)}`,
     ),
     row(
       downloadLink(model, file),
-      button(t("reset"), "refresh", () => actions.reset(model, file)),
+      button(t("reset"), "refresh", () => actions.reset(model, file), { title: t("resetHint") }),
     ),
   );
 }

@@ -1,17 +1,19 @@
-// The panel's head: whether samplings are recorded, and uploading.
+// The panel's head: whether samplings are recorded, uploading, and the settings.
 
 import { h } from "../common/dom.mjs";
 import { t } from "../common/texts.mjs";
 import { checkbox, icon } from "./parts.mjs";
 
-export function headerView({ recording }, actions) {
-  const label = t(recording ? "recordingOn" : "recordingOff");
+export function headerView({ settings, open }, actions) {
+  const isOn = settings.Record ?? true;
+  const label = t(isOn ? "recordingOn" : "recordingOff");
+  const record = (value) => actions.set("Record", value);
   return h(
     "header",
     null,
     h("h2", null, "HSWQ"),
-    checkbox(label, recording, actions.record, { role: "switch" }),
-    uploadButton(actions),
+    checkbox(label, isOn, record, { role: "switch", title: t("recordingHint") }),
+    h("span", { class: "hswq-tools" }, uploadButton(actions), settingsButton(open, actions)),
   );
 }
 
@@ -20,11 +22,28 @@ function uploadButton(actions) {
     await actions.upload(target.files);
     target.value = ""; // else choosing the same file again would change nothing
   }
+  const label = t("upload");
   return h(
     "label",
     { class: "hswq-button", title: t("uploadHint") },
     icon("upload"),
-    t("upload"),
-    h("input", { type: "file", accept: ".pt", class: "hswq-hidden", onchange }),
+    h("input", {
+      type: "file",
+      accept: ".pt",
+      class: "hswq-hidden",
+      onchange,
+      "aria-label": label,
+    }),
   );
+}
+
+function settingsButton({ settings }, actions) {
+  const props = {
+    type: "button",
+    title: t("settings"),
+    "aria-label": t("settings"),
+    "aria-expanded": String(Boolean(settings)),
+    onclick: () => actions.fold("settings", !settings),
+  };
+  return h("button", props, icon("cog"));
 }

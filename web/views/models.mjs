@@ -1,81 +1,144 @@
-// The list of models that were sampled with.
+// The models that were sampled with, one line each, and the details of the selected one in place.
 
 import { h } from "../common/dom.mjs";
-import { number, time } from "../common/numbers.mjs";
+import { counted, number, time } from "../common/numbers.mjs";
+import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
-import { icon, line, progressBar } from "./parts.mjs";
+import { detailView } from "./detail.mjs";
+import { fold, icon, line } from "./parts.mjs";
 
-const ICONS = {
-  recording: "circle",
-  paused: "pause",
-  sampling: "spinner pi-spin",
-  ready: "check-circle",
-  complete: "verified",
-  "not recorded": "ban",
-  failed: "exclamation-triangle",
+const SUFFIX = /\.(safetensors|ckpt|sft)$/; // every name has one: the room is scarce
+const FEW = 5; // so many are seen at once: no need to search them
+const ORDERS = {
+  last_run: (a, b) => (b.last_run ?? "").localeCompare(a.last_run ?? ""),
+  name: (a, b) => a.name.localeCompare(b.name),
+  samples: (a, b) => b.samples - a.samples,
 };
 
-export function modelsView(state, actions) {
+export function modelsView(state, selected, actions) {
   const { models, reading } = state.status;
-  const items = models.map((model) => item(model, state, actions));
-  if (reading) items.push(h("li", { class: "hswq-empty" }, t("readingMore", { count: reading })));
-  else if (!models.length) items.push(emptyView());
-  return h("ul", { "aria-label": t("models") }, items);
+  const isShown = (model) => model.id && (model.sessions.length > 0 || isRecording(model));
+  const shown = models.filter(isShown);
+  const others = models.filter((model) => !isShown(model));
+  const found = ordered(matching(shown, state.list.query, selected), state.list.order);
+  const items = found.map((model) => item(model, state, selected, actions));
+  return h(
+    "div",
+    { key: "models", class: "hswq-models" },
+    shown.length > FEW && toolsView(state.list, actions),
+    items.length ? h("ul", { "aria-label": t("models") }, items) : noneView(shown, reading),
+    reading > 0 && line(t("readingMore", { count: reading })),
+    others.length > 0 && othersView(others, state, !shown.length, actions),
+  );
+}
+
+function noneView(shown, reading) {
+  if (reading) return null;
+  return shown.length ? line(t("noneFound")) : emptyView();
+}
+
+const isRecording = ({ state }) => ["recording", "failed"].includes(state);
+
+function matching(models, query, selected) {
+  const words = query.toLowerCase().split(/\s+/);
+  const has = ({ name }) => words.every((word) => name.toLowerCase().includes(word));
+  return models.filter((model) => model === selected || has(model));
+}
+
+const ordered = (models, order) => models.toSorted(ORDERS[order]);
+
+function toolsView(list, actions) {
+  const set = (values) => actions.change({ list: { ...list, ...values } });
+  const search = {
+    type: "search",
+    value: list.query,
+    placeholder: t("findModel"),
+    "aria-label": t("findModel"),
+    oninput: ({ target }) => set({ query: target.value }),
+  };
+  const options = Object.keys(ORDERS).map((order) =>
+    h("option", { value: order }, t(`order ${order}`)),
+  );
+  const order = {
+    value: list.order,
+    "aria-label": t("order"),
+    onchange: ({ target }) => set({ order: target.value }),
+  };
+  return h("div", { class: "hswq-list-tools" }, h("input", search), h("select", order, options));
 }
 
 const emptyView = () =>
   h(
-    "li",
+    "div",
     { class: "hswq-empty" },
     icon("images"),
     h("p", null, t("empty")),
     h("p", null, t("emptyNext")),
   );
 
-function item(model, state, actions) {
+function item(model, state, selected, actions) {
+  const isOpen = model === selected;
+  const live = state.isGone ? null : state.status.live?.find(({ id }) => id === model.id);
   const props = {
     type: "button",
     class: "hswq-model",
-    "aria-pressed": String(model.id === state.selected),
-    disabled: !model.id,
-    onclick: () => actions.select(model.id),
+    "aria-expanded": String(isOpen),
+    title: titleOf(model),
+    onclick: ({ currentTarget }) => actions.select(model.id, currentTarget.parentNode),
   };
-  const content = card(model, state);
-  return h("li", { key: model.id ?? model.name }, h("button", props, content));
+  return h(
+    "li",
+    { key: model.id, "data-open": String(isOpen) },
+    h("button", props, ...rowView(model, live, state)),
+    isOpen && detailView(state, model, live, actions),
+  );
 }
 
-/** The lines of a model's card. The style sheet places them by their order. */
-function card(model, { recording, status: { target } }) {
-  const state = shownState(model, recording);
-  const samples = t("samples", { samples: number(model.samples), target: number(target) });
+/** The parts of a model's line. */
+function rowView(model, live, { status }) {
   return [
-    h("span", { class: "hswq-name" }, model.name),
-    h("span", { class: "hswq-state" }, icon(ICONS[state]), t(`state ${state}`)),
-    line(model.last_run && time(model.last_run)),
-    progressBar(t("samplesOf", { name: model.name }), model.samples, target, samples),
-    line(samples),
-    line(coverage(model)),
-    ...remarks(model),
+    icon(iconOf(model, live)),
+    h("span", { class: "hswq-name" }, model.name.replace(SUFFIX, "")),
+    model.loaded && h("span", { class: "hswq-chip" }, model.loaded.outcome.title),
+    h("span", { class: "hswq-fact" }, factOf(model, live, status)),
   ];
 }
 
-function shownState(model, recording) {
-  const wouldRecord = ["recording", "ready"].includes(model.state);
-  if (wouldRecord && !recording) return "paused";
-  return model.sampling ? "sampling" : model.state;
+function iconOf(model, live) {
+  if (live) return "spinner pi-spin";
+  if (model.state === "failed") return "exclamation-triangle";
+  if (!model.source) return "question-circle";
+  if (model.state === "complete") return "verified";
+  return model.usable ? "check-circle" : "circle";
 }
 
-function coverage({ layers, total_layers }) {
-  if (layers === 0) return null;
-  return t("covered", { layers: number(layers), total: number(total_layers ?? layers) });
+function factOf(model, live, { usable }) {
+  if (live) return live.steps ? t("stepOf", live) : t("recordingNow");
+  if (model.samples < usable) {
+    return t("imagesOf", { samples: number(model.samples), needed: number(usable) });
+  }
+  return counted("images", model.samples);
 }
 
-function remarks(model) {
-  const isGone = model.id && !model.source;
-  return [
-    model.missing && line(t(`missing ${model.missing.what}`, model.missing)),
-    model.reason && line(t(model.reason)),
-    model.loaded && line(icon("bolt"), t("loaded", model.loaded)),
-    isGone && line(icon("question-circle"), t("gone")),
-  ];
+function titleOf({ name, loaded, last_run: last }) {
+  return [name, loaded && sentence(loaded.outcome), last && time(last)].filter(Boolean).join("\n");
+}
+
+/** Models that are not recorded, such as FP8 files: folded away, where there are others. */
+function othersView(models, { open }, isAlone, actions) {
+  const items = () =>
+    h(
+      "ul",
+      null,
+      models.map((model) =>
+        h(
+          "li",
+          { key: model.id ?? model.name, class: "hswq-other" },
+          h("span", { class: "hswq-name" }, model.name),
+          line(t(model.reason ?? "state not recorded")),
+        ),
+      ),
+    );
+  const isOpen = open.others ?? isAlone;
+  return fold("others", isOpen, actions, counted("others", models.length), items);
 }

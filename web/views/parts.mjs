@@ -2,31 +2,56 @@
 
 import { h } from "../common/dom.mjs";
 import { t } from "../common/texts.mjs";
-import { CHOICES } from "../panel/choices.mjs";
 
 export const icon = (name) => h("i", { class: `pi pi-${name}`, "aria-hidden": "true" });
 
 /** A line of small text. */
-export const line = (...content) => h("span", { class: "hswq-line" }, content);
+export const line = (...content) => h("p", { class: "hswq-line" }, content);
 
 /** Parts side by side, as far as there is room. */
 export const row = (...content) => h("div", { class: "hswq-row" }, content);
 
-export const section = (title, ...content) =>
-  h("section", { key: title, "aria-label": title }, h("h3", null, title), content);
+/** A sign beside a term; pointing at it, or focus, shows what the term means. */
+export function help(name) {
+  const text = t(`help ${name}`);
+  const props = { class: "hswq-help", tabindex: 0, role: "note", "aria-label": text };
+  return h("span", { ...props, "data-help": text }, icon("question-circle"));
+}
+
+/** A term with its help; `name` is both texts' key. */
+export const term = (name) => h("span", { class: "hswq-term" }, t(name), help(name));
+
+export const section = (name, ...content) =>
+  h("section", { key: name, "aria-label": t(name) }, h("h3", null, term(name)), content);
+
+/** A section that can be folded; what is in a folded one is not made. */
+export function fold(name, isOpen, actions, title, content) {
+  const ontoggle = ({ target }) => actions.fold(name, target.open);
+  return h(
+    "details",
+    { key: name, open: Boolean(isOpen), ontoggle },
+    h("summary", null, title),
+    isOpen && content(),
+  );
+}
 
 export const button = (label, iconName, onclick, props) =>
   h("button", { type: "button", onclick, ...props }, icon(iconName), h("span", null, label));
 
-/** A label above its input. */
-export const field = (label, ...content) =>
-  h("label", { class: "hswq-field" }, h("span", null, label), content);
+/** A label above its input. With a `term` its help is beside the label. */
+export const field = (label, input, termName) =>
+  h(
+    "div",
+    { class: "hswq-field" },
+    h("label", null, h("span", null, label), input),
+    termName && help(termName),
+  );
 
-/** A choice among CHOICES[name]; `choose` is given the new value by that name. */
-export function select(name, values, choose) {
+/** A choice among options; `choose` is given the new value by that name. */
+export function select(name, options, values, choose) {
   const onchange = ({ target }) => choose({ [name]: target.value });
-  const options = CHOICES[name].map((option) => h("option", { value: option }, t(option)));
-  return field(t(name), h("select", { value: values[name], onchange }, options));
+  const shown = options.map((option) => h("option", { value: option }, t(option)));
+  return field(t(name), h("select", { value: values[name], onchange }, shown), name);
 }
 
 export function checkbox(label, checked, choose, props) {
@@ -35,8 +60,11 @@ export function checkbox(label, checked, choose, props) {
   return h("label", { class: "hswq-switch" }, input, h("span", null, label));
 }
 
-/** A bar of value out of max; `text` says it to screen readers where a percentage would not do. */
-export function progressBar(label, value, max, text) {
+/**
+ * A bar of value out of max; `text` says it to screen readers where a percentage would not do, and
+ * a mark shows what part of it is enough.
+ */
+export function progressBar(label, value, max, text, enough) {
   const props = {
     class: "hswq-bar",
     role: "progressbar",
@@ -46,8 +74,13 @@ export function progressBar(label, value, max, text) {
     "aria-valuenow": Math.min(value, max),
     "aria-valuetext": text,
   };
-  const width = Math.min(100, (100 * value) / max);
-  return h("div", props, h("div", { style: `width: ${width}%` }));
+  const share = (part) => `${Math.min(100, (100 * part) / max)}%`;
+  return h(
+    "div",
+    props,
+    h("div", { class: "hswq-done", style: `width: ${share(value)}` }),
+    enough < max && h("div", { class: "hswq-mark", style: `left: ${share(enough)}` }),
+  );
 }
 
 /** A sentence about what did not work, with what can be done about it. */
@@ -56,6 +89,16 @@ export const problem = (text, ...more) =>
     "div",
     { key: "problem", class: "hswq-problem", role: "alert" },
     icon("exclamation-triangle"),
+    h("span", null, text),
+    more,
+  );
+
+/** A sentence about what has worked. */
+export const notice = (text, ...more) =>
+  h(
+    "div",
+    { key: "notice", class: "hswq-problem hswq-notice", role: "status" },
+    icon("check-circle"),
     h("span", null, text),
     more,
   );

@@ -1,0 +1,69 @@
+"""What a user chooses about an export, and what an export tells."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ...quant import Plan
+from ..files.layer_formats import FILE_FORMATS, FileFormat
+from .choice import FAIL, QUANTIZE_UNIFORMLY
+from .outcome import Outcome
+
+WHOLE, MODEL_ONLY = "full checkpoint", "diffusion model only"
+WHAT = (WHOLE, MODEL_ONLY)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """What a user chooses about an export.
+
+    Attributes:
+        format: one of FILE_FORMATS.
+        statistics: "auto" or a file of the statistics folder.
+        keep_ratio: share of the measured layers that stay 16 bit.
+        without: what to do without usable statistics: choice.FAIL or QUANTIZE_UNIFORMLY.
+        model_only: leave out what is not the diffusion model.
+        also_keep: names of layers that stay 16 bit in any case (see also_keep.also_kept).
+        compensated: whether rounding is compensated where sketches were recorded.
+    """
+
+    format: str
+    statistics: str
+    keep_ratio: float
+    without: str
+    model_only: bool = False
+    also_keep: str = ""
+    compensated: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what a node's linked input may bring."""
+        for value, allowed in (
+            (self.format, list(FILE_FORMATS)),
+            (self.without, [FAIL, QUANTIZE_UNIFORMLY]),
+        ):
+            if value not in allowed:
+                raise ValueError(f"expected one of {allowed}, got {value!r}")
+
+    @property
+    def file_format(self) -> FileFormat:
+        """How the layers are written."""
+        return FILE_FORMATS[self.format]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        plan: that was applied; None where the very file was there already.
+        quantized: number of layers in FP8; with `scaled`, fewer than the Plan's.
+        kept: number of layers in 16 bit.
+        size: of the file in bytes.
+        outcome: what the file's diffusion model is, as far as it is known.
+    """
+
+    plan: Plan | None
+    quantized: int
+    kept: int
+    size: int
+    outcome: Outcome

@@ -1,0 +1,201 @@
+"""What quantizing a model gives, in one sentence that node, panel, notice and export share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+from comfy.model_patcher import ModelPatcher
+
+from ...quant import Decider, KnownPlan, NumberFormat, Plan, bytes_of, expected_error
+from ..engine.network import own_layers, own_network
+from ..files.model_file import ModelFile
+
+_MIB, _GIB = 1 << 20, 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a diffusion model is made of.
+
+    Attributes:
+        layers: shape of the weight of every Linear and Conv2d, by layer name.
+        parameters: number of all its parameters.
+    """
+
+    layers: Mapping[str, tuple[int, ...]]
+    parameters: int
+
+    @classmethod
+    def of(cls, file: ModelFile) -> Sizes:
+        """Return those of a file's diffusion model; its weights are not read."""
+        own = {name: entry.shape for name, entry in file.own.items()}
+        layers = {
+            name.removesuffix(".weight"): shape
+            for name, shape in own.items()
+            if name.endswith(".weight") and len(shape) in (2, 4)
+        }
+        return cls(layers, sum(map(math.prod, own.values())))
+
+    @classmethod
+    def of_network(cls, patcher: ModelPatcher) -> Sizes:
+        """Return those of a model in memory."""
+        layers = {name: tuple(layer.weight.shape) for name, layer in own_layers(patcher).items()}
+        return cls(layers, sum(one.numel() for one in own_network(patcher).parameters()))
+
+
+class Errors(Protocol):
+    """What is known of one layer's error: a LayerPlan or a LayerFinding."""
+
+    relative_error: float | None
+    output_error: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What quantizing a model gives.
+
+    Attributes:
+        before: bytes of the diffusion model in 16 bit, None where its sizes are not known.
+        after: the same quantized.
+        error: expected error of the layers' outputs (see quant.expected_error), None where a
+            layer's is not known.
+        exact: whether compensated rounding is in the error wherever it is done. Else it may be
+            smaller than that.
+        samples: images that the statistics come from, 0 where there are none.
+        title: of the number format.
+    """
+
+    before: int | None
+    after: int | None
+    error: float | None
+    exact: bool
+    samples: int
+    title: str
+
+    def sentence(self) -> str:
+        """Return it for people, such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8"."""
+        parts = [
+            None if self.before is None else _sizes(self.before, self.after),
+            None if self.error is None else _error_text(self.error, self.exact),
+            f"{self.samples} image{'s' if self.samples > 1 else ''}" if self.samples else None,
+            self.title,
+        ]
+        return ", ".join(filter(None, parts))
+
+    def to_json(self) -> dict:
+        """Return its attributes."""
+        return dict(vars(self))
+
+
+def outcome_of(
+    quantized: Iterable[str],
+    known: Mapping[str, Errors],
+    sizes: Sizes,
+    number_format: NumberFormat,
+    samples: int,
+    compensated: Collection[str] = (),
+) -> Outcome:
+    """Return what quantizing some layers of a model gives; the arguments are as of Ledger.of."""
+    return Ledger.of(known, sizes, number_format, samples, compensated).outcome(quantized)
+
+
+def outcome_of_plan(plan: Plan, sizes: Sizes) -> Outcome:
+    """Return what a Plan gave that was carried out on a model of such sizes."""
+    compensated = {name for name, layer in plan.layers.items() if layer.output_error is not None}
+    return outcome_of(
+        plan.quantized, plan.layers, sizes, plan.number_format, plan.samples, compensated
+    )
+
+
+class _Entry(NamedTuple):
+    """What quantizing one layer does: bytes saved, its error and whether that is exact, weights."""
+
+    saved: int
+    error: float | None
+    exact: bool
+    weights: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """What quantizing each layer of a model does, to sum up for any choice of layers.
+
+    Attributes:
+        entries: by layer name.
+        before: bytes of the model in 16 bit, None where its sizes are not known.
+        samples: images that the statistics come from.
+        title: of the number format.
+    """
+
+    entries: Mapping[str, _Entry]
+    before: int | None
+    samples: int
+    title: str
+
+    @classmethod
+    def of(
+        cls,
+        known: Mapping[str, Errors],
+        sizes: Sizes,
+        number_format: NumberFormat,
+        samples: int,
+        compensated: Collection[str] = (),
+    ) -> Ledger:
+        """Make the ledger of a model.
+
+        Args:
+            known: what searching and rounding found about layers.
+            sizes: of the model.
+            number_format: of the quantized layers.
+            samples: images that the statistics come from.
+            compensated: layers whose rounding is compensated.
+        """
+        entries = {}
+        for name, shape in sizes.layers.items():
+            saved = 2 * math.prod(shape) - bytes_of(number_format, shape)
+            error = error_of(known.get(name), name in compensated)
+            entries[name] = _Entry(saved, *error, math.prod(shape))
+        before = 2 * sizes.parameters if sizes.parameters else None
+        return cls(entries, before, samples, number_format.title)
+
+    def outcome(self, quantized: Iterable[str]) -> Outcome:
+        """Return what quantizing these layers gives."""
+        found = [self.entries.get(name) for name in quantized]
+        if self.before is None or None in found:
+            return Outcome(None, None, None, False, self.samples, self.title)
+        after = self.before - sum(entry.saved for entry in found)
+        error, exact = None, all(entry.exact for entry in found)
+        if all(entry.error is not None for entry in found):
+            kept = sum(entry.weights for entry in self.entries.values())
+            kept -= sum(entry.weights for entry in found)
+            error = expected_error([(0.0, kept), *((one.error, one.weights) for one in found)])
+        return Outcome(self.before, after, error, exact, self.samples, self.title)
+
+
+def error_of(layer: Errors | None, compensated: bool) -> tuple[float | None, bool]:
+    """Return a quantized layer's error, None where it is not known, and whether it is exact."""
+    if layer is None or layer.relative_error is None:
+        return None, False
+    if compensated and layer.output_error is not None:
+        return layer.output_error, True
+    return layer.relative_error, not compensated
+
+
+def known_of(decider: Decider) -> Mapping[str, Errors]:
+    """Return what a Decider knows about layers before it is asked about any."""
+    return decider.plan.layers if isinstance(decider, KnownPlan) else decider.known.layers
+
+
+def _sizes(before: int, after: int) -> str:
+    unit, name = (_GIB, "GiB") if before >= 1000 * _MIB else (_MIB, "MiB")
+    return f"{before / unit:.2f} → {after / unit:.2f} {name}"
+
+
+def _error_text(error: float, exact: bool) -> str:
+    percent = 100 * error
+    if 0 < percent < 0.1:
+        return "error below 0.1%"
+    return f"error {'' if exact else 'about '}{percent:.1f}%"

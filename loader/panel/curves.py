@@ -1,0 +1,82 @@
+"""Bytes against expected error: what every number format and selection gives, point by point."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from ...quant import NUMBER_FORMATS, BySensitivity, NumberFormat, QuantizeSettings, Selection
+from ..files.layer_formats import FILE_FORMATS
+from .catalogue import Model
+from .preview import Basis
+
+_STEPS = 100
+_NOT_OFFERED = ("original V2",)
+"""Nothing that runs on today's ComfyUI reads it but our loaders; the export node writes it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A selection that a user moves along, from nothing kept (0) to everything (1).
+
+    Attributes:
+        name: of the selection, for people.
+        inputs: what the loader's and the export's inputs are set to for a share.
+        selection: the same as a selection.
+    """
+
+    name: str
+    inputs: Callable[[float], dict]
+    selection: Callable[[float, Basis], Selection]
+
+
+WAYS = (
+    Way(
+        "sensitivity",
+        lambda share: {"keep_ratio": share},
+        lambda share, basis: BySensitivity(share, basis.shapes.ends),
+    ),
+)
+"""Every way there is; the panel draws a line for each of them in each number format."""
+
+
+def curves(model: Model) -> dict:
+    """Return the lines of a model that has statistics.
+
+    Every point has the inputs that make it, so that a node or an export can be set to it.
+    """
+    lines = [
+        _line(model, number_format, way)
+        for number_format in NUMBER_FORMATS.values()
+        for way in WAYS
+    ]
+    first = lines[0]["points"][0]
+    return {"before": first["before"], "samples": first["samples"], "lines": lines}
+
+
+def _line(model: Model, number_format: NumberFormat, way: Way) -> dict:
+    basis = Basis.of(model, QuantizeSettings(number_format, compensated=True))
+    shares = [step / _STEPS for step in range(_STEPS + 1)]
+    return {
+        "mode": number_format.name,
+        "selection": way.name,
+        "inputs": {"mode": number_format.name},
+        "formats": _formats(number_format),
+        "points": [_point(basis, way, share) for share in shares],
+    }
+
+
+def _formats(number_format: NumberFormat) -> list[str]:
+    """Return the formats that a file of this line can be written in."""
+    return [
+        name
+        for name, one in FILE_FORMATS.items()
+        if one.number_format == number_format and name not in _NOT_OFFERED
+    ]
+
+
+def _point(basis: Basis, way: Way, share: float) -> dict:
+    planner = basis.planner(way.selection(share, basis))
+    quantized = [name for name in basis.names if planner.quantizes(name)]
+    kept = len(basis.names) - len(quantized)
+    return {"inputs": way.inputs(share), "kept": kept, **basis.ledger.outcome(quantized).to_json()}

@@ -1,0 +1,21 @@
+// The one sentence that says what quantizing gives. loader/jobs/outcome.py says it on nodes.
+
+import { counted, sizes } from "./numbers.mjs";
+import { t } from "./texts.mjs";
+
+/** Return a sentence such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8". */
+export function sentence({ before, after, error, exact, samples, title }) {
+  const parts = [
+    before !== null && sizes(before, after),
+    error !== null && errorText(error, exact),
+    samples > 0 && counted("images", samples),
+    title,
+  ];
+  return parts.filter(Boolean).join(t("comma"));
+}
+
+function errorText(error, exact) {
+  const share = 100 * error;
+  if (share > 0 && share < 0.1) return t("errorBelow", { error: "0.1%" });
+  return t(exact ? "error" : "errorAbout", { error: `${share.toFixed(1)}%` });
+}

@@ -1,0 +1,86 @@
+// What one gets at a point of the curves, and what can be done with it.
+
+import { h } from "../common/dom.mjs";
+import { number } from "../common/numbers.mjs";
+import { sentence } from "../common/sentence.mjs";
+import { t } from "../common/texts.mjs";
+import { loaderOf } from "../panel/graph.mjs";
+import { isActive } from "../panel/queue.mjs";
+import { canQuantize, chosenLine, chosenPoint } from "../panel/state.mjs";
+import { curveView } from "./curve.mjs";
+import { button, field, line, row } from "./parts.mjs";
+
+export function pointView(state, model, actions) {
+  const point = chosenPoint(state);
+  const total = chosenLine(state).points.at(-1).kept;
+  const kept = t("keptOf", { kept: number(point.kept), total: number(total) });
+  return [
+    h("p", { class: "hswq-sentence", "data-fact": "sentence" }, sentence(point)),
+    line(kept),
+    point.before === null
+      ? line(t("noSizes"))
+      : [linesView(state, actions), curveView(state, actions)],
+    keepRatioSlider(state.share, sentence(point), actions),
+    searchView(state, model, point, actions),
+    doView(state, model, actions),
+  ];
+}
+
+/** The lines of the curves to choose from. */
+function linesView(state, actions) {
+  const chosen = chosenLine(state);
+  const several = new Set(state.curves.lines.map(({ selection }) => selection)).size > 1;
+  return h(
+    "div",
+    { class: "hswq-lines", role: "group", "aria-label": t("mode") },
+    state.curves.lines.map((one, index) => {
+      const { mode, selection } = one;
+      const props = {
+        type: "button",
+        "aria-pressed": String(one === chosen),
+        title: t(`about mode ${mode}`),
+        style: `--hswq-color: var(--hswq-line-${index})`,
+        onclick: () => actions.choose({ mode, selection }),
+      };
+      return h("button", props, t(mode), several && ` · ${t(`selection ${selection}`)}`);
+    }),
+  );
+}
+
+function keepRatioSlider(share, text, actions) {
+  const ratio = (share / 100).toFixed(2);
+  const props = {
+    type: "range",
+    min: 0,
+    max: 1,
+    step: 0.01,
+    value: String(share / 100),
+    "aria-valuetext": `${ratio}: ${text}`,
+    oninput: ({ target }) => actions.choose({ share: Math.round(100 * target.value) }),
+  };
+  const both = h("span", { class: "hswq-slider" }, h("input", props), h("output", null, ratio));
+  return field(t("keepRatio"), both, "keepRatio");
+}
+
+/** A button that finds the error, while it is not known or not exactly. */
+function searchView({ job }, model, { error, exact }, actions) {
+  if (error !== null && exact) return null;
+  const disabled = isActive(job) || !model.source || !canQuantize(model);
+  return row(
+    line(t(error === null ? "notSearched" : "notExact")),
+    button(t("search"), "search", actions.search, { disabled, title: t("searchHint") }),
+  );
+}
+
+function doView({ isGone }, model, actions) {
+  const disabled = !model.source || isGone;
+  const inGraph = model.source && loaderOf(model.source);
+  return row(
+    button(t("apply"), "sliders-h", actions.apply, {
+      disabled,
+      class: "hswq-primary",
+      title: t("applyHint"),
+    }),
+    inGraph && button(t("showLoader"), "arrow-right", actions.showLoader),
+  );
+}
