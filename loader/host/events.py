@@ -9,7 +9,7 @@ _of_progress: list[Callable[[], None]] = []
 
 
 def on_change(listener: Callable[[], None]) -> None:
-    """Call a function whenever something changes that a user may see, but for a sampling's step.
+    """Call a function whenever something changes that a user may see, except a sampling's step.
 
     It is called from any thread, also by the garbage collector: it must not wait, and not raise.
     """
@@ -23,7 +23,7 @@ def changed() -> None:
 
 
 def on_progress(listener: Callable[[], None]) -> None:
-    """Call a function whenever a sampling that is being recorded has done a step; as on_change."""
+    """Call a function whenever a recorded sampling has done a step. As for on_change."""
     _of_progress.append(listener)
 
 

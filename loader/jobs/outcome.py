@@ -1,4 +1,4 @@
-"""What quantizing a model gives, in one sentence that node, panel, notice and export share."""
+"""The outcome of quantizing a model, and its sentence, which nodes, panel and export share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MIB, _GIB = 1 << 20, 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a diffusion model is made of.
+    """The sizes of a diffusion model.
 
     Attributes:
         layers: shape of the weight of every Linear and Conv2d, by layer name.
@@ -30,7 +30,7 @@ class Sizes:
 
     @classmethod
     def of(cls, file: ModelFile) -> Sizes:
-        """Return those of a file's diffusion model; its weights are not read."""
+        """Return the sizes of a file's diffusion model, without reading its weights."""
         own = {name: entry.shape for name, entry in file.own.items()}
         layers = {
             name.removesuffix(".weight"): shape
@@ -41,13 +41,13 @@ class Sizes:
 
     @classmethod
     def of_network(cls, patcher: ModelPatcher) -> Sizes:
-        """Return those of a model in memory."""
+        """Return the sizes of a model in memory."""
         layers = {name: tuple(layer.weight.shape) for name, layer in own_layers(patcher).items()}
         return cls(layers, sum(one.numel() for one in own_network(patcher).parameters()))
 
 
 class Errors(Protocol):
-    """What is known of one layer's error: a LayerPlan or a LayerFinding."""
+    """What is known of a layer's error. A LayerPlan or a LayerFinding provides it."""
 
     relative_error: float | None
     output_error: float | None
@@ -55,16 +55,16 @@ class Errors(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What quantizing a model gives.
+    """The outcome of quantizing a model.
 
     Attributes:
-        before: bytes of the diffusion model in 16 bit, None where its sizes are not known.
-        after: the same quantized.
-        error: expected error of the layers' outputs (see quant.expected_error), None where a
-            layer's is not known.
-        exact: whether compensated rounding is in the error wherever it is done. Else it may be
-            smaller than that.
-        samples: images that the statistics come from, 0 where there are none.
+        before: bytes of the diffusion model in 16 bit; None if its sizes are not known.
+        after: bytes of the quantized diffusion model.
+        error: expected error of the layers' outputs (see quant.expected_error); None if that of
+            a layer is not known.
+        exact: False if some layers will be rounded with compensation but only their error without
+            it is known, so that the actual error is smaller.
+        samples: number of latent images that the statistics come from; 0 without statistics.
         title: of the number format.
     """
 
@@ -76,7 +76,7 @@ class Outcome:
     title: str
 
     def sentence(self) -> str:
-        """Return it for people, such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8"."""
+        """Return a sentence for users, such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8"."""
         parts = [
             None if self.before is None else _sizes(self.before, self.after),
             None if self.error is None else _error_text(self.error, self.exact),
@@ -86,7 +86,7 @@ class Outcome:
         return ", ".join(filter(None, parts))
 
     def to_json(self) -> dict:
-        """Return its attributes."""
+        """Return the attributes by name."""
         return dict(vars(self))
 
 
@@ -98,12 +98,12 @@ def outcome_of(
     samples: int,
     compensated: Collection[str] = (),
 ) -> Outcome:
-    """Return what quantizing some layers of a model gives; the arguments are as of Ledger.of."""
+    """Return the outcome of quantizing some layers of a model. For the others see Ledger.of."""
     return Ledger.of(known, sizes, number_format, samples, compensated).outcome(quantized)
 
 
 def outcome_of_plan(plan: Plan, sizes: Sizes) -> Outcome:
-    """Return what a Plan gave that was carried out on a model of such sizes."""
+    """Return the outcome of a Plan by which a model of these sizes was quantized."""
     compensated = {name for name, layer in plan.layers.items() if layer.output_error is not None}
     return outcome_of(
         plan.quantized, plan.layers, sizes, plan.number_format, plan.samples, compensated
@@ -111,7 +111,7 @@ def outcome_of_plan(plan: Plan, sizes: Sizes) -> Outcome:
 
 
 class _Entry(NamedTuple):
-    """What quantizing one layer does: bytes saved, its error and whether that is exact, weights."""
+    """A quantized layer: saved bytes, its error and whether that is exact, number of weights."""
 
     saved: int
     error: float | None
@@ -121,12 +121,12 @@ class _Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """What quantizing each layer of a model does, to sum up for any choice of layers.
+    """What quantizing each layer of a model gives, from which any choice of layers is summed up.
 
     Attributes:
         entries: by layer name.
-        before: bytes of the model in 16 bit, None where its sizes are not known.
-        samples: images that the statistics come from.
+        before: bytes of the model in 16 bit; None if its sizes are not known.
+        samples: number of latent images that the statistics come from.
         title: of the number format.
     """
 
@@ -147,11 +147,11 @@ class Ledger:
         """Make the ledger of a model.
 
         Args:
-            known: what searching and rounding found about layers.
+            known: what searching and rounding found about layers, by name.
             sizes: of the model.
             number_format: of the quantized layers.
-            samples: images that the statistics come from.
-            compensated: layers whose rounding is compensated.
+            samples: number of latent images that the statistics come from.
+            compensated: names of the layers whose rounding is compensated.
         """
         entries = {}
         for name, shape in sizes.layers.items():
@@ -162,7 +162,7 @@ class Ledger:
         return cls(entries, before, samples, number_format.title)
 
     def outcome(self, quantized: Iterable[str]) -> Outcome:
-        """Return what quantizing these layers gives."""
+        """Return the outcome of quantizing these layers."""
         found = [self.entries.get(name) for name in quantized]
         if self.before is None or None in found:
             return Outcome(None, None, None, False, self.samples, self.title)
@@ -176,7 +176,7 @@ class Ledger:
 
 
 def error_of(layer: Errors | None, compensated: bool) -> tuple[float | None, bool]:
-    """Return a quantized layer's error, None where it is not known, and whether it is exact."""
+    """Return a quantized layer's error (None if it is not known), and whether it is exact."""
     if layer is None or layer.relative_error is None:
         return None, False
     if compensated and layer.output_error is not None:
@@ -185,7 +185,7 @@ def error_of(layer: Errors | None, compensated: bool) -> tuple[float | None, boo
 
 
 def known_of(decider: Decider) -> Mapping[str, Errors]:
-    """Return what a Decider knows about layers before it is asked about any."""
+    """Return what a Decider knows about layers before it is asked about the first one."""
     return decider.plan.layers if isinstance(decider, KnownPlan) else decider.known.layers
 
 

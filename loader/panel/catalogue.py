@@ -31,7 +31,7 @@ from ..store.heads import ID_DIGITS, Head, Session
 READY = "ready"
 _MAX_TEXT = 200
 _SECONDS = 1.0
-"""For which a status may read files: each takes a twentieth of a second, and there may be many."""
+"""How long a status may read files: each takes 0.05 s, and there may be many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Model:
 
     Attributes:
         fingerprint: of its weights.
-        files: its sessions, by their files' names.
-        statistics: of all of them, without importances; None where there are none.
-        noted: its last sampling since ComfyUI started; None where there was none.
-        alive: its FP8 copy in memory; None where there is none.
+        files: its sessions, in the order of their files' names.
+        statistics: sums of all sessions, without importances; None if there are none.
+        noted: its last sampling since ComfyUI started; None if there was none.
+        alive: its quantized copy in memory; None if there is none.
         name: of its file, which may be gone.
-        source: where its file is now, as the nodes take it; None where it is gone.
+        source: its file as the nodes name it; None if the file is gone.
         problems: a sentence about each of its sessions that cannot be read.
     """
 
@@ -67,7 +67,7 @@ class Model:
         alive: Alive | None,
         problems: tuple[str, ...] = (),
     ) -> Model:
-        """Put together what is known, and look for the model's file."""
+        """Collect what is known, and look for the model's file."""
         statistics, files = (head.total, head.sessions) if head is not None else (None, ())
         name = noted.name if noted is not None else _text(statistics.meta.get("model"))
         source = find_source(fingerprint, name or "")
@@ -81,20 +81,20 @@ class Model:
 
     @property
     def last_run(self) -> str | None:
-        """When it was last sampled, as an ISO time."""
+        """Time of its last sampling, in ISO 8601."""
         times = [_text(file.about.meta.get("last_run")) for file in self.files]
         times.append(self.noted and self.noted.last_run)
         return max(filter(None, times), default=None)
 
     @property
     def total_layers(self) -> int | None:
-        """How many layers it has; None where its statistics do not say."""
+        """How many layers it has; None if its statistics do not say."""
         if self.statistics is None or "layers" not in self.statistics.meta:
             return None
         return len(self.statistics) + store.missing_layers(self.statistics)
 
     def state(self) -> tuple[str, str | None]:
-        """Return what recording does with it, and why where it does nothing or lacks a session."""
+        """Return the state of its recording, and the reason if it is not recorded or incomplete."""
         known, noted = self.statistics, self.noted
         problem = self.problems[0] if self.problems else None
         if known is not None and store.is_complete(known):
@@ -167,7 +167,7 @@ class Catalogue:
     def _found(self, until: float) -> tuple[list[Model], int]:
         """Return the models, and how many more there are that were not read in time.
 
-        Listeners are told that there is more: who asks again gets more.
+        If there are more, the listeners are told of a change, so that the panel asks again.
         """
         paths = heads.ids()
         noted = [one.fingerprint for one in self._noted() if one.fingerprint is not None]
@@ -183,7 +183,7 @@ class Catalogue:
         return models, left
 
     def model(self, its_id: str) -> Model:
-        """Return the model of an id; no other's files are read.
+        """Return the model of an id. The files of other models are not read.
 
         Raises:
             UnknownModelError: there is none.
@@ -195,7 +195,7 @@ class Catalogue:
     def _models(
         self, its_id: str, paths: list[Path] | None = None, until: float = math.inf
     ) -> list[Model]:
-        """Return the models of an id: one, or none, unless somebody forged a file's."""
+        """Return the models of an id: one or none; more if somebody forged an id."""
         its = heads.heads_of(its_id, paths, keep=True, until=until)
         recorded = {head.fingerprint: head for head in its.models}
         noted = {
@@ -222,7 +222,7 @@ def _session_json(session: Session) -> dict:
 
 
 def _missing(statistics: Statistics | None) -> dict | None:
-    """Return what else than images it takes until a model is ready: has so much of so much."""
+    """Return what other than images is missing until a model is ready, and how much it has."""
     what = None if statistics is None else store.missing(statistics)
     if what == store.CALLS:
         return {"what": what, "has": store.fewest_calls(statistics), "needs": store.USABLE_CALLS}
@@ -265,5 +265,5 @@ def _without_file(noted: ModelStatus) -> dict:
 
 
 def _text(value: object) -> str | None:
-    """Return a text from a file's meta, cut short: anybody may have written it."""
+    """Return a text from a file's meta, cut to a safe length: anybody may have written it."""
     return value[:_MAX_TEXT] if isinstance(value, str) and value else None

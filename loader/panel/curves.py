@@ -1,4 +1,4 @@
-"""Bytes against expected error: what every number format and selection gives, point by point."""
+"""Curves for the panel: size against expected error, for every number format and selection."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .preview import Basis
 
 _STEPS = 100
 _NOT_OFFERED = ("original V2",)
-"""Nothing that runs on today's ComfyUI reads it but our loaders; the export node writes it."""
+"""On today's ComfyUI only our loaders read this format. The export node still writes it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """A selection that a user moves along, from nothing kept (0) to everything (1).
+    """A kind of selection with one number, from 0 (nothing kept) to 1 (everything kept).
 
     Attributes:
-        name: of the selection, for people.
-        inputs: what the loader's and the export's inputs are set to for a share.
-        selection: the same as a selection.
+        name: of the selection, for users.
+        inputs: takes the number, returns the values for the inputs of loader and export.
+        selection: takes the number, returns the Selection.
     """
 
     name: str
@@ -37,13 +37,13 @@ WAYS = (
         lambda share, basis: BySensitivity(share, basis.shapes.ends),
     ),
 )
-"""Every way there is; the panel draws a line for each of them in each number format."""
+"""All of them. The panel draws a line for each, in each number format."""
 
 
 def curves(model: Model) -> dict:
     """Return the lines of a model that has statistics.
 
-    Every point has the inputs that make it, so that a node or an export can be set to it.
+    Every point has the inputs that lead to it, so that the panel can set a node or an export.
     """
     lines = [
         _line(model, number_format, way)
@@ -67,7 +67,7 @@ def _line(model: Model, number_format: NumberFormat, way: Way) -> dict:
 
 
 def _formats(number_format: NumberFormat) -> list[str]:
-    """Return the formats that a file of this line can be written in."""
+    """Return the file formats of a line."""
     return [
         name
         for name, one in FILE_FORMATS.items()

@@ -20,7 +20,7 @@ class StatusEvents:
     def __init__(
         self, server: PromptServer, answer: Callable[[], Awaitable[dict]], event: str = EVENT
     ) -> None:
-        """Take the server to send through, what returns the answer, and the event's name."""
+        """Take the server to send with, a function that returns the answer, and an event name."""
         self._server, self._loop = server, server.loop
         self._answer, self._event = answer, event
         self._next = 0.0
@@ -47,7 +47,7 @@ class StatusEvents:
     async def _tell(self) -> None:
         try:
             answer = await self._answer()
-        except OSError as error:  # the folder cannot be listed; the panel is told when it asks
+        except OSError as error:  # the folder cannot be listed; the panel sees it when it asks
             logging.info("HSWQ: the panel is not told of a change: %s", error)
         else:
             self._server.send_sync(self._event, answer)

@@ -1,4 +1,4 @@
-"""What share of the layers the budget of recording allows to measure in each forward."""
+"""How many layers may be measured in each forward, by the user's budget."""
 
 from __future__ import annotations
 

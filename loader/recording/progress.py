@@ -1,4 +1,4 @@
-"""How far a sampling is, as ComfyUI counts its steps."""
+"""The progress of a sampling, in ComfyUI's steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def noted_steps() -> Iterator[None]:
 
 
 def _handler() -> progress.ProgressHandler:
-    """Return what takes the progress of the node that runs: it is the one that samples."""
+    """Return a handler for the progress of the node that runs, which is the one that samples."""
 
     class Steps(progress.ProgressHandler):
         def update_handler(self, _: str, value: float, max_value: float, *more: object) -> None:

@@ -60,7 +60,7 @@ class StatusTable:
         logging.log(level, "HSWQ: %s is not recorded: %s", status.name, status.reason)
 
     def forget(self, fingerprint: str) -> None:
-        """Remove a model's status; a sampling of it that is under way does not count."""
+        """Remove a model's status. A sampling of it that is running now will not be added."""
         self._forgotten[fingerprint] = self.forgotten(fingerprint) + 1
         self._models.pop(fingerprint, None)
 
@@ -78,10 +78,10 @@ class Sampling:
     """A sampling that is being recorded.
 
     Attributes:
-        fingerprint: of its model's file.
-        images: latent images in it.
-        step: that was done last, 0 before the first.
-        steps: that it will take, 0 while that is not known.
+        fingerprint: of its model's weights.
+        images: number of its latent images.
+        step: number of steps that are done.
+        steps: number of all its steps; 0 while it is not known.
     """
 
     fingerprint: str
@@ -126,13 +126,13 @@ def is_sampling(fingerprint: str) -> bool:
 
 
 def samplings() -> list[Sampling]:
-    """Return all that are being recorded now."""
+    """Return all samplings that are being recorded now."""
     with _lock:
         return list(_samplings)
 
 
 def note_step(step: int, steps: int) -> None:
-    """Take how far the sampling is: ComfyUI runs one at a time."""
+    """Note the progress of the sampling that runs: ComfyUI runs one at a time."""
     for one in samplings():
         one.step, one.steps = step, steps
     progressed()
