@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import hostile
+from harness import hostile, hostile_random
 from harness.fixtures import change_settings
 from harness.http import Answer, Connection
 from harness.panel import Panel
 from harness.server import ComfyUIServer, snapshot
 
 pytestmark = pytest.mark.server
+
+COUNT = int(os.environ.get("HSWQ_REQUESTS", "100"))
 
 GROUPS = {
     "ids": hostile.ids,
@@ -24,9 +27,11 @@ GROUPS = {
     "bodies": hostile.bodies,
     "methods": hostile.methods,
     "uploads": hostile.uploads,
+    "random": lambda: hostile_random.requests(0, COUNT),
 }
 REFUSED = {400, 403, 404, 405, 409, 413, 415}
-HARMLESS = {"methods": {200, 206, 304, 416, 417, 501}}
+LOOKS = {200, 206, 304, 412, 416}
+HARMLESS = {"methods": {*LOOKS, 417, 501}, "random": LOOKS}
 """What looks only, whatever its headers say, and what aiohttp answers to methods and headers."""
 
 
