@@ -110,6 +110,7 @@ def choose(
     without: str,
     *,
     keep: bool = True,
+    write: bool = True,
 ) -> Choice:
     """Decide how a model is quantized.
 
@@ -121,18 +122,19 @@ def choose(
         without: one of WITHOUT_STATISTICS: what to do if not enough was recorded (see
             store.missing).
         keep: use the cache of searches. False for weights that are not exactly a file's.
+        write: False writes no milestone that is not on disk yet: the panel only looks.
 
     Raises:
         StatisticsError: the statistics are damaged or another model's; or not enough was recorded
             and `without` is "fail".
         FileNotFoundError: there is no such statistics file.
     """
-    statistics = _statistics(choice, fingerprint, name)
+    statistics = _statistics(choice, fingerprint, name, write)
     if statistics and (choice != AUTO or store.is_usable(statistics)):
         key = None
         if keep and fingerprint is not None:
             key = findings_key(fingerprint, statistics_version(choice, statistics), settings)
-        sketches = _sketches(choice, statistics) if settings.compensated else None
+        sketches = _sketches(choice, statistics, write) if settings.compensated else None
         return _measured(statistics, settings, key, sketches)
     recorded = _recorded(statistics)
     if without == FAIL:
@@ -160,10 +162,10 @@ def _recorded(statistics: Statistics | None) -> str:
     }[store.missing(statistics)]
 
 
-def _sketches(choice: str, statistics: Statistics) -> store.Sketches | None:
+def _sketches(choice: str, statistics: Statistics, write: bool) -> store.Sketches | None:
     """Return the sketches that belong to statistics; None if none were recorded."""
     if choice == AUTO:
-        return store.quantizing_sketches(statistics.fingerprint)
+        return store.quantizing_sketches(statistics.fingerprint, write=write)
     path = folder_paths.get_full_path_or_raise(folders.FOLDER, choice)
     return store.sketches_beside(Path(path), statistics)
 
@@ -234,9 +236,11 @@ def planner_for(
     )
 
 
-def _statistics(choice: str, fingerprint: str | None, name: str) -> Statistics | None:
+def _statistics(choice: str, fingerprint: str | None, name: str, write: bool) -> Statistics | None:
+    if choice == AUTO and fingerprint is None:
+        return None
     if choice == AUTO:
-        return None if fingerprint is None else store.quantizing_statistics(fingerprint)
+        return store.quantizing_statistics(fingerprint, write=write)
     statistics = load_statistics(folder_paths.get_full_path_or_raise(folders.FOLDER, choice))
     if None not in (statistics.fingerprint, fingerprint) and not is_of(statistics, fingerprint):
         raise StatisticsError(

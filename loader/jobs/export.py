@@ -16,7 +16,7 @@ from ...quant import BySensitivity, Plan, QuantizeSettings
 from ..engine.model_structure import layers_of, stored_dtype
 from ..engine.quantizer import Quantizer, restrict
 from ..files.errors import ModelFileError
-from ..files.fingerprints import fingerprint, is_decided
+from ..files.fingerprints import fingerprint, is_decided, looked_up
 from ..files.layer_formats import (
     DTYPE_KEY,
     MARKER,
@@ -87,32 +87,34 @@ def planned(path: str, settings: ExportSettings) -> Exported:
     Raises:
         ModelFileError, StatisticsError, ValueError: as export.
     """
-    job = _job(path, settings)
+    job = _job(path, settings, write=False)
     if job.chosen.decider.refined is not None:  # it is not read here
         job.chosen.decider.refined.close()
     return job.result(None)
 
 
-def _job(path: str, settings: ExportSettings) -> _Export:
+def _job(path: str, settings: ExportSettings, *, write: bool = True) -> _Export:
+    """Prepare an export. Without `write`, nothing is written and no file counts as used."""
     file = ModelFile(path)
-    source = _Source(file, settings.model_only)
+    source = _Source(file, settings.model_only, (fingerprint if write else looked_up)(path))
     wanted = QuantizeSettings(
         settings.file_format.number_format,
         BySensitivity(settings.keep_ratio, also_kept(settings.also_keep, file)),
         compensated=settings.compensated,
     )
     its, keep = (source.fingerprint, source.name), is_decided(file)
-    chosen = choose(settings.statistics, *its, wanted, settings.without, keep=keep)
+    how = {"keep": keep, "write": write}
+    chosen = choose(settings.statistics, *its, wanted, settings.without, **how)
     return _Export(source, chosen, settings)
 
 
 class _Source:
     """The source: its tensors that go into the new file, by their names there."""
 
-    def __init__(self, file: ModelFile, model_only: bool) -> None:
+    def __init__(self, file: ModelFile, model_only: bool, its_fingerprint: str) -> None:
         self.name = file.name
         file.check_16_bit()
-        self.fingerprint, self.metadata = fingerprint(file), file.metadata or {}
+        self.fingerprint, self.metadata = its_fingerprint, file.metadata or {}
         self.sizes = Sizes.of(file)
         self.dtype = stored_dtype(file)
         self.layers, self.tensors, self.prefix = layers_of(file), file.tensors, file.prefix

@@ -147,7 +147,7 @@ def _without_importance(measured: LayerStatistics) -> LayerFinding:
 
 def _sketched(model: Model) -> frozenset[str]:
     """Return the layers that have sketches by which the loader rounds."""
-    sketches = store.quantizing_sketches(model.fingerprint)
+    sketches = store.quantizing_sketches(model.fingerprint, write=False)
     if sketches is None:
         return frozenset()
     try:

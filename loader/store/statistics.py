@@ -45,11 +45,14 @@ def statistics_of(fingerprint: str) -> Statistics | None:
     return total_of(found)
 
 
-def quantizing_statistics(fingerprint: str, patience: float | None = None) -> Statistics | None:
+def quantizing_statistics(
+    fingerprint: str, patience: float | None = None, *, write: bool = True
+) -> Statistics | None:
     """Return the statistics to quantize a model by: those of its last milestone.
 
     Before the first milestone it is all that was recorded, without importances; `is_usable`
-    refuses that. For `patience` see locked_file.locked.
+    refuses that. For `patience` see locked_file.locked. Without `write`, a milestone that is not on
+    disk yet is not written.
     """
     head = heads.head_of(fingerprint)
     if head is None or not milestone(head.total):
@@ -58,12 +61,14 @@ def quantizing_statistics(fingerprint: str, patience: float | None = None) -> St
     if kept is not None:
         return kept
     total = statistics_of(fingerprint)  # only now are all files read
-    return None if total is None else milestones.at_milestone(fingerprint, total, patience)
+    if total is None or not write:
+        return total
+    return milestones.at_milestone(fingerprint, total, patience)
 
 
-def quantizing_sketches(fingerprint: str) -> sketch_file.SketchFile | None:
+def quantizing_sketches(fingerprint: str, *, write: bool = True) -> sketch_file.SketchFile | None:
     """Return the sketches that belong to `quantizing_statistics`; None if there are none."""
-    kept = quantizing_statistics(fingerprint)
+    kept = quantizing_statistics(fingerprint, write=write)
     return None if kept is None or not milestone(kept) else milestones.kept_sketches(kept)
 
 

@@ -7,16 +7,21 @@ import math
 from pathlib import Path
 
 import pytest
-from harness.exports import SAMPLES
+from harness.exports import SAMPLES, wanted
 from harness.inprocess import held
+from harness.server import snapshot
 from hswq.calibration import Statistics
 from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.files.whole_hash import background
+from hswq.loader.host.folders import FOLDER
 from hswq.loader.jobs import choice
+from hswq.loader.jobs.export import planned
 from hswq.loader.jobs.search import search_all
 from hswq.loader.panel.catalogue import Catalogue, Model
+from hswq.loader.panel.curves import curves
 from hswq.loader.panel.preview import preview, rows
 from hswq.quant import (
     FP8_SCALED,
@@ -44,6 +49,23 @@ def path(folders: Path, checkpoint: Path, statistics: Statistics) -> str:
         store.NewSums(delta, fingerprint(str(link)), store.PASSIVE_SESSION, "toy.safetensors")
     )
     return str(link)
+
+
+def test_looking_changes_nothing_on_disk(path, folders):
+    """As of statistics that were copied here, by which no model was loaded yet."""
+    kept = folders / "models" / FOLDER
+    background.join()
+    for one in (*kept.glob("*.milestone*"), *kept.glob("weights.cache*")):
+        one.unlink()
+    Catalogue(list).status()  # keeps what files hold
+    before = snapshot(folders)
+    settings = QuantizeSettings(FP8_SCALED, BySensitivity(0.25), compensated=True)
+    preview(model(), settings)
+    curves(model())
+    planned(path, wanted(compensated=True))
+    background.join()
+    assert snapshot(folders) == before
+    assert not list(kept.glob("weights.cache"))
 
 
 def model() -> Model:
