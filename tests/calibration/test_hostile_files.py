@@ -137,7 +137,7 @@ class TestDamagedFiles:
     def test_a_safetensors_file(self, path):
         from safetensors.torch import save
 
-        assert_refused(path, save({"a": torch.ones(3)}), "no archive that torch.save writes")
+        assert_refused(path, save({"a": torch.ones(3)}), "not an archive that torch.save writes")
 
     def test_an_archive_of_something_else(self, path):
         out = io.BytesIO()
@@ -192,19 +192,19 @@ class TestMaliciousPickles:
 
     def test_files_before_archives(self, path, marker):
         legacy = self.malicious(marker, _use_new_zipfile_serialization=False)
-        assert_refused(path, legacy, "no archive that torch.save writes")
+        assert_refused(path, legacy, "not an archive that torch.save writes")
         assert not marker.exists()
 
     def test_a_harmless_file_before_archives(self, path):
         out = io.BytesIO()
         content = {"meta": {"type": FILE_TYPE}, "layers": {}}
         torch.save(content, out, _use_new_zipfile_serialization=False)
-        assert_refused(path, out.getvalue(), "no archive that torch.save writes")
+        assert_refused(path, out.getvalue(), "not an archive that torch.save writes")
 
     def test_an_old_file_with_an_archive_at_its_end(self, path, marker, content):
         """A zip reader looks for the end of a file, torch at its beginning."""
         legacy = self.malicious(marker, _use_new_zipfile_serialization=False)
-        assert_refused(path, legacy + content, "no archive that torch.save writes")
+        assert_refused(path, legacy + content, "not an archive that torch.save writes")
         assert not marker.exists()
 
     @pytest.mark.parametrize(
