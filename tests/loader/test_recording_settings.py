@@ -44,7 +44,7 @@ class TestParse:
 
     @pytest.mark.parametrize("values", [[], None, 3, "text"])
     def test_refuses_another_file(self, values):
-        with pytest.raises(ValueError, match="no object"):
+        with pytest.raises(ValueError, match="not a JSON object"):
             parse(values)
 
 
