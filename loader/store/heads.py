@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from ...calibration import LayerStatistics, Statistics, StatisticsError, load_statistics
-from ..files import kept_json
+from ..files import kept_json, owners
 from ..host.folders import statistics_folder
 from . import locked_file
 from .paths import SHORT
@@ -35,7 +35,7 @@ _FILE = re.compile(r".+\.(?P<id>[0-9a-f]{16})\.(?P<session>[A-Za-z0-9][A-Za-z0-9
 _FORMAT = 1
 _FILES_IN_MEMORY = 64
 
-Version = tuple[int, int, int, int]
+Version = owners.Version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,8 @@ def heads_of(
         LateError: files are left to be read. Those that were read need not be read again.
     """
     if paths is None:
-        paths = filter(_is_file_name, sorted(statistics_folder().glob(f"*.{its_id}.*.pt")))
+        paths = sorted(statistics_folder().glob(f"*.{its_id}.*.pt"))
+        paths = [path for path in paths if _FILE.fullmatch(path.name)]
     versions, problems = _versions(paths)
     where = _path(its_id)
     if where not in _known and time.monotonic() > until:
@@ -153,10 +154,6 @@ def forget(fingerprint: str) -> None:
     _known.pop(path, None)
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def _is_file_name(path: Path) -> bool:
-    return _FILE.fullmatch(path.name) is not None
 
 
 def _versions(paths: Iterable[Path]) -> tuple[dict[str, Version], list[str]]:
@@ -204,9 +201,9 @@ def _is_left(path: Path, version: Version, count: int) -> bool:
 
 def _agree(heads: Heads) -> bool:
     """Whether no file is known by now to be of other weights."""
-    return all(
-        is_of(session.about, head.fingerprint) for head in heads.models for session in head.sessions
-    )
+    all_of = ((of.fingerprint, one.about.meta) for of in heads.models for one in of.sessions)
+    stated = {(its, meta.get(owners.WHOLE)) for its, meta in all_of}
+    return all(owners.agrees(*one) for one in stated)
 
 
 def _without_importances(path: Path, version: Version) -> Statistics | str | None:
