@@ -141,12 +141,11 @@ def _load(
         loaded = load(file, chosen.decider, fp8_matmul=wanted.fp8_matmul)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
         chosen.keep_rounded(quantized_layers(loaded[0]))
-    if wanted.fp8_matmul:
-        about = f"{about}; {matmul.description(loaded[0])}"
+    products = matmul.description(loaded[0]) if wanted.fp8_matmul else ""
     plan = loaded[0].get_attachment(ATTACHMENT)
     outcome = outcome_of_plan(plan, Sizes.of(file))
     took = f"loaded in {time.perf_counter() - began:.1f} s"
-    return io.NodeOutput(*loaded, ui=line(summary(plan, outcome, about, took)))
+    return io.NodeOutput(*loaded, ui=line(summary(plan, outcome, about, products, took)))
 
 
 class HSWQCheckpointLoader(io.ComfyNode):

@@ -21,7 +21,7 @@ from .test_node_lines import FIT, OPEN, RUN
 pytestmark = pytest.mark.browser
 
 MODELS = 40
-LAYERS = 794  # as SDXL has
+LAYERS = 8
 LINE = 40  # pixels
 
 
@@ -101,12 +101,13 @@ def beside(request: pytest.FixtureRequest, browser: Browser, server, panel) -> I
 class TestNode:
     def test_says_the_panels_sentence_and_leads_there(self, beside: PanelPage):
         line = beside.page.locator(".hswq-node-line:visible")
-        line.get_by_role("button").click()
+        line.get_by_role("button").press("Enter")
         expect(beside.models).to_have_attribute("aria-expanded", "true")
         on = beside.root.locator(".hswq-on")
         expect(on).to_have_attribute("data-on", "true")
         said = on.locator(".hswq-sentence").inner_text()
-        assert ", error 0." in said
+        assert ", 40 images, FP8" in said
+        assert ", error " in said
         expect(line).to_contain_text(f"{said}; ")
         expect(beside.fact("sentence")).to_have_text(said)
         beside.button("Show node").click()
