@@ -7,12 +7,17 @@ const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 const UNKNOWN = "–";
 
+// Making one of these takes longer than all else of a line.
+const made = {};
+const inLanguage = (kind, make) => (made[`${kind} ${language()}`] ??= make(language()));
+
 /** Return a count as the user's language writes it. */
-export const number = (value) => value.toLocaleString(language());
+export const number = (value) =>
+  inLanguage("number", (its) => new Intl.NumberFormat(its)).format(value);
 
 /** Return the words for so many: the texts have a form for each that the language has. */
 export function counted(key, count) {
-  const form = new Intl.PluralRules(language()).select(count);
+  const form = inLanguage("plural", (its) => new Intl.PluralRules(its)).select(count);
   return t(`${key} ${form}`, { count: number(count) });
 }
 
@@ -41,5 +46,7 @@ export function sizes(before, after) {
 }
 
 /** Return an ISO time as the user's language writes it. */
-export const time = (iso) =>
-  new Date(iso).toLocaleString(language(), { dateStyle: "short", timeStyle: "short" });
+export const time = (iso) => inLanguage("time", timeFormat).format(new Date(iso));
+
+const timeFormat = (its) =>
+  new Intl.DateTimeFormat(its, { dateStyle: "short", timeStyle: "short" });
