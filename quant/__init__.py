@@ -3,6 +3,7 @@
 Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain mappings.
 """
 
+from .by_effect import ByEffect
 from .compensate import can_compensate, output_error, quantize_compensated
 from .decider import Decider, KnownPlan, decider_of, stored
 from .findings import Findings, LayerFinding
@@ -23,6 +24,7 @@ __all__ = [
     "FP8_PLAIN",
     "FP8_SCALED",
     "NUMBER_FORMATS",
+    "ByEffect",
     "BySensitivity",
     "Decider",
     "Findings",

@@ -84,7 +84,10 @@ class Findings:
         layers = dict(self.layers)
         for name in plan.quantized:
             if name in layers:
-                layers[name] = LayerFinding.of(plan.layers[name])
+                found, before = LayerFinding.of(plan.layers[name]), layers[name].output_error
+                if found.output_error is None:  # rounded to the nearest this time
+                    found = dataclasses.replace(found, output_error=before)
+                layers[name] = found
         return Findings(MappingProxyType(layers), self.samples)
 
     def to_json(self) -> dict:

@@ -11,6 +11,9 @@ class Reason(enum.Enum):
     KEPT_SENSITIVE = "kept_sensitive"
     """Its output varies more than that of the quantized layers."""
 
+    KEPT_EFFECT = "kept_effect"
+    """Quantizing it changes the model's output more, for the bytes, than the quantized layers."""
+
     KEPT_BY_NAME = "kept_by_name"
     """It was named: by the user, or by a default such as the first and last projection."""
 

@@ -25,6 +25,14 @@ export const SETTINGS = [
     { category: ["HSWQ", "Panel", "Names"] },
   ),
   setting(
+    "CompensateLoras",
+    "Compensate rounding with LoRAs too",
+    "boolean",
+    true,
+    "Closer to the original; a LoRA's new strength takes some seconds more. Off: to the nearest.",
+    { category: ["HSWQ", "Loading", "CompensateLoras"] },
+  ),
+  setting(
     "RefinedGB",
     "Quantized models on disk (GiB)",
     "number",

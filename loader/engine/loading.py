@@ -204,7 +204,7 @@ def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool) -> None:
     if load.quantizer is not None:
         plan = load.quantizer.finish()
         again = KnownPlan(plan, load.sketches)
-        load.originals.belong_to(patcher.model, plan)
+        load.originals.belong_to(patcher.model, plan, load.sketches)
     else:
         plan, again = _plan_as_stored(patcher), None
     _check_quantized(name, patcher, plan)

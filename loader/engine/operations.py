@@ -12,7 +12,7 @@ import comfy.ops
 import torch
 from comfy.quant_ops import QuantizedTensor
 
-from ...quant import dequantize
+from ...quant import FP8_MAX, dequantize
 from ...quant.fp8 import is_compiled_without_fp8
 from ..files.layer_formats import EXTRA_KEYS, stored_input_amax, stored_scale
 from .layout import hold, scale_for
@@ -262,9 +262,15 @@ class _Quantizable:
         limit = weight.abs().amax() * share
         if plan.number_format.scaled:
             scale = torch.maximum(scale, scale_for(limit, scale))
+            limit = scale * FP8_MAX
         else:
             weight = weight.clamp(-limit, limit)
-        return old.requantize_from_float(weight, scale=scale)
+        new = old.requantize_from_float(weight, scale=scale)
+        if (
+            data := self._originals.compensated(self._name, weight.to(old.dtype), limit)
+        ) is not None:
+            new._qdata.copy_(data)
+        return new
 
     @_normal_tensors
     def _apply(

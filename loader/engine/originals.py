@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 
 import torch
 from comfy.model_base import BaseModel
@@ -14,6 +15,7 @@ from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
 from ..files.safetensors import DTYPE_NAMES, is_safetensors
 from ..files.versions import version_of
+from ..host import settings
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -27,21 +29,25 @@ class Originals:
 
     Attributes:
         plan: by which the weights were quantized; None until loading is complete.
+        sketches: by which they were rounded, None where they were rounded to the nearest.
         is_sampled: whether their model is in a sampling.
     """
 
     def __init__(self, file: ModelFile) -> None:
         """Take a model file. Weights are found only in a safetensors file."""
         self.plan: Plan | None = None
+        self.sketches: Mapping[str, torch.Tensor] | None = None
         self._model: weakref.ref[BaseModel] | None = None
         self._path, self._version = file.path, file.version
         self._fingerprint = fingerprint(file) if is_safetensors(file.path) else None
         self._checksums: dict[str, torch.Tensor] = {}
         self._entries = file.own if is_safetensors(file.path) else {}
 
-    def belong_to(self, model: BaseModel, plan: Plan) -> None:
-        """Note which model was made from these weights, and by which Plan."""
-        self._model, self.plan = weakref.ref(model), plan
+    def belong_to(
+        self, model: BaseModel, plan: Plan, sketches: Mapping[str, torch.Tensor] | None
+    ) -> None:
+        """Note which model was made from these weights, by which Plan and which sketches."""
+        self._model, self.plan, self.sketches = weakref.ref(model), plan, sketches
 
     @property
     def is_sampled(self) -> bool:
@@ -65,6 +71,18 @@ class Originals:
         if original is None or original.shape != weight.shape:
             return None
         return original.to(weight.device, weight.dtype)
+
+    def compensated(
+        self, layer: str, weight: torch.Tensor, amax: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return a patched weight's quantized bytes, rounded by the sketch of its layer's inputs.
+
+        None if rounding is to be to the nearest: there is no sketch, or the user wants it so. In
+        the dtype that the weight stands for, an unpatched one gets the bytes that it had.
+        """
+        wanted = self.sketches is not None and settings.current().compensate_loras
+        sketch = self.sketches.get(layer) if wanted else None
+        return None if sketch is None else self.plan.number_format.quantize(weight, amax, sketch)[0]
 
     def _is_still_there(self) -> bool:
         """Whether the file still holds the same weights. It may have been moved away and back."""

@@ -106,6 +106,22 @@ RECORDING = Part(
     },
 )
 
+MEASURING = Part(
+    "measuring effects and verifying",
+    {
+        "comfy.model_management": "throw_exception_if_processing_interrupted",
+        "comfy.model_patcher": "ModelPatcher.add_wrapper_with_key ModelPatcher.clone",
+        "comfy.ops": "CastWeightBiasOp.weight_function",
+        "comfy.patcher_extension": "WrappersMP.PREDICT_NOISE",
+        "comfy.sample": "fix_empty_latent_channels prepare_noise sample",
+        "comfy.samplers": "KSampler KSampler.SAMPLERS KSampler.SCHEDULERS",
+        "comfy.sd": "VAE VAE.decode",
+        "comfy.utils": "ProgressBar ProgressBar.update ProgressBar.update_absolute",
+        "server": "PromptServer.send_progress_text",
+    },
+)
+"""Needs QUANTIZING and RECORDING too."""
+
 COMPARING = Part(
     "comparing images",
     {
@@ -123,7 +139,7 @@ PANEL = Part(
     },
 )
 
-PARTS = (QUANTIZING, RECORDING, COMPARING, PANEL)
+PARTS = (QUANTIZING, RECORDING, MEASURING, COMPARING, PANEL)
 
 
 def lacking(part: Part) -> list[str]:

@@ -13,6 +13,7 @@ import folder_paths
 
 RECORD, TARGET, BUDGET = "HSWQ.Record", "HSWQ.Target", "HSWQ.Budget"
 REFINED, NAMES = "HSWQ.RefinedGB", "HSWQ.Names"
+COMPENSATE_LORAS = "HSWQ.CompensateLoras"
 """Ids of the settings; web/settings.mjs has the same."""
 
 _RANGES = {TARGET: (32, 4096), BUDGET: (0.1, 100), REFINED: (0, 4096)}
@@ -28,6 +29,7 @@ class Settings:
         budget: percent by which recording may make a step longer.
         refined_gb: GiB for the cache of quantized models on disk; 0 keeps none.
         names: further host names under which the server may be opened, in lower case.
+        compensate_loras: whether a weight with a LoRA is rounded by sketches, as without one.
     """
 
     record: bool = True
@@ -35,6 +37,7 @@ class Settings:
     budget: float = 2.0
     refined_gb: float = 20.0
     names: frozenset[str] = frozenset()
+    compensate_loras: bool = True
 
 
 class SettingsFile:
@@ -78,6 +81,7 @@ def parse(values: object) -> Settings:
         (TARGET, "target", (int, float)),
         (BUDGET, "budget", (int, float)),
         (REFINED, "refined_gb", (int, float)),
+        (COMPENSATE_LORAS, "compensate_loras", (bool,)),
     ):
         value = values.get(key)
         if value is None:

@@ -12,11 +12,11 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted as go_on
 
 from ...calibration import atomic_file
-from ...quant import BySensitivity, Plan, QuantizeSettings
+from ...quant import Plan, QuantizeSettings
 from ..engine.model_structure import layers_of, stored_dtype
 from ..engine.quantizer import Quantizer, restrict
 from ..files.errors import ModelFileError
-from ..files.fingerprints import fingerprint, is_decided, looked_up
+from ..files.fingerprints import fingerprint, looked_up
 from ..files.layer_formats import (
     DTYPE_KEY,
     MARKER,
@@ -27,9 +27,9 @@ from ..files.layer_formats import (
 from ..files.model_file import ModelFile
 from ..files.safetensors import DTYPE_NAMES
 from ..files.tensor_file import DIGEST, NO_DIGEST, TensorFile, lay_out
-from .also_keep import also_kept
-from .choice import AUTO, Choice, choose
+from .choice import AUTO, Choice
 from .export_settings import Exported, ExportSettings
+from .keeping import choose_keeping
 from .outcome import Outcome, Sizes, known_of, outcome_of
 from .output_path import ExportError, check_target, taken
 
@@ -97,14 +97,9 @@ def _job(path: str, settings: ExportSettings, *, write: bool = True) -> _Export:
     """Prepare an export. Without `write`, nothing is written and no file counts as used."""
     file = ModelFile(path)
     source = _Source(file, settings.model_only, (fingerprint if write else looked_up)(path))
-    wanted = QuantizeSettings(
-        settings.file_format.number_format,
-        BySensitivity(settings.keep_ratio, also_kept(settings.also_keep, file)),
-        compensated=settings.compensated,
-    )
-    its, keep = (source.fingerprint, source.name), is_decided(file)
-    how = {"keep": keep, "write": write}
-    chosen = choose(settings.statistics, *its, wanted, settings.without, **how)
+    wanted = QuantizeSettings(settings.file_format.number_format, compensated=settings.compensated)
+    how = settings.keeping, settings.without
+    chosen = choose_keeping(settings.statistics, file, wanted, *how, write=write)
     return _Export(source, chosen, settings)
 
 
@@ -246,6 +241,7 @@ def _metadata(
         "mode": chosen.decider.number_format.name,
         "keep_ratio": settings.keep_ratio,
         "also_keep": settings.also_keep,
+        **settings.by_effect,
         "rounding": "nearest" if chosen.decider.sketches is None else "compensated",
         "source": source.name,
         "source_fingerprint": source.fingerprint,

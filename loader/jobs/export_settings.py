@@ -7,6 +7,7 @@ import dataclasses
 from ...quant import Plan
 from ..files.layer_formats import FILE_FORMATS, FileFormat
 from .choice import FAIL, QUANTIZE_UNIFORMLY
+from .keeping import BY_EFFECT, BY_SENSITIVITY, DEFAULT_MB, Keeping
 from .outcome import Outcome
 
 WHOLE, MODEL_ONLY = "full checkpoint", "diffusion model only"
@@ -25,6 +26,7 @@ class ExportSettings:
         model_only: leave out what is not the diffusion model.
         also_keep: names of layers that stay 16 bit in any case (see also_keep.also_kept).
         compensated: whether rounding is compensated where sketches were recorded.
+        selection, keep_mb, fit_gb: as of Keeping.
     """
 
     format: str
@@ -34,6 +36,9 @@ class ExportSettings:
     model_only: bool = False
     also_keep: str = ""
     compensated: bool = False
+    selection: str = BY_SENSITIVITY
+    keep_mb: float = DEFAULT_MB
+    fit_gb: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what a node's linked input may bring."""
@@ -43,6 +48,19 @@ class ExportSettings:
         ):
             if value not in allowed:
                 raise ValueError(f"expected one of {allowed}, got {value!r}")
+
+    @property
+    def keeping(self) -> Keeping:
+        """What stays 16 bit."""
+        return Keeping(self.keep_ratio, self.also_keep, self.selection, self.keep_mb, self.fit_gb)
+
+    @property
+    def by_effect(self) -> dict[str, object]:
+        """What a file says of a selection that does not go by keep_ratio."""
+        if self.selection != BY_EFFECT:
+            return {}
+        budget = {"fit_gb": self.fit_gb} if self.fit_gb else {"keep_mb": self.keep_mb}
+        return {"selection": self.selection, **budget}
 
     @property
     def file_format(self) -> FileFormat:

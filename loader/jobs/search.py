@@ -10,7 +10,7 @@ from ..engine.model_structure import find_layers
 from ..engine.quantizer import Quantizer, restrict
 from ..files.fingerprints import fingerprint, is_decided
 from ..files.model_file import ModelFile
-from .choice import FAIL, choose
+from .choice import FAIL, Choice, choose
 from .outcome import known_of
 
 
@@ -37,19 +37,29 @@ def search_all(path: str, statistics: str, number_format: NumberFormat) -> str:
     settings = QuantizeSettings(number_format, everything, compensated=True)
     its = fingerprint(file)
     chosen = choose(statistics, its, file.name, settings, FAIL, keep=is_decided(file))
-    if chosen.decider.refined is not None:
-        chosen.decider.refined.close()
-        chosen.decider.refined = None
-    if isinstance(chosen.decider, KnownPlan) and not any(
-        map(rounds(chosen.decider), chosen.decider.plan.quantized)
-    ):
+    plan, searched = search_once(file, chosen)
+    if searched is None:
         return f"all layers of {file.name} were searched before; {chosen.samples} images"
-    plan, searched = search(file, chosen.decider)
-    chosen.keep(plan)
     can = f"{len(plan.quantized)} that can be {number_format.title}"
     text = f"{searched} layers searched of {can}; {chosen.samples} images"
     logging.info("HSWQ: %s: %s", file.name, text)
     return text
+
+
+def search_once(file: ModelFile, chosen: Choice) -> tuple[Plan, int | None]:
+    """Return the Plan with all layers' errors, and how many were searched; None if all was known.
+
+    What is found is kept.
+    """
+    decider = chosen.decider
+    if decider.refined is not None:
+        decider.refined.close()
+        decider.refined = None
+    if isinstance(decider, KnownPlan) and not any(map(rounds(decider), decider.plan.quantized)):
+        return decider.plan, None
+    plan, searched = search(file, decider)
+    chosen.keep(plan)
+    return plan, searched
 
 
 def rounds(decider: Decider) -> Callable[[str], bool]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.selfcheck import COMPARING, QUANTIZING, RECORDING, Part
+from ..host.selfcheck import COMPARING, MEASURING, QUANTIZING, RECORDING, Part
 
 
 def nodes_of(parts: list[Part]) -> list[type[io.ComfyNode]]:
@@ -27,6 +27,11 @@ def nodes_of(parts: list[Part]) -> list[type[io.ComfyNode]]:
         from .calibration import HSWQCalibration
 
         nodes.append(HSWQCalibration)
+    if all(part in parts for part in (QUANTIZING, RECORDING, MEASURING)):
+        from .effect import HSWQMeasureEffect
+        from .verify import HSWQVerify
+
+        nodes += [HSWQMeasureEffect, HSWQVerify]
     if COMPARING in parts:
         from .compare import HSWQCompare
 

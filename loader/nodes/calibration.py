@@ -16,7 +16,8 @@ from ..engine.identity import identity
 from ..engine.patchers import is_quantized
 from ..recording.noise_levels import levels_of
 from ..recording.reasons import unrecordable
-from ..recording.recorder import WRAPPER, Recording, record
+from ..recording.recorder import Recording, record
+from ..recording.unrecorded import WRAPPER
 from .inputs import CATEGORY, say
 
 

@@ -18,6 +18,7 @@ from .inputs import (
     CATEGORY,
     COMPENSATED,
     also_keep_input,
+    by_effect_inputs,
     keep_ratio_input,
     line,
     rounding_input,
@@ -66,6 +67,7 @@ def _inputs() -> list[io.Input]:
         ),
         also_keep_input(),
         rounding_input(),
+        *by_effect_inputs(),
     ]
 
 
@@ -103,6 +105,7 @@ class HSWQExport(io.ComfyNode):
         without_statistics: str,
         also_keep: str = ENDS,
         rounding: str = COMPENSATED,
+        **by_effect,
     ) -> io.NodeOutput:
         path = source_path(source)
         settings = ExportSettings(
@@ -113,6 +116,7 @@ class HSWQExport(io.ComfyNode):
             what == MODEL_ONLY,
             also_keep,
             rounding == COMPENSATED,
+            **by_effect,
         )
         folder = "diffusion_models" if what == MODEL_ONLY else source.partition("/")[0]
         name = filename or default_name(source, settings.file_format.short)

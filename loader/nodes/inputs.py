@@ -9,6 +9,7 @@ from server import PromptServer
 from ...quant import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, Plan
 from ..jobs import choice
 from ..jobs.also_keep import ENDS
+from ..jobs.keeping import BY_SENSITIVITY, DEFAULT_MB, SELECTIONS
 from ..jobs.outcome import Outcome
 
 CATEGORY = "HSWQ"
@@ -63,6 +64,40 @@ def rounding_input() -> io.Combo.Input:
         "as the recorded images tell. Same size and format, a third of the error; the first load "
         "takes some seconds more. nearest: HSWQ as published.",
     )
+
+
+def by_effect_inputs() -> list[io.Input]:
+    """Return selection, keep_mb and fit_gb."""
+    return [
+        io.Combo.Input(
+            "selection",
+            options=list(SELECTIONS),
+            default=BY_SENSITIVITY,
+            optional=True,
+            tooltip="by sensitivity: keep_ratio of the layers, those whose outputs vary most, as "
+            "HSWQ does. by effect: those that change the model's output most for their size, as "
+            "HSWQ Measure Effect found; before it has run, as recorded inputs let expect.",
+        ),
+        io.Float.Input(
+            "keep_mb",
+            default=DEFAULT_MB,
+            min=0.0,
+            max=1e6,
+            step=1.0,
+            optional=True,
+            tooltip="By effect: MiB that layers in 16 bit may add. 80 is 3% of SDXL in FP8.",
+        ),
+        io.Float.Input(
+            "fit_gb",
+            default=0.0,
+            min=0.0,
+            max=1e4,
+            step=0.1,
+            optional=True,
+            tooltip="By effect: GiB that the whole diffusion model may have, in place of keep_mb. "
+            "0: keep_mb decides.",
+        ),
+    ]
 
 
 def statistics_input(tooltip: str) -> io.Combo.Input:

@@ -11,17 +11,18 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings
+from ...quant import NUMBER_FORMATS, QuantizeSettings
 from .. import store
 from ..engine import matmul
 from ..engine.adopt import ATTACHMENT
 from ..engine.loading import load_checkpoint, load_diffusion_model
 from ..engine.model_structure import find_layers, sixteen_bit_options
 from ..engine.patchers import quantized_layers
-from ..files.fingerprints import fingerprint, is_decided
+from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
 from ..jobs import choice
-from ..jobs.also_keep import ENDS, also_kept
+from ..jobs.also_keep import ENDS
+from ..jobs.keeping import BY_SENSITIVITY, DEFAULT_MB, Keeping, choose_keeping
 from ..jobs.links import watch
 from ..jobs.outcome import Sizes, outcome_of_plan
 from .inputs import (
@@ -29,6 +30,7 @@ from .inputs import (
     COMPENSATED,
     SCALED,
     also_keep_input,
+    by_effect_inputs,
     keep_ratio_input,
     line,
     mode_input,
@@ -66,6 +68,7 @@ def _inputs() -> list[io.Input]:
         ),
         also_keep_input(),
         rounding_input(),
+        *by_effect_inputs(),
     ]
 
 
@@ -93,14 +96,19 @@ class _Wanted(NamedTuple):
     fp8_matmul: bool = False
     also_keep: str = ENDS
     rounding: str = COMPENSATED
+    selection: str = BY_SENSITIVITY
+    keep_mb: float = DEFAULT_MB
+    fit_gb: float = 0.0
 
-    def settings(self, file: ModelFile) -> QuantizeSettings:
-        """Return how a file is to be quantized."""
-        return QuantizeSettings(
-            NUMBER_FORMATS[self.mode],
-            BySensitivity(self.keep_ratio, also_kept(self.also_keep, file)),
-            compensated=self.rounding == COMPENSATED,
+    def choose(self, file: ModelFile) -> choice.Choice:
+        """Decide how a file is quantized."""
+        settings = QuantizeSettings(
+            NUMBER_FORMATS[self.mode], compensated=self.rounding == COMPENSATED
         )
+        keeping = Keeping(
+            self.keep_ratio, self.also_keep, self.selection, self.keep_mb, self.fit_gb
+        )
+        return choose_keeping(self.statistics, file, settings, keeping, self.without_statistics)
 
 
 def _load(
@@ -125,14 +133,7 @@ def _load(
     if file.is_quantized:
         loaded, about = load(file, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
     else:
-        chosen = choice.choose(
-            wanted.statistics,
-            fingerprint(file),
-            name,
-            wanted.settings(file),
-            wanted.without_statistics,
-            keep=is_decided(file),
-        )
+        chosen = wanted.choose(file)
         about = chosen.about
         if chosen.decider is None:
             find_layers(file)  # raises a clear error for a bad file, which the stock loader lacks

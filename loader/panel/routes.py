@@ -27,6 +27,7 @@ from ..jobs.model_files import source_path
 from ..recording.recorder import recorder
 from ..recording.status import RECORDING, ModelStatus, samplings
 from ..store import search_cache
+from ..store.effects import forget_effects
 from ..store.heads import ID_DIGITS
 from . import preview, uploads
 from .catalogue import Catalogue, Model, UnknownModelError
@@ -273,6 +274,7 @@ def _remove(model: Model, session: str | None = None) -> int:
     """Remove one session of a model, or all, and what searches found; return how many files."""
     removed = store.remove_statistics(model.fingerprint, session)
     search_cache.forget_findings(model.fingerprint)
+    forget_effects(model.fingerprint)
     return removed
 
 

@@ -36,9 +36,7 @@ from .status import (
     StatusTable,
     sampling,
 )
-
-WRAPPER = "hswq.calibration"
-"""Key of the calibration node's wrapper. A model with it is not recorded in the background too."""
+from .unrecorded import WRAPPER
 
 
 class Target(NamedTuple):

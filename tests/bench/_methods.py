@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
+import time
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import NamedTuple
@@ -18,8 +18,13 @@ from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.jobs import choice
-from hswq.loader.jobs.also_keep import ENDS, also_kept
-from hswq.quant import BySensitivity, KnownPlan, LayerPlan, Plan, QuantizeSettings
+from hswq.loader.jobs.also_keep import ENDS
+from hswq.loader.jobs.effect import measure_effects
+from hswq.loader.jobs.keeping import BY_EFFECT, Keeping, choose_keeping
+from hswq.loader.jobs.sampling import Picture
+from hswq.loader.recording.unrecorded import unrecorded
+from hswq.loader.store.effects import forget_effects
+from hswq.quant import KnownPlan, LayerPlan, Plan, QuantizeSettings
 
 JITTER = 0.02  # of amax, up and down: it changes which way every weight is rounded
 
@@ -32,12 +37,17 @@ class Method(NamedTuple):
         also_keep: names further ones.
         compensated: rounding is compensated; else to the nearest.
         largest: amax is each layer's largest weight, instead of what HSWQ searches.
+        share: layers are kept by effect, and add this share of all layers' bytes in FP8; None keeps
+            them by keep_ratio.
+        estimated: effects are what the sketches let expect; else they are measured.
     """
 
     keep_ratio: float = 0.0
     also_keep: str = ""
     compensated: bool = False
     largest: bool = False
+    share: float | None = None
+    estimated: bool = False
 
     @property
     def is_16_bit(self) -> bool:
@@ -47,6 +57,9 @@ class Method(NamedTuple):
 
 STOCK, DEFAULT, SMALL = "stock FP8 cast", "the loader's default", "keep 0, ends, compensated"
 PUBLISHED = "HSWQ as published, keep 0.25"
+EMBEDDINGS = "time_embed.0, time_embed.2, label_emb.0.0, label_emb.0.2"
+SKIPS = ", ".join(f"output_blocks.{number}.0.skip_connection" for number in range(6))
+"""The skip connections of the larger test model's output blocks; the small one has nine."""
 METHODS: dict[str, Method | None] = {
     "16 bit by our loader": Method(1.0),
     STOCK: None,
@@ -57,6 +70,23 @@ METHODS: dict[str, Method | None] = {
     "keep 0, ends, nearest": Method(also_keep=ENDS),
     DEFAULT: Method(0.25, ENDS, compensated=True),
     SMALL: Method(also_keep=ENDS, compensated=True),
+    "keep 0, ends and embeddings, compensated": Method(
+        also_keep=f"{ENDS}, {EMBEDDINGS}", compensated=True
+    ),
+    "keep 0, ends and skips, compensated": Method(also_keep=f"{ENDS}, {SKIPS}", compensated=True),
+    "by effect, 3%, nearest": Method(also_keep=ENDS, share=0.03),
+    "by effect, 1%": Method(also_keep=ENDS, compensated=True, share=0.01),
+    "by effect, 3%": Method(also_keep=ENDS, compensated=True, share=0.03),
+    "by effect, 10%": Method(also_keep=ENDS, compensated=True, share=0.1),
+    "by effect, 25%": Method(also_keep=ENDS, compensated=True, share=0.25),
+    "by effect, 47%": Method(also_keep=ENDS, compensated=True, share=0.47),
+    "by estimated effect, 3%": Method(also_keep=ENDS, compensated=True, share=0.03, estimated=True),
+    "by estimated effect, 25%": Method(
+        also_keep=ENDS, compensated=True, share=0.25, estimated=True
+    ),
+    "by estimated effect, 47%": Method(
+        also_keep=ENDS, compensated=True, share=0.47, estimated=True
+    ),
 }
 """None is ComfyUI's own cast, which has no amax to move."""
 
@@ -64,11 +94,13 @@ METHODS: dict[str, Method | None] = {
 class Loader:
     """Loads a checkpoint by what is recorded of it while `_recording.recorded` runs."""
 
-    def __init__(self, checkpoint: str, reference: ModelPatcher) -> None:
-        """Take the 16-bit file and its model in 16 bit."""
+    def __init__(self, checkpoint: str, reference: ModelPatcher, picture: Picture) -> None:
+        """Take the 16-bit file, its model in 16 bit, and what effects are measured with."""
         self._file = ModelFile(checkpoint)
+        self._reference, self._picture = reference, picture
         layers = monitored_layers(reference.model.diffusion_model)
         self._largest = {name: one.weight.abs().max().item() for name, one in layers.items()}
+        self._bytes = sum(one.weight.numel() for one in layers.values())
 
     def load(self, method: Method | None, draw: int) -> ModelPatcher:
         """Return the model.
@@ -100,13 +132,24 @@ class Loader:
         return load_checkpoint(self._file.path, decider, only_model=True)[0]
 
     def _choose(self, method: Method) -> choice.Choice:
-        settings = QuantizeSettings(
-            selection=BySensitivity(method.keep_ratio, also_kept(method.also_keep, self._file)),
-            compensated=method.compensated,
-        )
-        path = self._file.path
-        its = fingerprint(path), os.path.basename(path)
-        return choice.choose(choice.AUTO, *its, settings, choice.FAIL)
+        settings = QuantizeSettings(compensated=method.compensated)
+        keeping = Keeping(method.keep_ratio, method.also_keep)
+        if method.share is not None:
+            megabytes = method.share * self._bytes / 2**20
+            keeping = Keeping(0.0, method.also_keep, BY_EFFECT, megabytes)
+            self._measure(method, settings)
+        return choose_keeping(choice.AUTO, self._file, settings, keeping, choice.FAIL)
+
+    def _measure(self, method: Method, settings: QuantizeSettings) -> None:
+        """Measure effects as the node does, or forget them where a method shall do without."""
+        if method.estimated:
+            forget_effects(fingerprint(self._file))
+            return
+        began = time.perf_counter()
+        unseen = unrecorded(self._reference)
+        text = measure_effects(unseen, self._picture, 0, choice.AUTO, settings)
+        if "before" not in text:
+            print(f"{text}: {time.perf_counter() - began:.1f} s", flush=True)
 
 
 def _stock_cast(checkpoint: str) -> ModelPatcher:

@@ -15,18 +15,21 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def arguments(description: str, *, trained: bool = False, **extra: dict) -> argparse.Namespace:
+def arguments(
+    description: str, *, trained: bool = False, comfyui: Sequence[str] = (), **extra: dict
+) -> argparse.Namespace:
     """Parse the options of every benchmark, then bring ComfyUI up with the right ones of its own.
 
     Args:
         description: of the benchmark.
         trained: by default take the trained toy, whose pictures mean something.
+        comfyui: options of ComfyUI's own command line.
         extra: further options by name, each the keyword arguments of `add_argument`.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -38,7 +41,7 @@ def arguments(description: str, *, trained: bool = False, **extra: dict) -> argp
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     chosen = parser.parse_args()
     chosen.device = chosen.device or default_device()
-    if start_comfyui(chosen.device, dynamic=chosen.dynamic) != chosen.dynamic:
+    if start_comfyui(chosen.device, *comfyui, dynamic=chosen.dynamic) != chosen.dynamic:
         sys.exit("Dynamic VRAM does not start here")
     package = types.ModuleType("hswq")
     package.__path__ = [str(ROOT)]

@@ -18,7 +18,8 @@ from hswq.loader.files.fingerprints import fingerprint  # noqa: E402
 from hswq.loader.files.layer_formats import FILE_FORMATS  # noqa: E402
 from hswq.loader.host.folders import register_folder  # noqa: E402
 from hswq.loader.jobs import choice  # noqa: E402
-from hswq.loader.jobs.export import ExportSettings, export  # noqa: E402
+from hswq.loader.jobs.export import export  # noqa: E402
+from hswq.loader.jobs.export_settings import ExportSettings  # noqa: E402
 
 
 def record(path: str) -> None:

@@ -14,6 +14,8 @@ import common
 chosen = common.arguments(
     __doc__,
     trained=True,
+    # A VAE in BF16 rounds pictures to 8 bits, and small distances look larger than they are.
+    comfyui=["--fp32-vae"],
     unet={"metavar": "FILE", "help": "a UNet's tensors alone, trained on the toy's pictures"},
     pictures={"type": int, "default": 64},
     recorded={"type": int, "default": 64, "help": "pictures that are recorded, 32 at least"},
@@ -41,8 +43,12 @@ from _methods import METHODS, SMALL, Loader, Method  # noqa: E402
 from _recording import Recording, recorded  # noqa: E402
 from _sampling import How, Latents, Sampler  # noqa: E402
 from hswq.calibration import StatisticsError  # noqa: E402
+from hswq.loader.jobs.sampling import Picture  # noqa: E402
 from toy import drawing  # noqa: E402
 from toy.nodes.toy_sdxl import ToySDXL  # noqa: E402
+
+OF_EFFECT = 4
+"""Prompts in the batch that effects are measured with."""
 
 
 class Benchmark:
@@ -65,7 +71,19 @@ class Benchmark:
         wanted = Latents([self.prompts[i % len(self.prompts)] for i in numbers], numbers)
         every = 8 if toy else 1  # the toy's VAE shows a latent pixel as a square of eight
         self.comparison = Comparison(self.reference, Sampler(clip, vae, self.how), wanted, every)
-        self.loader = Loader(chosen.checkpoint, self.reference)
+        self.loader = Loader(chosen.checkpoint, self.reference, self._measured_by())
+
+    def _measured_by(self) -> Picture:
+        """Return what effects are measured with: a few of the prompts that are recorded."""
+        sampler, few, edge = (
+            Sampler(*self._encoders, self.how),
+            self.others[:OF_EFFECT],
+            self.how.size,
+        )
+        latent = {"samples": torch.zeros(len(few), 4, edge // 8, edge // 8)}
+        return Picture(
+            sampler.encode(few), sampler.encode([""] * len(few)), latent, cfg=self.how.cfg
+        )
 
     def recording(self, *, prompts: int | None = None, machines: int = 1, **how) -> Recording:
         """Return what is recorded: by default as the compared pictures are sampled."""

@@ -18,7 +18,8 @@ from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.host.folders import register_folder
 from hswq.loader.jobs import choice
-from hswq.loader.jobs.export import ExportSettings, export
+from hswq.loader.jobs.export import export
+from hswq.loader.jobs.export_settings import ExportSettings
 from hswq.loader.jobs.output_path import export_path
 from hswq.quant import LayerPlan, Plan, QuantizeSettings, fp8_format, make_plan
 

@@ -33,6 +33,7 @@ from comfy.model_patcher import ModelPatcher  # noqa: E402
 from harness import inprocess  # noqa: E402
 from harness.exports import folders, plans, recorded  # noqa: E402, F401
 from harness.recording import choose, folder, model, recorder  # noqa: E402, F401
+from harness.trained import recorded_once, trained  # noqa: E402, F401
 from helpers import make_planner  # noqa: E402
 from hswq.calibration import Statistics  # noqa: E402
 from hswq.loader.engine import loading  # noqa: E402

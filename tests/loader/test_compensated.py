@@ -3,89 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import NamedTuple
 
-import comfy.sample
+import comfy.model_management as memory
 import comfy.sd
-import folder_paths
 import pytest
 import torch
-from comfy.model_patcher import ModelPatcher
+from harness import inprocess
 from harness.inprocess import distance, held, same
+from harness.trained import load, sample
 from hswq.calibration import monitored_layers
 from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint
-from hswq.loader.engine.patchers import quantized_layers
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
-from hswq.loader.host.folders import FOLDER
+from hswq.loader.host import settings
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.also_keep import ENDS, also_kept
-from hswq.loader.jobs.export import ExportSettings, export
-from hswq.loader.recording.recorder import Recorder
+from hswq.loader.jobs.export import export
+from hswq.loader.jobs.export_settings import ExportSettings
 from hswq.loader.store import refined
 from hswq.quant import FP8_SCALED, BySensitivity, QuantizeSettings, Reason
+from hswq.quant.compensate import CHECKED
 from hswq.quant.formats import fp8 as formats_fp8
-from toy.checkpoint import make_trained_checkpoint
-from toy.drawing import EDGE
 
-STEPS = 20
 NEAREST = QuantizeSettings(selection=BySensitivity(0.0))
 COMPENSATED = dataclasses.replace(NEAREST, compensated=True)
-
-
-class Trained(NamedTuple):
-    """The trained toy, with what 32 pictures recorded of it."""
-
-    path: str
-    patcher: ModelPatcher
-    prompt: list
-
-
-def sample(patcher: ModelPatcher, prompt: list, seed: int, batch: int = 4) -> torch.Tensor:
-    latent = torch.zeros(batch, 4, EDGE, EDGE)
-    with torch.inference_mode():
-        return comfy.sample.sample(
-            patcher, comfy.sample.prepare_noise(latent, seed), STEPS, 2.0, "euler", "simple",
-            prompt, prompt, latent, disable_pbar=True, seed=seed,
-        )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory):
-    """Recorded by the real recorder while stock ComfyUI samples."""
-    folder: Path = tmp_path_factory.mktemp("trained")
-    path = make_trained_checkpoint(folder / "trained.safetensors")
-    with pytest.MonkeyPatch.context() as patch:
-        known = folder_paths.folder_names_and_paths
-        patch.setitem(known, FOLDER, ([str(folder / "hswq")], {".pt"}))
-        patch.setattr(folder_paths, "user_directory", str(folder / "user"))
-        with torch.inference_mode():
-            patcher, clip = comfy.sd.load_checkpoint_guess_config(str(path))[:2]
-            tokens = clip.tokenize("a red square on white")
-            prompt = [list(clip.encode_from_tokens(tokens, return_pooled=True))]
-            prompt = [[prompt[0][0], {"pooled_output": prompt[0][1]}]]
-        recorder = Recorder()
-        recorder.install()
-        try:
-            for seed in range(8):
-                sample(patcher, prompt, seed)
-        finally:
-            recorder.remove()
-        yield Trained(str(path), patcher, prompt)
-
-
-def load(trained: Trained, settings: QuantizeSettings, keep: bool = False) -> ModelPatcher:
-    """Load as the node does; `keep` what was rounded for the next load."""
-    file = ModelFile(trained.path)
-    chosen = choice.choose(choice.AUTO, fingerprint(file), file.name, settings, choice.FAIL)
-    patcher = load_checkpoint(file, chosen.decider, only_model=True)[0]
-    chosen.keep(patcher.get_attachment(ATTACHMENT))
-    if keep:
-        chosen.keep_rounded(quantized_layers(patcher))
-    return patcher
 
 
 class TestLoaded:
@@ -144,6 +87,70 @@ class TestKept:
         before = set(refined.refined_folder().glob("*"))
         load(trained, NEAREST, keep=True)
         assert set(refined.refined_folder().glob("*")) == before
+
+
+class TestLora:
+    """On weights with a LoRA, rounding is compensated again, by the sketches without it."""
+
+    def test_is_closer_to_the_16_bit_weights_with_it_than_by_nearest_rounding(
+        self, trained, monkeypatch
+    ):
+        its, quantized = lora(trained), load(trained, COMPENSATED)
+        exact, before = patched(trained.patcher, its), held(quantized)
+        errors = {}
+        for compensate in (True, False):
+            chosen = dataclasses.replace(settings.current(), compensate_loras=compensate)
+            monkeypatch.setattr(settings, "current", lambda chosen=chosen: chosen)
+            errors[compensate] = output_error(trained, patched(quantized, its), exact)
+        assert errors[True] < 0.6 * errors[False]
+        assert not same(held(quantized), before)
+
+    def test_without_one_is_as_exact_as_before(self, trained):
+        quantized = load(trained, COMPENSATED)
+        before = output_error(trained, quantized, trained.patcher)
+        for name in quantized.get_attachment(ATTACHMENT).quantized:
+            layer = quantized.model.diffusion_model.get_submodule(name)
+            dtype = memory.lora_compute_dtype(layer.weight.device)
+            layer.set_weight(layer.convert_weight(layer.weight.to(dtype)))
+        assert output_error(trained, quantized, trained.patcher) < 1.1 * before
+
+
+def output_error(trained, patcher, exact) -> float:
+    """Return the mean relative output error of transformer blocks' layers, by their sketches."""
+    sketches = store.quantizing_sketches(fingerprint(trained.path))
+    names = [name for name in sketches if "transformer_blocks" in name]
+    found = weights(patcher, names), weights(exact, names)
+    errors = []
+    for name in names:
+        inputs = sketches[name].matrix[-CHECKED:].float()
+        one, other = (inputs @ each[name].float().T for each in found)
+        errors.append(distance(one, other))
+    return sum(errors) / len(errors)
+
+
+def weights(patcher, names: list[str]) -> dict[str, torch.Tensor]:
+    """Return weights in real units, as sampling uses them."""
+    inprocess.load(patcher)
+    found = {name: inprocess.weight(patcher, name).cpu() for name in names}
+    inprocess.unload()
+    return found
+
+
+def lora(trained) -> dict[str, torch.Tensor]:
+    """Return a LoRA on the attention's and feed-forwards' layers, a fifth of their weights."""
+    tensors = {}
+    for name, layer in monitored_layers(trained.patcher.model.diffusion_model).items():
+        if "transformer_blocks" in name:
+            (rows, columns), size = layer.weight.shape, 0.2 * layer.weight.float().std().cpu()
+            generator = torch.Generator().manual_seed(rows + columns)
+            prefix = f"lora_unet_{name.replace('.', '_')}"
+            tensors[f"{prefix}.lora_up.weight"] = torch.randn(rows, 4, generator=generator) * size
+            tensors[f"{prefix}.lora_down.weight"] = torch.randn(4, columns, generator=generator) / 2
+    return tensors
+
+
+def patched(patcher, its):
+    return comfy.sd.load_lora_for_models(patcher, None, its, 1.0, 0.0)[0]
 
 
 class TestEnds:

@@ -21,7 +21,8 @@ from hswq.loader.engine import loading
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.jobs.choice import choose as choose_statistics
-from hswq.loader.jobs.export import ExportSettings, export
+from hswq.loader.jobs.export import export
+from hswq.loader.jobs.export_settings import ExportSettings
 from hswq.loader.recording.status import NOT_RECORDED
 from hswq.loader.store import milestones
 from hswq.quant import QuantizeSettings, SearchSettings

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 from hswq.loader.host import selfcheck
-from hswq.loader.host.selfcheck import BASE, COMPARING, PANEL, PARTS, QUANTIZING, RECORDING, Part
+from hswq.loader.host.selfcheck import (
+    BASE,
+    COMPARING,
+    MEASURING,
+    PANEL,
+    PARTS,
+    QUANTIZING,
+    RECORDING,
+    Part,
+)
 
 LOADER = Path(selfcheck.__file__).parents[1]
 SECONDS = 280
@@ -27,21 +36,28 @@ NODES = {
         "HSWQPlan",
     },
     RECORDING.does: {"HSWQCalibration"},
+    MEASURING.does: {"HSWQMeasureEffect", "HSWQVerify"},
     COMPARING.does: {"HSWQCompare"},
     PANEL.does: set(),
 }  # fmt: skip
 FILES = {
     "engine/alive.py": (),
+    "engine/effect.py": (MEASURING,),
     "engine/patchers.py": (RECORDING,),
     "engine": (QUANTIZING,),
     "extension.py": (RECORDING, PANEL),
     "files": (),
     "host/version.py": (QUANTIZING,),
     "host": (),
+    "jobs/effect.py": (MEASURING,),
+    "jobs/sampling.py": (MEASURING,),
+    "jobs/verify.py": (MEASURING,),
     "jobs": (QUANTIZING,),
     "nodes/calibration.py": (RECORDING,),
     "nodes/compare.py": (COMPARING,),
+    "nodes/effect.py": (MEASURING,),
     "nodes/inputs.py": (RECORDING,),
+    "nodes/verify.py": (MEASURING,),
     "nodes": (QUANTIZING,),
     "panel": (PANEL,),
     "recording": (RECORDING,),
@@ -66,6 +82,8 @@ def names_of(part: Part) -> list[str]:
 def expected(off: list[Part]) -> dict:
     """What there is without some parts."""
     on = [part for part in (BASE, *PARTS) if part not in off and BASE not in off]
+    if QUANTIZING not in on or RECORDING not in on:
+        on = [part for part in on if part is not MEASURING]  # whose nodes need both
     return {
         "nodes": sorted(set().union(*(NODES[part.does] for part in on))),
         "recording": RECORDING in on,

@@ -14,7 +14,10 @@ pytestmark = pytest.mark.server
 LANGUAGES = sorted(path.name for path in (ROOT / "locales").iterdir())
 OTHERS = [language for language in LANGUAGES if language != "en"]
 WEB = ROOT / "web"
-SETTINGS = ("HSWQ_Budget", "HSWQ_Names", "HSWQ_Record", "HSWQ_RefinedGB", "HSWQ_Target")
+SETTINGS = (
+    "HSWQ_Budget", "HSWQ_CompensateLoras", "HSWQ_Names", "HSWQ_Record", "HSWQ_RefinedGB",
+    "HSWQ_Target",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

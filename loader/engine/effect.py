@@ -1,0 +1,97 @@
+"""What quantizing one layer alone changes in a model's output, measured while it samples."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import comfy.model_management as memory
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from .network import own_layers, own_network
+from .replay import Replay
+
+_KEY = "hswq.effect"
+
+Quantized = Callable[[str, torch.Tensor], torch.Tensor]
+"""Layer name and its float weight -> what is computed with when it is quantized, alike."""
+
+
+class EffectMeasurer:
+    """Measures a model's layers in one step of a sampling, one forward for each.
+
+    The model's own weights are not touched: the one layer computes with another weight, by
+    ComfyUI's functions on weights, wherever the memory mode keeps its own.
+
+    Attributes:
+        effects: by layer name, as store.Effects has them; filled while it measures.
+    """
+
+    def __init__(
+        self,
+        quantized: Quantized,
+        known: Mapping[str, float],
+        measured: Callable[[Mapping[str, float], int, int], None] = lambda *_: None,
+    ) -> None:
+        """Take how layers are quantized, and effects that need not be measured again.
+
+        Args:
+            quantized: gives a layer's weight as it will be.
+            known: effects by layer name.
+            measured: is called after each layer, with the effects so far, how many layers are done
+                and how many there are.
+        """
+        self.effects = dict(known)
+        self._quantized, self._measured = quantized, measured
+        self._step = 0
+
+    def on(self, patcher: ModelPatcher, step: int) -> ModelPatcher:
+        """Return a clone that measures in one step of its sampling, counted from 0."""
+        clone = patcher.clone()
+
+        def predict(executor: Callable, *args, **kwargs) -> torch.Tensor:
+            now, self._step = self._step, self._step + 1
+            if now != step:
+                return executor(*args, **kwargs)
+            return self._measure(clone, lambda: executor(*args, **kwargs))
+
+        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, predict)
+        return clone
+
+    def _measure(self, patcher: ModelPatcher, forward: Callable[[], torch.Tensor]) -> torch.Tensor:
+        layers, replay = own_layers(patcher), Replay()
+        with replay.watching(own_network(patcher)):
+            expected = forward()
+        power = expected.square().sum(dtype=torch.float64).item()
+        if not 0 < power < math.inf:
+            raise ValueError("the model's output is not finite, so nothing can be compared with it")
+        for number, (name, layer) in enumerate(layers.items(), 1):
+            if name not in self.effects:
+                memory.throw_exception_if_processing_interrupted()
+                with replay.until(name), self._in_place(name, layer):
+                    change = forward() - expected
+                found = change.square().sum(dtype=torch.float64).item() / power
+                self.effects[name] = found if math.isfinite(found) else sys.float_info.max
+            self._measured(self.effects, number, len(layers))
+        return expected
+
+    @contextmanager
+    def _in_place(self, name: str, layer: torch.nn.Module) -> Iterator[None]:
+        """In the block, a layer computes with its quantized weight."""
+        found: list[torch.Tensor] = []
+
+        def function(weight: torch.Tensor) -> torch.Tensor:
+            if not found:  # in each forward of a step it is the same
+                found.append(self._quantized(name, weight).to(weight.dtype))
+            return found[0]
+
+        functions = layer.weight_function
+        layer.weight_function = [*functions, function]
+        try:
+            yield
+        finally:
+            layer.weight_function = functions

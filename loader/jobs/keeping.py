@@ -1,0 +1,176 @@
+"""What a user says about layers in 16 bit, and the selection that it means for a model file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from ...quant import ByEffect, BySensitivity, NumberFormat, QuantizeSettings, bytes_of
+from ..engine.model_structure import find_layers
+from ..files.fingerprints import fingerprint, is_decided, looked_up
+from ..files.model_file import ModelFile
+from ..store.effects import find_effects
+from .also_keep import ENDS, also_kept
+from .choice import Choice, choose
+from .search import search_once
+
+BY_SENSITIVITY, BY_EFFECT = "by sensitivity", "by effect"
+SELECTIONS = (BY_SENSITIVITY, BY_EFFECT)
+DEFAULT_MB = 80.0
+"""3% of SDXL's bytes in FP8."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """What a user says about layers that stay 16 bit.
+
+    Attributes:
+        keep_ratio: share of the measured layers, by sensitivity.
+        also_keep: names of further ones (see also_keep.also_kept).
+        selection: one of SELECTIONS.
+        keep_mb: MiB that layers kept by effect add.
+        fit_gb: GiB that the whole diffusion model may have when layers are kept by effect; 0
+            leaves it to keep_mb.
+    """
+
+    keep_ratio: float = 0.25
+    also_keep: str = ENDS
+    selection: str = BY_SENSITIVITY
+    keep_mb: float = DEFAULT_MB
+    fit_gb: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what a node's linked input may bring."""
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {SELECTIONS}, got {self.selection!r}")
+        for name in ("keep_mb", "fit_gb"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, got {value!r}")
+
+
+def choose_keeping(
+    statistics: str,
+    file: ModelFile,
+    settings: QuantizeSettings,
+    keeping: Keeping,
+    without: str,
+    *,
+    write: bool = True,
+) -> Choice:
+    """Decide how a model file is quantized, with the layers kept that a user wants in 16 bit.
+
+    By effect, what was measured decides; where nothing was, what the sketches say of each layer's
+    output, for which all layers are rounded once, and the results kept.
+
+    Args:
+        statistics: as of `choose`.
+        file: 16-bit model file.
+        settings: all but the selection.
+        keeping: which layers stay 16 bit.
+        without: as of `choose`.
+        write: False writes nothing and searches nothing: the panel only looks.
+
+    Raises:
+        ValueError: also_keep names no layer; or the model does not fit into `fit_gb`.
+        StatisticsError, FileNotFoundError: as of `choose`.
+    """
+    also = also_kept(keeping.also_keep, file)
+    its = fingerprint(file) if write else looked_up(file.path), file.name
+
+    def chosen_by(selection: ByEffect | BySensitivity) -> Choice:
+        wanted = dataclasses.replace(settings, selection=selection)
+        return choose(statistics, *its, wanted, without, keep=is_decided(file), write=write)
+
+    if keeping.selection == BY_SENSITIVITY:
+        return chosen_by(BySensitivity(keeping.keep_ratio, also))
+    effects, how = _measured(its[0], settings), "by measured effect"
+    if effects is None:
+        chosen = chosen_by(BySensitivity(0.0))
+        if chosen.decider is None or not chosen.samples or not write:
+            return chosen_by(BySensitivity(keeping.keep_ratio, also))  # nothing to go by
+        effects, how = _estimated(file, chosen), "by estimated effect"
+    costs = _costs(file, settings, effects)
+    chosen = chosen_by(ByEffect(_budget(file, keeping, costs, also), effects, costs, also))
+    return dataclasses.replace(chosen, about="; ".join(filter(None, (how, chosen.about))))
+
+
+def _measured(its_fingerprint: str, settings: QuantizeSettings) -> Mapping[str, float] | None:
+    found = find_effects(its_fingerprint, settings.number_format.name)
+    return None if found is None else above_noise(found.layers)
+
+
+def above_noise(effects: Mapping[str, float]) -> dict[str, float]:
+    """Return measured effects without what any change at all would have had.
+
+    In 16 bit the least change makes other roundings in all later layers. A model's least sensitive
+    layers show how much that is: they have no other effect. Which of those has more is chance, so
+    they are left a hundredth of it, by which the smaller one comes first.
+    """
+    if not effects:
+        return {}
+    noise = sorted(effects.values())[len(effects) // 4]
+    return {name: max(effect - noise, noise / 100) for name, effect in effects.items()}
+
+
+def _estimated(file: ModelFile, chosen: Choice) -> Mapping[str, float]:
+    """Return each layer's squared relative output error: nearly as good, without any forward."""
+    plan, _ = search_once(file, chosen)
+    return {name: error * error for name, error in _errors(plan.layers).items()}
+
+
+def _errors(layers: Mapping) -> dict[str, float]:
+    """Return the output errors; of a layer without a sketch, the error of its weights."""
+    pairs = {name: (one.output_error, one.relative_error) for name, one in layers.items()}
+    known = {name: pair[0] if pair[0] is not None else pair[1] for name, pair in pairs.items()}
+    return {name: error for name, error in known.items() if error is not None}
+
+
+def _costs(file: ModelFile, settings: QuantizeSettings, names: Iterable[str]) -> dict[str, int]:
+    shapes = {
+        name.removesuffix(".weight"): entry.shape
+        for name, entry in file.own.items()
+        if name.endswith(".weight")
+    }
+    if not shapes.keys() >= set(names):  # in a layout that ComfyUI converts
+        shapes = {name: tuple(weight.shape) for name, weight in find_layers(file).items()}
+    return costs_of(shapes, settings.number_format, names)
+
+
+def costs_of(
+    shapes: Mapping[str, Sequence[int]], number_format: NumberFormat, names: Iterable[str]
+) -> dict[str, int]:
+    """Return the bytes that each of some layers adds to a quantized model when it is kept.
+
+    Args:
+        shapes: of the weights by layer name; layers that are not among them are left out.
+        number_format: of the quantized layers.
+        names: of layers.
+    """
+    return {
+        name: 2 * math.prod(shapes[name]) - bytes_of(number_format, shapes[name])
+        for name in names
+        if name in shapes
+    }
+
+
+def _budget(
+    file: ModelFile, keeping: Keeping, costs: Mapping[str, int], also: frozenset[str]
+) -> int:
+    """Return the bytes that layers kept by effect may add.
+
+    Raises:
+        ValueError: the model does not fit, however many layers are quantized.
+    """
+    if not keeping.fit_gb:
+        return int(keeping.keep_mb * (1 << 20))
+    whole = 2 * sum(math.prod(entry.shape) for entry in file.own.values())
+    least = whole - sum(cost for name, cost in costs.items() if name not in also)
+    budget = int(keeping.fit_gb * (1 << 30)) - least
+    if budget < 0:
+        raise ValueError(
+            f"{file.name} does not fit into {keeping.fit_gb:g} GiB: with every layer quantized it "
+            f"has {least / (1 << 30):.2f} GiB"
+        )
+    return budget

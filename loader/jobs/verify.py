@@ -1,0 +1,162 @@
+"""A gate: whether a quantized model still makes the original's pictures, seed by seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterator, Sequence
+
+import comfy.model_management as memory
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+
+from .sampling import Picture
+
+SAME = 0.95
+"""Cosine of two latents from which on HSWQ's author calls pictures the same."""
+
+_EXACT_DB = 100.0  # PSNR of equal pictures, which would be infinite
+_GREY = 0.5
+_ROW_PIXELS = 256  # height of a picture on the contact sheet
+_GAP_PIXELS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One seed's picture by both models.
+
+    Attributes:
+        seed: of the noise.
+        cosine: between the latents, 1 where they point the same way.
+        psnr: of the pictures in dB, at most 100.
+    """
+
+    seed: int
+    cosine: float
+    psnr: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of comparing two models.
+
+    Attributes:
+        pairs: in the order of the seeds.
+        threshold: cosine from which on a picture counts as the same.
+    """
+
+    pairs: Sequence[Pair]
+    threshold: float = SAME
+
+    @property
+    def same(self) -> int:
+        """How many pictures are the same."""
+        return sum(pair.cosine >= self.threshold for pair in self.pairs)
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine of the latents."""
+        return statistics.mean(pair.cosine for pair in self.pairs)
+
+    @property
+    def psnr(self) -> float:
+        """Mean PSNR in dB."""
+        return statistics.mean(pair.psnr for pair in self.pairs)
+
+    @property
+    def worst(self) -> Pair:
+        """The pair whose latents differ most."""
+        return min(self.pairs, key=lambda pair: pair.cosine)
+
+    def __str__(self) -> str:
+        worst = self.worst
+        return (
+            f"{self.same} of {len(self.pairs)} pictures are the same (latent cosine of "
+            f"{self.threshold:g} or more): cosine {self.cosine:.4f}, PSNR {self.psnr:.1f} dB; "
+            f"worst seed {worst.seed}: {worst.cosine:.4f}, {worst.psnr:.1f} dB"
+        )
+
+
+def verify(
+    models: tuple[ModelPatcher, ModelPatcher],
+    vae: VAE,
+    picture: Picture,
+    seeds: Sequence[int],
+    *,
+    threshold: float = SAME,
+    amplify: float = 4.0,
+) -> tuple[Verdict, torch.Tensor]:
+    """Sample seeds with both models, one model after the other, and compare the pictures.
+
+    Args:
+        models: the 16-bit one and the quantized one.
+        vae: decodes the latents.
+        picture: what is sampled. Of a batch each picture is compared, and has the batch's seed.
+        seeds: at least one.
+        threshold: see Verdict.
+        amplify: the contact sheet shows differences times this.
+
+    Returns:
+        The Verdict, and the contact sheet: IMAGE (1, height, width, 3) FP32 from 0 to 1 with a row
+        for each picture, the worst first: by the 16-bit model, by the quantized one, and the
+        difference on grey.
+
+    Raises:
+        ValueError: there are no seeds.
+    """
+    if not seeds:
+        raise ValueError("there are no seeds to compare")
+    # A step counts 1, decoding a picture too: real progress, over both models.
+    progress = comfy.utils.ProgressBar(2 * len(seeds) * (picture.steps + 1))
+
+    def sampled(patcher: ModelPatcher) -> Iterator[torch.Tensor]:
+        for seed in seeds:
+            memory.throw_exception_if_processing_interrupted()
+            yield picture.sample(patcher, seed, lambda: progress.update(1)).cpu()
+
+    latents = [list(sampled(patcher)) for patcher in models]
+    pairs: list[Pair] = []
+    rows: list[torch.Tensor] = []
+    for seed, *pair in zip(seeds, *latents, strict=True):
+        memory.throw_exception_if_processing_interrupted()
+        decoded = [_decoded(vae, latent) for latent in pair]
+        progress.update(2)
+        for original, found, *images in zip(*pair, *decoded, strict=True):
+            pairs.append(Pair(seed, _cosine(original, found), _psnr(*images)))
+            rows.append(_row(*images, amplify))
+    order = sorted(range(len(pairs)), key=lambda number: pairs[number].cosine)
+    return Verdict(pairs, threshold), _sheet([rows[number] for number in order])
+
+
+def _decoded(vae: VAE, latent: torch.Tensor) -> torch.Tensor:
+    """Return pictures (batch, height, width, 3); of a video its first frame."""
+    images = vae.decode(latent).to("cpu", torch.float32)
+    return images[:, 0] if images.ndim == 5 else images
+
+
+def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    pair = (latent.flatten().to(torch.float64) for latent in (one, other))
+    return torch.nn.functional.cosine_similarity(*pair, dim=0).item()
+
+
+def _psnr(one: torch.Tensor, other: torch.Tensor) -> float:
+    error = (one - other).square().mean(dtype=torch.float64)
+    return (-10 * error.log10()).clamp(max=_EXACT_DB).item()
+
+
+def _row(original: torch.Tensor, found: torch.Tensor, amplify: float) -> torch.Tensor:
+    """Return two pictures (height, width, 3) and their difference beside each other."""
+    difference = (_GREY + amplify * (found - original)).clamp(0, 1)
+    pictures = torch.stack([original, found, difference])[..., :3].movedim(-1, 1)
+    height, width = pictures.shape[2:]
+    scale = min(1.0, _ROW_PIXELS / height)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    shown = torch.nn.functional.interpolate(pictures, size, mode="area")
+    padded = torch.nn.functional.pad(shown, (0, _GAP_PIXELS, 0, _GAP_PIXELS), value=1.0)
+    return torch.cat(list(padded.movedim(1, -1)), dim=1)
+
+
+def _sheet(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(rows), dim=0)[None]

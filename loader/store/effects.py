@@ -1,0 +1,102 @@
+"""What quantizing each layer alone changes in a model's output, kept beside the statistics.
+
+Measuring takes a forward a layer, so what was measured so far is kept while it goes on, in a file
+of its own: until it is whole, what was measured before counts. What is damaged counts as none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..files import kept_json
+from ..host.events import changed
+from ..host.folders import statistics_folder
+from .paths import SHORT
+
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Effects:
+    """Effects of some or all layers of a model, all measured in one way.
+
+    Attributes:
+        layers: by layer name, the squared change of the model's output when this layer alone is
+            quantized, over the square of that output.
+        of: what was measured: equal for effects that may be put together.
+        whole: whether every layer was measured.
+    """
+
+    layers: Mapping[str, float]
+    of: str
+    whole: bool
+
+
+def find_effects(fingerprint: str, mode: str, *, whole: bool = True) -> Effects | None:
+    """Return what was measured of a model in a number format, None where nothing was.
+
+    Args:
+        fingerprint: of the model's weights.
+        mode: name of the number format.
+        whole: of all layers; False for what was begun.
+    """
+    try:
+        found = _checked(kept_json.read(_path(fingerprint, mode, whole)), fingerprint)
+        return found if found.whole == whole else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        reason = "they are damaged"
+    logging.warning("HSWQ: measured effects cannot be read and are measured anew: %s", reason)
+    return None
+
+
+def keep_effects(fingerprint: str, mode: str, effects: Effects) -> None:
+    """Keep effects in place of those that were measured before; whole ones end what was begun.
+
+    A file that cannot be written is no reason to fail: they are measured again.
+    """
+    content = {"version": _VERSION, "fingerprint": fingerprint, **dataclasses.asdict(effects)}
+    try:
+        kept_json.write(_path(fingerprint, mode, effects.whole), content)
+        if effects.whole:
+            _path(fingerprint, mode, False).unlink(missing_ok=True)
+    except OSError as error:
+        logging.warning("HSWQ: the measured effects are not kept: %s", error)
+    changed()
+
+
+def forget_effects(fingerprint: str) -> None:
+    """Remove all that was measured of a model."""
+    for path in _folder().glob(f"{fingerprint[:SHORT]}.*.json"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _checked(content: dict, fingerprint: str) -> Effects:
+    """Rebuild effects.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: they are another model's, or damaged.
+    """
+    if (content["version"], content["fingerprint"]) != (_VERSION, fingerprint):
+        raise ValueError("of another model or version")
+    layers = {str(name): float(effect) for name, effect in content["layers"].items()}
+    if not all(math.isfinite(effect) and effect >= 0 for effect in layers.values()):
+        raise ValueError("an effect is out of range")
+    return Effects(layers, str(content["of"]), bool(content["whole"]))
+
+
+def _folder() -> Path:
+    return statistics_folder() / "effects"
+
+
+def _path(fingerprint: str, mode: str, whole: bool) -> Path:
+    return _folder() / f"{fingerprint[:SHORT]}.{mode}.{'whole' if whole else 'begun'}.json"
