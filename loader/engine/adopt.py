@@ -8,13 +8,10 @@ import comfy.hooks
 from comfy.model_patcher import ModelPatcher
 
 from ...quant import Plan
-from .alive import note_alive
+from .alive import ATTACHMENT, note_alive
 from .feedforward import gate_at_once
 from .saving import save_as_16_bit
 from .streaming import stream_large_layers
-
-ATTACHMENT = "hswq"
-"""Key of the Plan among a ModelPatcher's attachments."""
 
 
 def adopt(patcher: ModelPatcher, plan: Plan, name: str, its_fingerprint: str | None) -> None:

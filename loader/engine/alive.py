@@ -11,6 +11,9 @@ from comfy.model_base import BaseModel
 from ...quant import Plan
 from ..host.events import changed
 
+ATTACHMENT = "hswq"
+"""Key of the Plan among a ModelPatcher's attachments."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Alive:

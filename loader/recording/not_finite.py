@@ -7,7 +7,7 @@ import logging
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..engine.adopt import ATTACHMENT
+from ..engine.alive import ATTACHMENT
 from ..engine.identity import identity
 from ..files.layer_formats import only_ours
 from ..files.model_file import ModelFile
