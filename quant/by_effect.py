@@ -1,4 +1,4 @@
-"""A selection by what each layer's own quantization changes in the model's output."""
+"""A selection by effect: how the model's output changes if one layer alone is quantized."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .selection import MeasuredLayer, is_finite
 
 @dataclasses.dataclass(frozen=True)
 class ByEffect:
-    """Keeps the layers whose quantization changes most for the bytes that it saves.
+    """Keeps the layers whose quantization changes the output most for each byte that it saves.
 
     Attributes:
-        budget: bytes that all kept layers may add to the quantized model; those of `also_keep` are
-            not among them.
-        effects: by layer name, what quantizing this layer alone changes: the square of the
-            change of the model's output, over the square of that output. Only their order and
-            proportions count. A layer that is not named changes nothing.
+        budget: bytes that all kept layers may add to the quantized model; those of `also_keep` do
+            not count.
+        effects: by layer name, the effect of quantizing this layer alone: the square of the change
+            of the model's output, over the square of that output. Only their order and proportions
+            matter. A layer that is not named has no effect.
         costs: by layer name, the bytes that keeping it adds, above 0.
         also_keep: names of further layers that stay 16 bit, measured or not.
     """
@@ -44,7 +44,7 @@ class ByEffect:
         object.__setattr__(self, "costs", MappingProxyType(dict(self.costs)))
 
     def choose(self, layers: Mapping[str, MeasuredLayer]) -> dict[str, Reason]:
-        """Spend the budget by effect a byte, the largest first, on whatever still fits."""
+        """Keep layers by effect a byte, the largest first, as long as they fit into the budget."""
         left, kept = self.budget, set()
         for name in sorted(layers, key=self._worth, reverse=True):  # equal ones stay in order
             cost = self.costs.get(name, 0)

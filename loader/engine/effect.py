@@ -1,4 +1,4 @@
-"""What quantizing one layer alone changes in a model's output, measured while it samples."""
+"""Measuring how a model's output changes if one layer alone is quantized, in a sampling."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .replay import Replay
 _KEY = "hswq.effect"
 
 Quantized = Callable[[str, torch.Tensor], torch.Tensor]
-"""Layer name and its float weight -> what is computed with when it is quantized, alike."""
+"""Takes a layer's name and float weight; returns the float weight that it has when quantized."""
 
 
 class EffectMeasurer:
     """Measures a model's layers in one step of a sampling, one forward for each.
 
-    The model's own weights are not touched: the one layer computes with another weight, by
-    ComfyUI's functions on weights, wherever the memory mode keeps its own.
+    The model's own weights are not changed. The layer computes with another weight, which one of
+    ComfyUI's functions on weights returns, so it works in every memory mode.
 
     Attributes:
-        effects: by layer name, as store.Effects has them; filled while it measures.
+        effects: by layer name (see store.effects.Effects); filled while it measures.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class EffectMeasurer:
         """Take how layers are quantized, and effects that need not be measured again.
 
         Args:
-            quantized: gives a layer's weight as it will be.
-            known: effects by layer name.
+            quantized: returns a layer's weight as it is when quantized.
+            known: effects that need not be measured again, by layer name.
             measured: is called after each layer, with the effects so far, how many layers are done
                 and how many there are.
         """
@@ -81,7 +81,7 @@ class EffectMeasurer:
 
     @contextmanager
     def _in_place(self, name: str, layer: torch.nn.Module) -> Iterator[None]:
-        """In the block, a layer computes with its quantized weight."""
+        """Let a layer compute with its quantized weight, for the length of the block."""
         found: list[torch.Tensor] = []
 
         def function(weight: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Running the rest of a network: what comes before a layer is not computed again."""
+"""Running a network again from one layer on: the parts before the layer are not computed again."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 
 
 class Replay:
-    """The parts of a network that a forward called once, and what they gave.
+    """The parts of a network that a forward called once, and the tensors that they returned.
 
-    A part is the outermost module that gave one tensor, so that all that it has inside is not kept.
-    Parts that were called several times, such as where conditionings run apart, are computed.
+    A part is the outermost module that returned one tensor; what is inside of it is not kept. Parts
+    that were called several times, as when conditionings run one by one, are computed again.
     """
 
     def __init__(self) -> None:
-        """Know nothing yet."""
+        """Start without parts."""
         self._calls: dict[str, list[object]] = {}
         self._parts: dict[str, torch.nn.Module] = {}
 
     @contextmanager
     def watching(self, network: torch.nn.Module) -> Iterator[None]:
-        """Remember what runs in the block."""
+        """Remember the parts that run in the block."""
         self._parts = {name: part for name, part in network.named_modules() if name}
         hooks = [
             part.register_forward_hook(self._noting(name)) for name, part in self._parts.items()
@@ -43,13 +43,13 @@ class Replay:
         return note
 
     def _outputs(self) -> Mapping[str, torch.Tensor]:
-        """Return what each part gave, in the order of the calls."""
+        """Return the tensor of each part, in the order of the calls."""
         once = {name: its[0] for name, its in self._calls.items() if len(its) == 1}
         return {name: its for name, its in once.items() if isinstance(its, torch.Tensor)}
 
     @contextmanager
     def until(self, layer: str) -> Iterator[None]:
-        """In the block, the parts before the one with a layer give what they gave before."""
+        """In the block, let the parts before a layer's own return what they returned before."""
         outputs = self._outputs()
         names = list(outputs)
         place = next((i for i, n in enumerate(names) if f"{layer}.".startswith(f"{n}.")), 0)
@@ -64,5 +64,5 @@ class Replay:
 
 
 def _giving(output: torch.Tensor) -> Callable[..., torch.Tensor]:
-    # Of what is given each time anew, the network may overwrite what it likes.
+    # A copy each time, because the network may change it in place.
     return lambda *_, **__: output.clone()

@@ -1,4 +1,4 @@
-"""What a user says about layers in 16 bit, and the selection that it means for a model file."""
+"""What a user wants in 16 bit, and the selection that follows from it for a model file."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ DEFAULT_MB = 80.0
 
 @dataclasses.dataclass(frozen=True)
 class Keeping:
-    """What a user says about layers that stay 16 bit.
+    """What a user wants in 16 bit.
 
     Attributes:
-        keep_ratio: share of the measured layers, by sensitivity.
-        also_keep: names of further ones (see also_keep.also_kept).
+        keep_ratio: share of the measured layers to keep by sensitivity.
+        also_keep: names of further layers to keep (see also_keep.also_kept).
         selection: one of SELECTIONS.
-        keep_mb: MiB that layers kept by effect add.
-        fit_gb: GiB that the whole diffusion model may have when layers are kept by effect; 0
-            leaves it to keep_mb.
+        keep_mb: MiB that layers kept by effect may add.
+        fit_gb: GiB that the whole diffusion model may have if layers are kept by effect; with 0,
+            keep_mb decides.
     """
 
     keep_ratio: float = 0.25
@@ -41,7 +41,7 @@ class Keeping:
     fit_gb: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what a node's linked input may bring."""
+        """Refuse other values, which a node's linked input may have."""
         if self.selection not in SELECTIONS:
             raise ValueError(f"selection must be one of {SELECTIONS}, got {self.selection!r}")
         for name in ("keep_mb", "fit_gb"):
@@ -61,20 +61,20 @@ def choose_keeping(
 ) -> Choice:
     """Decide how a model file is quantized, with the layers kept that a user wants in 16 bit.
 
-    By effect, what was measured decides; where nothing was, what the sketches say of each layer's
-    output, for which all layers are rounded once, and the results kept.
+    By effect, the measured effects decide. If none were measured, the output errors decide that the
+    sketches give: for that, all layers are rounded once, and the errors are kept.
 
     Args:
-        statistics: as of `choose`.
+        statistics: see `choose`.
         file: 16-bit model file.
         settings: all but the selection.
         keeping: which layers stay 16 bit.
-        without: as of `choose`.
-        write: False writes nothing and searches nothing: the panel only looks.
+        without: see `choose`.
+        write: False writes nothing and searches nothing, as the panel wants.
 
     Raises:
         ValueError: also_keep names no layer; or the model does not fit into `fit_gb`.
-        StatisticsError, FileNotFoundError: as of `choose`.
+        StatisticsError, FileNotFoundError: as for `choose`.
     """
     also = also_kept(keeping.also_keep, file)
     its = fingerprint(file) if write else looked_up(file.path), file.name
@@ -89,7 +89,7 @@ def choose_keeping(
     if effects is None:
         chosen = chosen_by(BySensitivity(0.0))
         if chosen.decider is None or not chosen.samples or not write:
-            return chosen_by(BySensitivity(keeping.keep_ratio, also))  # nothing to go by
+            return chosen_by(BySensitivity(keeping.keep_ratio, also))  # no effects are known
         effects, how = _estimated(file, chosen), "by estimated effect"
     costs = _costs(file, settings, effects)
     chosen = chosen_by(ByEffect(_budget(file, keeping, costs, also), effects, costs, also))
@@ -102,11 +102,11 @@ def _measured(its_fingerprint: str, settings: QuantizeSettings) -> Mapping[str, 
 
 
 def above_noise(effects: Mapping[str, float]) -> dict[str, float]:
-    """Return measured effects without what any change at all would have had.
+    """Return measured effects without the part that any change of a weight would have had.
 
-    In 16 bit the least change makes other roundings in all later layers. A model's least sensitive
-    layers show how much that is: they have no other effect. Which of those has more is chance, so
-    they are left a hundredth of it, by which the smaller one comes first.
+    In 16 bit, even the smallest change leads to other roundings in all later layers. The layers
+    with the smallest effects show how much that is, since they have no other effect. Their order is
+    chance, so a hundredth of the effect is left, with which smaller layers come first.
     """
     if not effects:
         return {}
@@ -115,13 +115,13 @@ def above_noise(effects: Mapping[str, float]) -> dict[str, float]:
 
 
 def _estimated(file: ModelFile, chosen: Choice) -> Mapping[str, float]:
-    """Return each layer's squared relative output error: nearly as good, without any forward."""
+    """Return each layer's squared relative output error, which estimates its effect."""
     plan, _ = search_once(file, chosen)
     return {name: error * error for name, error in _errors(plan.layers).items()}
 
 
 def _errors(layers: Mapping) -> dict[str, float]:
-    """Return the output errors; of a layer without a sketch, the error of its weights."""
+    """Return the output errors; for a layer without a sketch, the error of its weights."""
     pairs = {name: (one.output_error, one.relative_error) for name, one in layers.items()}
     known = {name: pair[0] if pair[0] is not None else pair[1] for name, pair in pairs.items()}
     return {name: error for name, error in known.items() if error is not None}
@@ -133,7 +133,7 @@ def _costs(file: ModelFile, settings: QuantizeSettings, names: Iterable[str]) ->
         for name, entry in file.own.items()
         if name.endswith(".weight")
     }
-    if not shapes.keys() >= set(names):  # in a layout that ComfyUI converts
+    if not shapes.keys() >= set(names):  # the file is in a layout that ComfyUI converts
         shapes = {name: tuple(weight.shape) for name, weight in find_layers(file).items()}
     return costs_of(shapes, settings.number_format, names)
 
@@ -144,7 +144,7 @@ def costs_of(
     """Return the bytes that each of some layers adds to a quantized model when it is kept.
 
     Args:
-        shapes: of the weights by layer name; layers that are not among them are left out.
+        shapes: of the weights by layer name; layers without a shape are left out.
         number_format: of the quantized layers.
         names: of layers.
     """

@@ -1,4 +1,4 @@
-"""Sampling as the KSampler node does, for jobs that compare models."""
+"""Sampling as the KSampler node does it, for jobs that compare models."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 _RATIOS = "downscale_ratio_spacial", "downscale_ratio_temporal"
-"""What an empty LATENT says of its size, in ComfyUI's spelling."""
+"""Keys of an empty LATENT that give its size, as ComfyUI spells them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
-    """What a KSampler node is told, but for model and seed.
+    """The inputs of a KSampler node, except model and seed.
 
     Attributes:
         positive, negative: conditionings, as ComfyUI's nodes have them.
@@ -46,7 +46,7 @@ class Picture:
             patcher: MODEL to sample with.
             seed: of the noise.
             after_step: is called after each step.
-            last_step: after which sampling ends; None samples to the end.
+            last_step: step after which sampling ends; None samples to the end.
         """
 
         def callback(*_) -> None:

@@ -1,4 +1,4 @@
-"""A gate: whether a quantized model still makes the original's pictures, seed by seed."""
+"""Checking, seed by seed, whether a quantized model makes the same pictures as the original."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comfy.sd import VAE
 from .sampling import Picture
 
 SAME = 0.95
-"""Cosine of two latents from which on HSWQ's author calls pictures the same."""
+"""Cosine of two latents above which HSWQ's author calls pictures the same."""
 
 _EXACT_DB = 100.0  # PSNR of equal pictures, which would be infinite
 _GREY = 0.5
@@ -25,11 +25,11 @@ _GAP_PIXELS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One seed's picture by both models.
+    """The pictures of both models for one seed.
 
     Attributes:
         seed: of the noise.
-        cosine: between the latents, 1 where they point the same way.
+        cosine: of the latents; 1 if they have the same direction.
         psnr: of the pictures in dB, at most 100.
     """
 
@@ -40,11 +40,11 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came of comparing two models.
+    """The result of comparing two models.
 
     Attributes:
         pairs: in the order of the seeds.
-        threshold: cosine from which on a picture counts as the same.
+        threshold: cosine from which a picture counts as the same.
     """
 
     pairs: Sequence[Pair]
@@ -93,22 +93,22 @@ def verify(
     Args:
         models: the 16-bit one and the quantized one.
         vae: decodes the latents.
-        picture: what is sampled. Of a batch each picture is compared, and has the batch's seed.
-        seeds: at least one.
+        picture: what to sample. Each picture of a batch is compared, with the seed of the batch.
+        seeds: of the noise; at least one.
         threshold: see Verdict.
         amplify: the contact sheet shows differences times this.
 
     Returns:
-        The Verdict, and the contact sheet: IMAGE (1, height, width, 3) FP32 from 0 to 1 with a row
-        for each picture, the worst first: by the 16-bit model, by the quantized one, and the
-        difference on grey.
+        The Verdict; and the contact sheet, an IMAGE (1, height, width, 3) FP32 from 0 to 1. It has
+        a row for each picture, the worst first, with the 16-bit model's picture, the quantized
+        model's, and their difference on grey.
 
     Raises:
         ValueError: there are no seeds.
     """
     if not seeds:
         raise ValueError("there are no seeds to compare")
-    # A step counts 1, decoding a picture too: real progress, over both models.
+    # Each step and each decoded picture counts 1, over both models.
     progress = comfy.utils.ProgressBar(2 * len(seeds) * (picture.steps + 1))
 
     def sampled(patcher: ModelPatcher) -> Iterator[torch.Tensor]:
@@ -131,7 +131,7 @@ def verify(
 
 
 def _decoded(vae: VAE, latent: torch.Tensor) -> torch.Tensor:
-    """Return pictures (batch, height, width, 3); of a video its first frame."""
+    """Return pictures (batch, height, width, 3); for a video, its first frame."""
     images = vae.decode(latent).to("cpu", torch.float32)
     return images[:, 0] if images.ndim == 5 else images
 
@@ -147,7 +147,7 @@ def _psnr(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _row(original: torch.Tensor, found: torch.Tensor, amplify: float) -> torch.Tensor:
-    """Return two pictures (height, width, 3) and their difference beside each other."""
+    """Return two pictures (height, width, 3) and their difference, side by side."""
     difference = (_GREY + amplify * (found - original)).clamp(0, 1)
     pictures = torch.stack([original, found, difference])[..., :3].movedim(-1, 1)
     height, width = pictures.shape[2:]

@@ -1,7 +1,8 @@
-"""What quantizing each layer alone changes in a model's output, kept beside the statistics.
+"""Effects on disk: how a model's output changes if one layer alone is quantized.
 
-Measuring takes a forward a layer, so what was measured so far is kept while it goes on, in a file
-of its own: until it is whole, what was measured before counts. What is damaged counts as none.
+Measuring takes a forward for each layer. So effects are also kept while measuring goes on, in a
+second file. Until that is complete, the effects that were measured before count. A damaged file
+counts as missing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Effects:
     Attributes:
         layers: by layer name, the squared change of the model's output when this layer alone is
             quantized, over the square of that output.
-        of: what was measured: equal for effects that may be put together.
+        of: a key of what was measured; effects with the same key may be put together.
         whole: whether every layer was measured.
     """
 
@@ -38,12 +39,12 @@ class Effects:
 
 
 def find_effects(fingerprint: str, mode: str, *, whole: bool = True) -> Effects | None:
-    """Return what was measured of a model in a number format, None where nothing was.
+    """Return the effects of a model in a number format; None if none were measured.
 
     Args:
         fingerprint: of the model's weights.
         mode: name of the number format.
-        whole: of all layers; False for what was begun.
+        whole: True returns effects of all layers only; False those of a measuring that was begun.
     """
     try:
         found = _checked(kept_json.read(_path(fingerprint, mode, whole)), fingerprint)
@@ -54,14 +55,14 @@ def find_effects(fingerprint: str, mode: str, *, whole: bool = True) -> Effects 
         reason = error.strerror or str(error)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         reason = "they are damaged"
-    logging.warning("HSWQ: measured effects cannot be read and are measured anew: %s", reason)
+    logging.warning("HSWQ: measured effects cannot be read and are measured again: %s", reason)
     return None
 
 
 def keep_effects(fingerprint: str, mode: str, effects: Effects) -> None:
-    """Keep effects in place of those that were measured before; whole ones end what was begun.
+    """Keep effects in place of earlier ones. Whole effects end a measuring that was begun.
 
-    A file that cannot be written is no reason to fail: they are measured again.
+    A file that cannot be written raises nothing: the effects are measured again.
     """
     content = {"version": _VERSION, "fingerprint": fingerprint, **dataclasses.asdict(effects)}
     try:
@@ -74,7 +75,7 @@ def keep_effects(fingerprint: str, mode: str, effects: Effects) -> None:
 
 
 def forget_effects(fingerprint: str) -> None:
-    """Remove all that was measured of a model."""
+    """Remove all effects of a model."""
     for path in _folder().glob(f"{fingerprint[:SHORT]}.*.json"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -87,7 +88,7 @@ def _checked(content: dict, fingerprint: str) -> Effects:
         ValueError, KeyError, TypeError, AttributeError: they are another model's, or damaged.
     """
     if (content["version"], content["fingerprint"]) != (_VERSION, fingerprint):
-        raise ValueError("of another model or version")
+        raise ValueError("they belong to another model or version")
     layers = {str(name): float(effect) for name, effect in content["layers"].items()}
     if not all(math.isfinite(effect) and effect >= 0 for effect in layers.values()):
         raise ValueError("an effect is out of range")
