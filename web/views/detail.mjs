@@ -28,7 +28,8 @@ function sections(state, model, actions) {
     section("result", pointView(state, model, actions)),
     section("export", exportView(state, model, actions)),
   ];
-  const folded = (name, content) => fold(name, state.open[name], actions, term(name), content);
+  const folded = (name, content) =>
+    fold(name, state.open[name], actions, t(name), () => [line(t(`help ${name}`)), content()]);
   return [
     model.usable ? [gets, recorded] : [recorded, gets],
     folded("layers", () => layersView(state, actions)),

@@ -22,7 +22,10 @@ export function help(name) {
 export const term = (name) => h("span", { class: "hswq-term" }, t(name), help(name));
 
 export const section = (name, ...content) =>
-  h("section", { key: name, "aria-label": t(name) }, h("h3", null, term(name)), content);
+  h("section", { key: name, "aria-label": t(name) }, heading(name), content);
+
+/** The help stands beside the heading: a screen reader would read it as part of its name. */
+const heading = (name) => h("div", { class: "hswq-term" }, h("h3", null, t(name)), help(name));
 
 /** A section that can be folded; what is in a folded one is not made. */
 export function fold(name, isOpen, actions, title, content) {
