@@ -199,7 +199,9 @@ class TestAccess:
             expect(panel.fact("sentence")).to_contain_text("MiB、40 枚、FP8")
             expect(panel.root.get_by_role("heading", name="エクスポート")).to_be_visible()
             panel.unfold("層")
-            expect(panel.root.locator("tbody")).to_contain_text("感度が最も高い層の 1 つ")
+            why = panel.root.locator("tbody td[data-kept=true]").first
+            expect(why).to_have_text("16 ビット 感度")
+            expect(why).to_have_attribute("title", "残す：感度が最も高い層の 1 つ")
         finally:
             change_settings(server, {"Comfy.Locale": "en"})
 

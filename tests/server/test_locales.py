@@ -44,15 +44,23 @@ class TestPanel:
         assert len(used) > 30
         assert used <= texts["en"]["hswq"].keys()
 
-    @pytest.mark.parametrize("name", ["format", "what"])
-    def test_offers_what_the_export_takes(self, texts: dict, nodes: dict, name: str):
-        options = nodes["HSWQExport"]["input"]["required"][name][1]["options"]
-        code = (WEB / "panel" / "choices.mjs").read_text("utf-8")
-        (offered,) = re.findall(rf"^  {name}: (\[.*\]),$", code, re.MULTILINE)
-        offered = set(json.loads(offered))
+    def test_names_and_explains_what_the_export_takes(self, texts: dict, nodes: dict):
+        inputs = nodes["HSWQExport"]["input"]["required"]
+        words = texts["en"]["hswq"].keys()
+        assert set(inputs["what"][1]["options"]) <= words
         # Nothing that runs on today's ComfyUI reads it but our loaders; the node writes it.
-        assert offered == set(options) - {"original V2"}
-        assert offered <= texts["en"]["hswq"].keys()
+        formats = set(inputs["format"][1]["options"]) - {"original V2"}
+        assert formats | {f"about {name}" for name in formats} <= words
+        modes = nodes["HSWQCheckpointLoader"]["input"]["required"]["mode"][1]["options"]
+        assert {*modes, *(f"about mode {name}" for name in modes)} <= words
+
+    def test_counts_in_the_forms_of_its_language(self, texts: dict):
+        code = "\n".join(path.read_text("utf-8") for path in WEB.rglob("*.*js"))
+        counted = set(re.findall(r'\bcounted\("([^"]+)"', code))
+        assert counted == {"images", "others"}
+        for words in texts.values():
+            if "hswq" in words:
+                assert {f"{key} other" for key in counted} <= words["hswq"].keys()
 
     @pytest.mark.parametrize("language", OTHERS)
     def test_says_the_same_in_every_language(self, texts: dict, language: str):
