@@ -1,4 +1,4 @@
-"""The HSWQ algorithm in plain torch: clipping search, FP8 rounding (nearest or compensated), Plan.
+"""The HSWQ algorithm in plain torch: clipping search, rounding (nearest or compensated), Plan.
 
 Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain mappings.
 """
@@ -6,11 +6,21 @@ Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain map
 from .by_effect import ByEffect
 from .compensate import can_compensate, output_error, quantize_compensated
 from .decider import Decider, KnownPlan, decider_of, stored
+from .dequantizing import dequantize
 from .findings import Findings, LayerFinding
-from .formats import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, NumberFormat, fp8_format
+from .formats import (
+    FP8_PLAIN,
+    FP8_SCALED,
+    INT8,
+    NUMBER_FORMATS,
+    Clipping,
+    NumberFormat,
+    fp8_format,
+)
 from .formats.number_format import bytes_of
-from .fp8 import FP8_MAX, dequantize, quantize
+from .fp8 import FP8_MAX, quantize
 from .histogram import WeightedHistogram, weighted_histogram
+from .int8 import INT8_MAX
 from .plan import LayerPlan, Plan, expected_error
 from .planner import Planner, make_plan
 from .reasons import Reason
@@ -23,9 +33,12 @@ __all__ = [
     "FP8_MAX",
     "FP8_PLAIN",
     "FP8_SCALED",
+    "INT8",
+    "INT8_MAX",
     "NUMBER_FORMATS",
     "ByEffect",
     "BySensitivity",
+    "Clipping",
     "Decider",
     "Findings",
     "KnownPlan",

@@ -1,9 +1,9 @@
 """Compensated rounding: the rounding errors of a layer's weights cancel in its output.
 
-If every weight is rounded to the nearest FP8 value, the errors add up at random. Here the columns
-are rounded one after the other, and each is moved to cancel the errors of those before it. How far
+If every weight is rounded to the nearest value, the errors add up at random. Here the columns are
+rounded one after the other, and each is moved to cancel the errors of those before it. How far
 errors can cancel depends on the layer's inputs, whose second moments a sketch holds. Amax, scale
-and format are those of `fp8.quantize`: only the bytes differ.
+and format are those of nearest rounding: only the bytes differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 
 from . import compensate_kernels, kernels
 from .feedback import Feedback, feedback_of
-from .fp8 import Storing, quantize, storing_of
+from .fp8 import quantize, storing_of
+from .storing import Storing, for_rows
 
 CHECKED = 8
 """Number of a sketch's last rows that rounding does not use, so that they measure its error."""
@@ -57,18 +58,34 @@ def quantize_compensated(
     """
     if not can_compensate(weight, sketch):
         return quantize(weight, amax, scaled=scaled)
-    # On the CPU for other devices than CUDA's: some lack FP64 or FP8, and without our kernel each
-    # column would take several launches.
-    device = weight.device if weight.is_cuda else torch.device("cpu")
-    storing = storing_of(weight.to(device), amax, scaled=scaled)
+    storing = storing_of(weight.to(device_for(weight)), amax, scaled=scaled)
+    return compensated(weight, storing, sketch), storing.scale.to(weight.device)
+
+
+def device_for(weight: torch.Tensor) -> torch.device:
+    """Return where a weight is rounded: on the CPU for other devices than CUDA's.
+
+    Some lack FP64 or FP8, and without our kernel each column would take several launches.
+    """
+    return weight.device if weight.is_cuda else torch.device("cpu")
+
+
+def compensated(weight: torch.Tensor, storing: Storing, sketch: torch.Tensor) -> torch.Tensor:
+    """Return a weight with compensated rounding, in the dtype `storing.stored`.
+
+    Args:
+        weight, sketch: see quantize_compensated; `can_compensate` must be True for them.
+        storing: of the weight, on `device_for(weight)`.
+    """
+    device = device_for(weight)
     feedback = feedback_of(_seen(sketch).to(device))
-    columns = storing.scaled(_columns(weight.to(device))[feedback.order]).to(torch.float32)
+    columns = _columns(storing.scaled(weight.detach().to(device)))[feedback.order].to(torch.float32)
     rounded = _round(columns, feedback, storing)
     stored = torch.empty_like(rounded, dtype=torch.uint8)
     stored[feedback.order] = rounded.view(torch.uint8)
     by_channel = weight.movedim(1, 0).shape
     stored = stored.view(by_channel).movedim(0, 1).contiguous()
-    return stored.view(torch.float8_e4m3fn).to(weight.device), storing.scale.to(weight.device)
+    return stored.view(storing.stored).to(weight.device)
 
 
 def output_error(
@@ -82,16 +99,20 @@ def output_error(
 
     Args:
         weight: (out, in, ...) of any floating dtype.
-        quantized: float8_e4m3fn of the weight's shape.
-        scale: FP32 scalar tensor, its weight_scale.
+        quantized: float8_e4m3fn or int8 of the weight's shape.
+        scale: FP32, its weight_scale: a scalar, or one number for each output row.
         sketch: (K, in), on any device.
     """
     if sketch.shape[1:] != weight.shape[1:2]:
         return torch.tensor(math.nan, dtype=torch.float64)
     checked = sketch[-CHECKED:].to(weight.device, torch.float32)
     columns = _columns(weight).to(torch.float32)
-    rest = columns - _columns(quantized).to(torch.float32) * scale
-    error, power = ((checked @ part).square().sum(dtype=torch.float64) for part in (rest, columns))
+    rest = columns - _columns(quantized.to(torch.float32) * for_rows(scale, weight))
+    # Apple's GPUs lack FP64, and hold few numbers here.
+    device = device_for(weight)
+    error, power = (
+        (checked @ part).to(device).square().sum(dtype=torch.float64) for part in (rest, columns)
+    )
     return (error / power).sqrt()
 
 
@@ -105,7 +126,7 @@ def _columns(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _round(columns: torch.Tensor, feedback: Feedback, storing: Storing) -> torch.Tensor:
-    """Return (C, rows) float8_e4m3fn of columns (C, rows) FP32: GPTQ, then coordinate descent."""
+    """Return (C, rows) as stored of columns (C, rows) FP32: GPTQ, then coordinate descent."""
     one_pass = compensate_kernels.round_columns if kernels.usable(columns.device) else round_columns
     directions = feedback.directions
     error = columns.new_zeros(directions.shape[1], columns.shape[1])
@@ -138,12 +159,12 @@ def round_columns(
         answers: (C, K) FP32, how far a column moves for each part of the error.
         directions: (C, K) FP32, what is added to each part of the error if a column is lowered
             by 1.
-        storing: how values are clipped.
+        storing: how values are clipped and rounded.
 
     Returns:
-        (C, rows) float8_e4m3fn.
+        (C, rows) in `storing.stored`.
     """
-    stored = torch.empty_like(bases, dtype=torch.float8_e4m3fn)
+    stored = torch.empty_like(bases, dtype=storing.stored)
     for start in range(0, len(bases), _BLOCK):
         part = slice(start, start + _BLOCK)
         wanted = torch.addmm(bases[part], answers[part], error)
@@ -166,13 +187,12 @@ def _round_block(
         values: (B, rows) FP32, see round_columns.
         wanted: (B, rows) FP32, moved by the errors of all earlier blocks; it is changed.
         coupling: (B, B) FP32, what is added to each later column if a column is lowered by 1.
-        stored: (B, rows) float8_e4m3fn; it is written to.
-        storing: how values are clipped.
+        stored: (B, rows) in `storing.stored`; it is written to.
+        storing: how values are clipped and rounded.
     """
     lowered = torch.empty_like(values)
     for index, value in enumerate(wanted):
-        # Through FP32, because torch casts FP16 to FP8 one by one, but many FP32 at a time.
-        stored[index] = storing.clipped(value).to(torch.float32)
+        stored[index] = storing.castable(value)
         torch.sub(values[index], stored[index].to(torch.float32), out=lowered[index])
         after = slice(index + 1, None)
         wanted[after].addr_(coupling[after, index], lowered[index])

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from .fp8 import Storing
 from .kernels import tl, triton
+from .storing import Storing
 
 _ROWS = 16  # rows of the weight in a program
 _WARPS = 4
@@ -32,10 +32,10 @@ def round_columns(
     with torch.cuda.device_of(bases):  # Triton launches on the current device
         _round_columns[(triton.cdiv(rows, _ROWS),)](
             *matrices, bound, stored, count, rows, size,
-            HALF=storing.dtype is torch.float16, ROWS=_ROWS,
+            HALF=storing.dtype is torch.float16, INT8=storing.stored is torch.int8, ROWS=_ROWS,
             SIZE=max(16, triton.next_power_of_2(size)), num_warps=_WARPS,
         )  # fmt: skip
-    return stored.view(torch.float8_e4m3fn)
+    return stored.view(storing.stored)
 
 
 if triton is not None:
@@ -59,11 +59,20 @@ if triton is not None:
         byte = tl.where(negative, byte | 0x80, byte)
         return byte.to(tl.uint8), tl.where(negative, -rounded, rounded)
 
+    @triton.jit
+    def _round_to_int8(value, bound):
+        """The byte of the whole number next to a value, ties to the even one, and that number."""
+        magnitude = tl.minimum(tl.abs(value), bound)
+        # From 2^23 on, FP32 has whole numbers only.
+        rounded = (magnitude + 8388608.0) - 8388608.0
+        rounded = tl.where(value < 0, -rounded, rounded)
+        return (rounded.to(tl.int32) & 0xFF).to(tl.uint8), rounded
+
     # Triton would make a count of 1 a constant, from which the loop could not count down.
     @triton.jit(do_not_specialize=["count"])
     def _round_columns(
         bases, values, errors, answers, directions, bound, stored, count, rows, size,
-        HALF: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,  # noqa: N803
+        HALF: tl.constexpr, INT8: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = row < rows
@@ -87,7 +96,10 @@ if triton is not None:
             next_answer = tl.load(answers + part, mask=used & (left > 0), other=0.0)
             next_direction = tl.load(directions + part, mask=used & (left > 0), other=0.0)
             wanted = base + tl.sum(error * answer[None, :], 1)
-            byte, rounded = _round_to_fp8(wanted, limit, HALF)
+            if INT8:
+                byte, rounded = _round_to_int8(wanted, limit)
+            else:
+                byte, rounded = _round_to_fp8(wanted, limit, HALF)
             tl.store(stored + row, byte, mask=inside)
             stored += rows
             error += (value - rounded)[:, None] * direction[None, :]

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from .compensate import output_error
-from .formats import NumberFormat
+from .formats import Clipping, NumberFormat
 from .plan import Plan, known_errors
 
 
@@ -36,10 +36,10 @@ class Decider(Protocol):
         """Whether a layer is quantized."""
 
     def searches(self, name: str) -> bool:
-        """Whether `amax_of` needs a layer's weight."""
+        """Whether `clipping_of` needs a layer's weight."""
 
-    def amax_of(self, name: str, weight: torch.Tensor | None) -> torch.Tensor | float | None:
-        """Return the amax of a layer, None where it keeps its 16-bit weight.
+    def clipping_of(self, name: str, weight: torch.Tensor | None) -> Clipping | None:
+        """Return where a layer is clipped, None where it keeps its 16-bit weight.
 
         Every layer of the model is asked about once, in the model's order.
         """
@@ -88,18 +88,18 @@ class KnownPlan:
         return name in self.plan.layers and self.plan.layers[name].quantized
 
     def searches(self, _: str) -> bool:
-        """Whether `amax_of` needs a layer's weight: never."""
+        """Whether `clipping_of` needs a layer's weight: never."""
         return False
 
-    def amax_of(self, name: str, _: torch.Tensor | None = None) -> float | None:
-        """Return the amax of a layer, None where it keeps its 16-bit weight.
+    def clipping_of(self, name: str, _: torch.Tensor | None = None) -> Clipping | None:
+        """Return where a layer is clipped, None where it keeps its 16-bit weight.
 
         Raises:
             ValueError: the Plan is of another model, which has no such layer.
         """
         if name not in self.plan.layers:
             raise ValueError(f"the plan belongs to another model: it has no layer {name!r}")
-        return self.plan.layers[name].amax
+        return self.plan.layers[name].clipping
 
     def input_amax(self, name: str) -> float | None:
         """Return the largest |x| of a layer's input, None where it is not known."""
@@ -133,11 +133,11 @@ def stored(
         name: of the layer.
         weight: (out, in, ...), on the device that searches and rounds.
     """
-    amax = decider.amax_of(name, weight)
-    if amax is None:
+    clipping = decider.clipping_of(name, weight)
+    if clipping is None:
         return None
     sketch = None if decider.sketches is None else decider.sketches.get(name)
-    data, scale = decider.number_format.quantize(weight, amax, sketch)
+    data, scale = decider.number_format.quantize(weight, clipping, sketch)
     if sketch is not None and name not in decider.output_errors:
         decider.output_errors[name] = output_error(weight, data, scale, sketch)
     return data, scale

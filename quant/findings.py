@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ class LayerFinding:
         warnings: as in LayerPlan.
         input_amax: as in LayerPlan.
         output_error: as in LayerPlan.
+        row_shares: as in LayerPlan.
     """
 
     sensitivity: float | None
@@ -31,6 +33,7 @@ class LayerFinding:
     warnings: tuple[str, ...] = ()
     input_amax: float | None = None
     output_error: float | None = None
+    row_shares: bytes | None = None
 
     # This makes it a MeasuredLayer, so that layers can be selected by findings alone.
     importance: ClassVar[None] = None
@@ -45,6 +48,7 @@ class LayerFinding:
             layer.warnings,
             layer.input_amax,
             layer.output_error,
+            layer.row_shares,
         )
         return cls(sensitivity, *found)
 
@@ -96,7 +100,9 @@ class Findings:
         for name, layer in self.layers.items():
             layers[name] = dataclasses.asdict(layer)
             if layer.sensitivity is not None and math.isnan(layer.sensitivity):
-                layers[name]["sensitivity"] = "nan"  # JSON has no nan
+                layers[name]["sensitivity"] = "nan"  # JSON has no nan, and no bytes
+            if layer.row_shares is not None:
+                layers[name]["row_shares"] = base64.b64encode(layer.row_shares).decode()
         return {"samples": self.samples, "layers": layers}
 
     @classmethod
@@ -112,5 +118,10 @@ class Findings:
                 key: None if layer[key] is None else float(layer[key])
                 for key in ("sensitivity", "amax", "relative_error", "input_amax", "output_error")
             }
-            layers[name] = LayerFinding(**numbers, warnings=tuple(map(str, layer["warnings"])))
+            shares = layer["row_shares"]
+            layers[name] = LayerFinding(
+                **numbers,
+                warnings=tuple(map(str, layer["warnings"])),
+                row_shares=None if shares is None else base64.b64decode(shares, validate=True),
+            )
         return cls(MappingProxyType(layers), int(data["samples"]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import torch
 
 from . import kernels
+from .storing import Storing
 
 FP8_MAX = 448.0
 """Largest finite value of float8_e4m3fn."""
@@ -45,32 +45,6 @@ def round_to_grid(magnitude: torch.Tensor) -> torch.Tensor:
     bits = (magnitude.view(torch.int32) + just_under_half) >> _DROPPED_BITS << _DROPPED_BITS
     subnormal = torch.ceil(magnitude / _SUBNORMAL_STEP - 0.5) * _SUBNORMAL_STEP
     return torch.where(magnitude < _SMALLEST_NORMAL, subnormal, bits.view(torch.float32))
-
-
-@dataclasses.dataclass(frozen=True)
-class Storing:
-    """What is done to one layer's weights before they are rounded to FP8.
-
-    Attributes:
-        factor: FP32 scalar tensor that weights are multiplied by, None for 1.
-        bound: largest magnitude that is stored. On the CPU it is a number, by which torch clips ten
-            times as fast as by a tensor; elsewhere a scalar tensor.
-        scale: FP32 scalar tensor, weight_scale.
-        dtype: in which values are clipped.
-    """
-
-    factor: torch.Tensor | None
-    bound: float | torch.Tensor
-    scale: torch.Tensor
-    dtype: torch.dtype
-
-    def scaled(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return weights in the units in which they are stored."""
-        return weight if self.factor is None else weight.to(torch.float32) * self.factor
-
-    def clipped(self, values: torch.Tensor) -> torch.Tensor:
-        """Return scaled weights, clipped to what can be stored, before they are rounded."""
-        return values.to(self.dtype).clamp(-self.bound, self.bound)
 
 
 def storing_of(weight: torch.Tensor, amax: float | torch.Tensor, *, scaled: bool) -> Storing:
@@ -111,8 +85,7 @@ def _in_pieces(weight: torch.Tensor, storing: Storing) -> torch.Tensor:
     piece = _PIECE * torch.get_num_threads()
     pieces = zip(weight.view(-1).split(piece), stored.view(-1).split(piece), strict=True)
     for source, target in pieces:
-        # torch casts FP16 to FP8 number by number, but many FP32 at a time. Both give the same.
-        target.copy_(storing.clipped(storing.scaled(source)).to(torch.float32))
+        target.copy_(storing.castable(storing.scaled(source)))
     return stored
 
 

@@ -19,6 +19,7 @@ except ImportError:  # torch for Windows and macOS comes without Triton
 
 _BLOCK = 4096
 _GATED = 512  # channels in a program of _gated_input
+_VECTOR = 16  # weights that share a row in _dequantize_rows
 
 
 @functools.cache
@@ -46,6 +47,23 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
     """
     out = torch.empty_like(quantized, dtype=dtype)
     _launch(_dequantize, quantized.view(torch.uint8), scale, out)
+    return out
+
+
+def dequantize_rows(
+    quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return `quantized * scale` in `dtype`, in one launch (see int8.dequantize).
+
+    Args:
+        quantized: int8 (out, in, ...) on a GPU, contiguous (or channels-last).
+        scale: FP32 there, one number for each output row.
+        dtype: of the result, which has the memory format of `quantized`.
+    """
+    out = torch.empty_like(quantized, dtype=dtype)
+    size = quantized.numel() // max(1, len(quantized))
+    _launch(_dequantize_rows if size % _VECTOR == 0 else _dequantize_odd_rows,
+            quantized, scale, out, size)  # fmt: skip
     return out
 
 
@@ -78,12 +96,14 @@ def gated_input(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tenso
     return out
 
 
-def _launch(kernel: object, source: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
+def _launch(
+    kernel: object, source: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, *sizes: int
+) -> None:
     """Run a kernel over all elements; Triton launches on the current device."""
     if out.is_cuda and out.get_device() != torch.cuda.current_device():
         with torch.cuda.device_of(out):
-            return _launch(kernel, source, scale, out)
-    arguments = source, scale, out, out.numel()
+            return _launch(kernel, source, scale, out, *sizes)
+    arguments = source, scale, out, out.numel(), *sizes
     compiled = _compiled_for(kernel, arguments)
     if compiled is not None:
         compiled[((arguments[3] + _BLOCK - 1) // _BLOCK, 1, 1)](*arguments, _BLOCK)
@@ -92,7 +112,7 @@ def _launch(kernel: object, source: torch.Tensor, scale: torch.Tensor, out: torc
     return None
 
 
-_Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]
+_Arguments = tuple["torch.Tensor | int", ...]
 _compiled: dict[tuple, object] = {}
 
 
@@ -106,8 +126,10 @@ def _compiled_for(kernel: object, arguments: _Arguments) -> object | None:
     This runs for every layer in every step, and Triton's search for the compiled kernel takes the
     CPU longer than everything else. Sizes and addresses that are multiples of 16 share a kernel.
     """
-    source, scale, out, count = arguments
+    source, scale, out, count, *sizes = arguments
     if (count | source.data_ptr() | scale.data_ptr() | out.data_ptr()) % 16 or count >= 1 << 31:
+        return None
+    if any(size % 16 for size in sizes):
         return None
     # The dtypes identify the kernel. Its hash takes microseconds, so it is not in the key.
     key = out.device.index, source.dtype, out.dtype
@@ -132,6 +154,23 @@ if triton is not None:
         bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 7)
         value = bits.to(tl.float16, bitcast=True).to(tl.float32) * (tl.load(scale) * 256.0)
         value = tl.where((byte & 0x7F) == 0x7F, float("nan"), value)
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=at < count)
+
+    @triton.jit
+    def _dequantize_rows(quantized, scale, out, count, size, BLOCK: tl.constexpr):  # noqa: N803
+        # Rows are of whole vectors, so that only one division is needed for each.
+        first = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK // 16) * 16
+        at = first[:, None] + tl.arange(0, 16)[None, :]
+        row_scale = tl.load(scale + first // size, mask=first < count, other=0.0)
+        value = tl.load(quantized + at, mask=at < count, other=0, eviction_policy="evict_first")
+        value = value.to(tl.float32) * row_scale[:, None]
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=at < count)
+
+    @triton.jit
+    def _dequantize_odd_rows(quantized, scale, out, count, size, BLOCK: tl.constexpr):  # noqa: N803
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        row_scale = tl.load(scale + at // size, mask=at < count, other=0.0)
+        value = tl.load(quantized + at, mask=at < count, other=0).to(tl.float32) * row_scale
         tl.store(out + at, value.to(out.dtype.element_ty), mask=at < count)
 
     @triton.jit

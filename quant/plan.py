@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import torch
 
-from .formats import NumberFormat
+from .formats import Clipping, NumberFormat
 from .reasons import Reason
 from .search import DEFAULT_SETTINGS, SearchSettings
 from .selection import Selection
@@ -21,7 +21,8 @@ class LayerPlan:
 
     Attributes:
         name: relative to the diffusion model.
-        amax: clipping magnitude in the weight's units; None for a layer that keeps its weights.
+        amax: clipping magnitude in the weight's units, of formats with a scale for each row that
+            of the row which is clipped highest; None for a layer that keeps its weights.
         reason: why it is kept or quantized.
         sensitivity: output variance, None where not measured.
         relative_error: the quantized layer's weighted root mean square error, divided by the
@@ -30,6 +31,7 @@ class LayerPlan:
         input_amax: largest |x| of the layer's input, None where not measured.
         output_error: what compensated rounding adds to the layer's output, as a share of it; None
             where rounding was to the nearest, or is not known.
+        row_shares: as Clipping's, in bytes.
     """
 
     name: str
@@ -40,11 +42,17 @@ class LayerPlan:
     warnings: tuple[str, ...] = ()
     input_amax: float | None = None
     output_error: float | None = None
+    row_shares: bytes | None = None
 
     @property
     def quantized(self) -> bool:
         """Whether the layer is quantized."""
         return self.amax is not None
+
+    @property
+    def clipping(self) -> Clipping | None:
+        """Where its weights are clipped, None for a layer that keeps them."""
+        return None if self.amax is None else Clipping(self.amax, self.row_shares)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,7 @@ from types import MappingProxyType
 import torch
 
 from .findings import Findings
-from .formats import FP8_SCALED, NumberFormat, fp8_format
-from .histogram import weighted_histogram
+from .formats import FP8_SCALED, Clipping, NumberFormat, fp8_format
 from .plan import LayerPlan, Plan, known_errors
 from .reasons import Reason
 from .search import DEFAULT_SETTINGS, SearchSettings
@@ -63,6 +62,7 @@ class Planner:
         self._reasons = selection.choose(self._ranked)
         self._layers: dict[str, LayerPlan] = {}
         self._searched: dict[str, torch.Tensor] = {}
+        self._shares: dict[str, torch.Tensor] = {}
         self.output_errors = {} if sketches is None else known_errors(self.known.layers)
         if known is not None:
             self.restrict(known.layers)
@@ -95,7 +95,7 @@ class Planner:
         return self.reason(name) in (Reason.QUANTIZED, Reason.QUANTIZED_UNIFORM)
 
     def searches(self, name: str) -> bool:
-        """Whether `amax_of` needs a layer's weight: it is quantized, and its amax is not known."""
+        """Whether `clipping_of` needs a layer's weight: it is quantized and not known."""
         return self.quantizes(name) and self.known.amax(name) is None
 
     def input_amax(self, name: str) -> float | None:
@@ -111,10 +111,10 @@ class Planner:
             return Reason.QUANTIZED_UNIFORM
         return self._reasons.get(name, Reason.KEPT_UNMEASURED)
 
-    def amax_of(self, name: str, weight: torch.Tensor | None) -> torch.Tensor | float | None:
-        """Plan one layer; return its amax, or None where it is kept.
+    def clipping_of(self, name: str, weight: torch.Tensor | None) -> Clipping | None:
+        """Plan one layer; return where it is clipped, or None where it is kept.
 
-        An amax that was just searched is an FP32 scalar tensor on the weight's device.
+        What was just searched are tensors on the weight's device.
 
         Args:
             name: of the layer, relative to the diffusion model.
@@ -134,8 +134,9 @@ class Planner:
             self._layers[name] = dataclasses.replace(
                 layer,
                 amax=found.amax, relative_error=found.relative_error, warnings=found.warnings,
+                row_shares=found.row_shares,
             )  # fmt: skip
-            return found.amax
+            return self._layers[name].clipping
         return self._search(layer, weight)
 
     def known_plan(self) -> Plan | None:
@@ -148,7 +149,7 @@ class Planner:
         if not names or any(map(self.searches, names)):
             return None
         for name in names:
-            self.amax_of(name, None)
+            self.clipping_of(name, None)
         return self.finish()
 
     def finish(self) -> Plan:
@@ -164,27 +165,30 @@ class Planner:
                 f"the statistics belong to another model: {len(missing)} of their "
                 f"{len(self._statistics)} layers are not in this one, the first is {missing[0]!r}"
             )
-        layers = dict(self._layers)
+        layers, shares = dict(self._layers), _shares_to_host(self._shares)
         for name, (amax, error, power, finite) in _to_host(self._searched).items():
             relative = math.sqrt(error / power)
             more = () if finite else (f"{name} has weights that are not finite; inf was clipped",)
             layers[name] = dataclasses.replace(
                 layers[name],
                 amax=amax, relative_error=relative, warnings=layers[name].warnings + more,
+                row_shares=shares.get(name),
             )  # fmt: skip
         frozen = MappingProxyType(layers)
         plan = Plan(self.number_format, self.selection, frozen, self.settings, self.samples)
         return plan.with_output_errors(self.output_errors)
 
-    def _search(self, layer: LayerPlan, weight: torch.Tensor) -> torch.Tensor:
+    def _search(self, layer: LayerPlan, weight: torch.Tensor) -> Clipping:
         measured = None if self._statistics is None else self._statistics.get(layer.name)
         importance = None if measured is None else measured.importance
         warnings = _channel_warnings(layer.name, weight, importance)
         self._layers[layer.name] = dataclasses.replace(layer, warnings=warnings)
-        histogram = weighted_histogram(weight, importance, self.settings.bins)
-        found = self.number_format.search(histogram, self.settings)
-        self._searched[layer.name] = torch.stack((*found, histogram.finite))
-        return found.amax
+        found = self.number_format.search(weight, importance, self.settings)
+        amax, shares, _ = found.clipping
+        self._searched[layer.name] = torch.stack((amax, found.error, found.power, found.finite))
+        if shares is not None:
+            self._shares[layer.name] = shares
+        return found.clipping
 
 
 def make_plan(
@@ -209,7 +213,7 @@ def make_plan(
     """
     planner = Planner(statistics, BySensitivity(keep_ratio), fp8_format(scaled), settings=settings)
     for name, weight in layers.items() if isinstance(layers, Mapping) else layers:
-        planner.amax_of(name, weight)
+        planner.clipping_of(name, weight)
     return planner.finish()
 
 
@@ -231,3 +235,12 @@ def _to_host(results: dict[str, torch.Tensor]) -> dict[str, list[float]]:
     if not results:
         return {}
     return dict(zip(results, torch.stack(list(results.values())).tolist(), strict=True))
+
+
+def _shares_to_host(shares: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """Copy layers' row_shares, uint8 tensors, to the host in one transfer."""
+    if not shares:
+        return {}
+    together = torch.cat(list(shares.values())).cpu()
+    parts = together.split([len(one) for one in shares.values()])
+    return {name: part.numpy().tobytes() for name, part in zip(shares, parts, strict=True)}

@@ -85,6 +85,36 @@ def search_amax(
     return state[2].to(torch.float32), state[3], errors[candidates]
 
 
+def search_rows(
+    weight: torch.Tensor, importance: torch.Tensor, parts: int, steps: tuple[int, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Search where to clip each row of an INT8 weight (see int8.search_rows), in one launch.
+
+    Args:
+        weight: contiguous (out, in, ...) floating tensor on a GPU.
+        importance: (in,) FP32 there, or (1,) where all channels share it.
+        parts: of a row's largest weight, of which whole numbers are tried.
+        steps: by which the search goes on, the coarsest first.
+
+    Returns:
+        What RowSearch has, in that order.
+    """
+    rows, device = len(weight), weight.device
+    size, channels = weight[0].numel(), importance.numel()
+    places = size // weight.shape[1]
+    shares = torch.empty(rows, dtype=torch.uint8, device=device)
+    numbers = torch.empty(3, rows, dtype=torch.float32, device=device)
+    odd = torch.zeros((), dtype=torch.int32, device=device)
+    with torch.cuda.device_of(weight):  # Triton launches on the current device
+        _search_rows[(rows,)](
+            weight, importance, shares, numbers, odd, rows, size, channels, places,
+            PARTS=parts, STEPS=len(steps), FIRST=steps[0],
+            BLOCK=min(1024, max(16, triton.next_power_of_2(size))), num_warps=4,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    return shares, *numbers, odd == 0
+
+
 if triton is not None:
 
     @triton.jit
@@ -184,3 +214,69 @@ if triton is not None:
         tl.store(state + 1, tl.minimum(top * 1.2, best + reach))
         tl.store(state + 2, best)
         tl.store(state + 3, error)
+
+    @triton.jit
+    def _row_errors(
+        weight, importance, size, channels, places, amax, BLOCK: tl.constexpr  # noqa: N803
+    ):  # fmt: skip
+        """The weighted squared error of a row that is clipped at amax; at 0 its power."""
+        total = tl.zeros((BLOCK,), dtype=tl.float32)
+        factor = tl.div_rn(127.0, tl.maximum(amax, 1e-30))
+        scale = tl.div_rn(amax, 127.0)
+        start = size * 0
+        while start < size:
+            at = start + tl.arange(0, BLOCK)
+            start += BLOCK
+            magnitude, _ = _finite_magnitude(weight, at, at < size)
+            share = tl.load(importance + (at // places) % channels, mask=at < size, other=0.0)
+            # From 2^23 on, FP32 has whole numbers only.
+            rounded = (tl.minimum(magnitude * factor, 127.0) + 8388608.0) - 8388608.0
+            difference = rounded * scale - magnitude
+            total += difference * difference * share
+        return tl.sum(total)
+
+    # Triton would make a size of 1 a constant, which cannot count up.
+    @triton.jit(do_not_specialize=["rows", "size", "channels", "places"])
+    def _search_rows(
+        weight, importance, shares, numbers, odd, rows, size, channels, places,
+        PARTS: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64)
+        weight += row * size
+        largest = tl.zeros((BLOCK,), dtype=tl.float32)
+        wrong = tl.zeros((BLOCK,), dtype=tl.int32)
+        start = size * 0
+        while start < size:
+            at = start + tl.arange(0, BLOCK)
+            start += BLOCK
+            magnitude, finite = _finite_magnitude(weight, at, at < size)
+            largest = tl.maximum(largest, magnitude)
+            wrong = tl.maximum(wrong, tl.where(finite, 0, 1))
+        top = tl.max(largest)
+        tl.atomic_max(odd, tl.max(wrong), sem="relaxed")
+        part = tl.where(top > 1e-30, top, 1e-7) / PARTS
+        most = part * 0 + PARTS
+        best = most
+        error = _row_errors(weight, importance, size, channels, places, part * best, BLOCK)
+        tried = best
+        for _ in range(PARTS // FIRST - 1):
+            tried -= FIRST
+            found = _row_errors(weight, importance, size, channels, places, part * tried, BLOCK)
+            best = tl.where(found < error, tried, best)
+            error = tl.minimum(found, error)
+        step = best * 0 + FIRST
+        for _ in range(STEPS - 1):
+            step *= 0.5
+            above = tl.minimum(best + step, most)
+            below = best - step
+            found = _row_errors(weight, importance, size, channels, places, part * above, BLOCK)
+            best = tl.where(found < error, above, best)
+            error = tl.minimum(found, error)
+            found = _row_errors(weight, importance, size, channels, places, part * below, BLOCK)
+            best = tl.where(found < error, below, best)
+            error = tl.minimum(found, error)
+        power = _row_errors(weight, importance, size, channels, places, part * 0, BLOCK)
+        tl.store(shares + row, best.to(tl.int32).to(tl.uint8))
+        tl.store(numbers + row, top)
+        tl.store(numbers + rows + row, error)
+        tl.store(numbers + 2 * rows + row, power)

@@ -36,6 +36,20 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=generator(seed)) * 0.02
 
 
+def inputs_of(channels: int, rows: int = 2000, seed: int = 0) -> torch.Tensor:
+    """Return (rows, channels) inputs that are alike, as a trained model's are."""
+    numbers = generator(seed)
+    common, few = max(1, channels // 8), torch.randn(rows, max(1, channels // 8), generator=numbers)
+    mixed = few @ torch.randn(common, channels, generator=numbers)
+    return mixed + 0.3 * torch.randn(rows, channels, generator=numbers)
+
+
+def sketch_of(inputs: torch.Tensor, size: int = 128, seed: int = 1) -> torch.Tensor:
+    """Return (size, channels) sums of the inputs, each times random signs."""
+    signs = torch.randint(0, 2, (size, len(inputs)), generator=generator(seed)) * 2.0 - 1
+    return signs @ inputs
+
+
 WEIGHTS = {
     "gaussian": lambda normal, uniform: normal * 0.02,
     "heavy tails": lambda normal, uniform: normal * 0.02 / uniform.clamp(min=0.01),

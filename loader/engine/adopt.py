@@ -35,6 +35,7 @@ def adopt(patcher: ModelPatcher, plan: Plan, name: str, its_fingerprint: str | N
     for warning in plan.warnings:
         logging.warning("HSWQ: %s: %s", name, warning)
     logging.info(
-        "HSWQ: %s: %d layers quantized to FP8, %d kept in 16 bit, %.2f GiB of weights",
-        name, len(plan.quantized), len(plan.kept), patcher.model_size() / 2**30,
+        "HSWQ: %s: %d layers quantized to %s, %d kept in 16 bit, %.2f GiB of weights",
+        name, len(plan.quantized), plan.number_format.title, len(plan.kept),
+        patcher.model_size() / 2**30,
     )  # fmt: skip

@@ -14,9 +14,10 @@ import comfy.quant_ops
 import torch
 from comfy.quant_ops import TensorCoreFP8E4M3Layout, register_layout_class
 
-from ...quant import FP8_MAX, dequantize, quantize
+from ...quant import FP8_MAX, Clipping, Plan, dequantize, quantize
+from .int8_layout import HSWQINT8Layout
 
-LAYOUT = "HSWQFP8Layout"
+LAYOUT, INT8_LAYOUT = "HSWQFP8Layout", "HSWQINT8Layout"
 _ROUNDED_TO_MAX = 464.0  # halfway to 480, the next value if the grid went on: rounds to 448
 
 
@@ -40,6 +41,40 @@ class HSWQFP8Layout(TensorCoreFP8E4M3Layout):
 
         def _tensor_fields(self) -> list[str]:
             return ["scale"] if self.input_scale is None else ["scale", "input_scale"]
+
+    @classmethod
+    def largest(cls, weight: torch.Tensor) -> torch.Tensor:
+        """Return the largest magnitude of the weights that share a scale: here of all."""
+        return weight.abs().amax()
+
+    @classmethod
+    def refitted(
+        cls,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        original: torch.Tensor,
+        plan: Plan,
+        layer: str,
+    ) -> tuple[torch.Tensor, torch.Tensor, Clipping]:
+        """Return a patched original weight, the weight_scale to quantize it with, and its clipping.
+
+        The same share is clipped as by the Plan, and the grid is no finer. So a weight that ComfyUI
+        converts without a patch (small layers under Dynamic VRAM) keeps an FP16 file's bytes.
+
+        Args:
+            weight: the original with a patch.
+            scale: FP32 weight_scale before the patch.
+            original: `largest` of the original weight.
+            plan: by which the weight was quantized.
+            layer: its name.
+        """
+        scale = scale.to(original.device)
+        share = (plan.layers[layer].amax / original.double()).clamp(max=1.0)
+        limit = cls.largest(weight) * share
+        if not plan.number_format.scaled:
+            return weight.clamp(-limit, limit), scale, Clipping(limit)
+        scale = torch.maximum(scale, scale_for(limit, scale))
+        return weight, scale, Clipping(scale * FP8_MAX)
 
     @classmethod
     def quantize(
@@ -110,6 +145,7 @@ def scale_for(amax: torch.Tensor, clipping_scale: torch.Tensor | None) -> torch.
 
 
 register_layout_class(LAYOUT, HSWQFP8Layout)
+register_layout_class(INT8_LAYOUT, HSWQINT8Layout)
 
 
 class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
@@ -188,6 +224,14 @@ def _like(
 
 
 def hold(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
-    """Wrap FP8 bytes and their FP32 scale as a weight of `dtype` that ComfyUI can handle."""
-    params = HSWQFP8Layout.Params(scale, dtype, tuple(data.shape))
-    return QuantizedTensor(data, LAYOUT, params)
+    """Wrap stored bytes and their FP32 scale as a weight of `dtype` that ComfyUI can handle.
+
+    Args:
+        data: float8_e4m3fn or int8, of the weight's shape.
+        scale: its weight_scale: a scalar tensor, for int8 (out, 1).
+        dtype: of the weight.
+    """
+    shape = tuple(data.shape)
+    if data.dtype is torch.int8:
+        return QuantizedTensor(data, INT8_LAYOUT, HSWQINT8Layout.Params(scale, dtype, shape))
+    return QuantizedTensor(data, LAYOUT, HSWQFP8Layout.Params(scale, dtype, shape))

@@ -1,4 +1,4 @@
-"""Loading a model file so that its diffusion model is FP8 from the start."""
+"""Loading a model file so that its diffusion model is quantized from the start."""
 
 from __future__ import annotations
 
@@ -15,13 +15,25 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
 from ...calibration import monitored_layers
-from ...quant import FP8_MAX, Decider, KnownPlan, LayerPlan, Plan, Reason, decider_of, fp8_format
+from ...quant import (
+    FP8_MAX,
+    INT8,
+    INT8_MAX,
+    Decider,
+    KnownPlan,
+    LayerPlan,
+    Plan,
+    Reason,
+    decider_of,
+    fp8_format,
+)
 from ..files.errors import ModelFileError
 from ..files.layer_formats import MODEL_MARKERS
 from ..files.model_file import ModelFile, opened
 from .adopt import adopt
 from .identity import remember
-from .matmul import description, multiply_in_fp8
+from .int8_matmul import multiply_in_int8
+from .matmul import multiply_in_fp8, products
 from .model_structure import Structure, check_whole, detect, explained, find_layers
 from .operations import hswq_operations
 from .originals import Originals
@@ -33,10 +45,11 @@ def load_checkpoint(
     how: Decider | Plan | None,
     *,
     fp8_matmul: bool = False,
+    int8_matmul: bool = False,
     only_model: bool = False,
     to_host: bool = False,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP | None, comfy.sd.VAE | None]:
-    """Load a checkpoint with its diffusion model in FP8 and the kept layers in 16 bit.
+    """Load a checkpoint with its diffusion model quantized and the kept layers in 16 bit.
 
     The MODEL goes without Dynamic VRAM, as ComfyUI allows: that would keep a second copy of it in
     host memory, would make that copy in the first step, and would ask about each layer in every
@@ -46,7 +59,8 @@ def load_checkpoint(
         file: the checkpoint, or its path.
         how: decides about each layer; or a Plan to repeat; or None for a file that is quantized
             already and stays as it is.
-        fp8_matmul: multiply in FP8 if the device can (see matmul).
+        fp8_matmul: multiply FP8 layers in FP8 if the device can (see matmul).
+        int8_matmul: multiply INT8 layers in INT8 if the device can (see int8_matmul).
         only_model: leave out CLIP and VAE.
         to_host: put the model into host memory even if it fits on the GPU.
 
@@ -78,7 +92,7 @@ def load_checkpoint(
             disable_dynamic=True,
         )
         others = (None, None) if only_model else _clip_and_vae(load)
-    _complete(load, patcher, fp8_matmul)
+    _complete(load, patcher, fp8_matmul, int8_matmul)
     return patcher, *others
 
 
@@ -105,6 +119,7 @@ def load_diffusion_model(
     how: Decider | Plan | None,
     *,
     fp8_matmul: bool = False,
+    int8_matmul: bool = False,
     to_host: bool = False,
 ) -> ModelPatcher:
     """Load only the diffusion model of a file; otherwise as load_checkpoint."""
@@ -117,7 +132,7 @@ def load_diffusion_model(
             metadata=file.metadata,
             disable_dynamic=True,
         )
-    _complete(load, patcher, fp8_matmul)
+    _complete(load, patcher, fp8_matmul, int8_matmul)
     return patcher
 
 
@@ -125,6 +140,7 @@ def _load_again(
     path: str,
     how: KnownPlan | None,
     fp8_matmul: bool = False,
+    int8_matmul: bool = False,
     disable_dynamic: bool = True,
 ) -> ModelPatcher:
     """Load the same model once more, for a clone that needs its own weights (on another GPU).
@@ -133,7 +149,7 @@ def _load_again(
     the first argument. It passes `disable_dynamic`, which makes no difference here.
     """
     file = ModelFile(path)
-    options = {"fp8_matmul": fp8_matmul, "to_host": True}
+    options = {"fp8_matmul": fp8_matmul, "int8_matmul": int8_matmul, "to_host": True}
     if file.prefix:
         patcher = load_checkpoint(file, how, only_model=True, **options)[0]
     else:
@@ -197,7 +213,7 @@ class _Load:
         return tensors
 
 
-def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool) -> None:
+def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool, int8_matmul: bool) -> None:
     """Check a MODEL that ComfyUI has loaded, and add what our loaders promise of it."""
     name = load.file.name
     check_whole(name, patcher.model.diffusion_model)
@@ -210,10 +226,12 @@ def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool) -> None:
     _check_quantized(name, patcher, plan)
     its = remember(patcher.model, load.file, monitored_layers(patcher.model.diffusion_model))
     adopt(patcher, plan, name, its and its.fingerprint)
-    if fp8_matmul:
-        multiply_in_fp8(patcher, plan)
-        logging.info("HSWQ: %s: %s", name, description(patcher))
-    patcher.cached_patcher_init = (_load_again, (load.file.path, again, fp8_matmul))
+    is_int8 = plan.number_format is INT8
+    if int8_matmul if is_int8 else fp8_matmul:
+        (multiply_in_int8 if is_int8 else multiply_in_fp8)(patcher, plan)
+        logging.info("HSWQ: %s: %s", name, products(patcher, plan.number_format))
+    again = (load.file.path, again, fp8_matmul, int8_matmul)
+    patcher.cached_patcher_init = (_load_again, again)
     if load.resident:
         _stay_on_gpu(patcher)
 
@@ -234,7 +252,7 @@ def _check_quantized(name: str, patcher: ModelPatcher, plan: Plan) -> None:
     held = [layer for layer, one in layers.items() if isinstance(one.weight, QuantizedTensor)]
     if set(held) != set(plan.quantized):
         raise ModelFileError(
-            f"{name} was loaded with {len(held)} layers in FP8, not with {len(plan.quantized)}"
+            f"{name} was loaded with {len(held)} quantized layers, not with {len(plan.quantized)}"
         )
 
 
@@ -244,12 +262,14 @@ def _keep(_: str, weight: torch.Tensor, __: torch.device) -> torch.Tensor:
 
 def _plan_as_stored(patcher: ModelPatcher) -> Plan:
     """Return a Plan that describes a model as its quantized file holds it."""
-    layers = {}
+    layers, whole = {}, False
     for name, layer in monitored_layers(patcher.model.diffusion_model).items():
-        weight = layer.weight
-        quantized = isinstance(weight, QuantizedTensor)
-        amax = weight.params.scale.item() * FP8_MAX if quantized else None
+        weight, amax = layer.weight, None
+        if isinstance(weight, QuantizedTensor):
+            whole = whole or weight._qdata.dtype is torch.int8
+            largest = INT8_MAX if weight._qdata.dtype is torch.int8 else FP8_MAX
+            amax = weight.params.scale.max().item() * largest
         input_amax = getattr(layer, "stored_input_amax", None)
         layers[name] = LayerPlan(name, amax, Reason.STORED, input_amax=input_amax)
     scaled = any(layer.amax not in (None, FP8_MAX) for layer in layers.values())
-    return Plan(fp8_format(scaled), None, MappingProxyType(layers))
+    return Plan(INT8 if whole else fp8_format(scaled), None, MappingProxyType(layers))

@@ -15,12 +15,28 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 
-from ...quant import Plan
+from ...quant import INT8, NumberFormat, Plan
 from ...quant.fp8 import quantize_input
 from ..files.layer_formats import input_scale
+from . import int8_matmul
+from .int8_matmul import multiplied_in_int8
 
 _DTYPES = (torch.float16, torch.bfloat16)  # cuBLAS adds no bias to FP32 outputs
 _SIDES = 16  # cuBLAS wants the sides of both matrices to be multiples of this
+
+
+def multiplied(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Return a Linear's output by a product in FP8 or INT8; None if it must be the ordinary one.
+
+    The arguments are those of multiplied_in_fp8.
+    """
+    if not isinstance(weight, QuantizedTensor):
+        return None
+    if weight._qdata.dtype is torch.int8:
+        return multiplied_in_int8(inputs, weight, bias)
+    return multiplied_in_fp8(inputs, weight, bias)
 
 
 def multiplied_in_fp8(
@@ -85,7 +101,9 @@ def multiply_in_fp8(patcher: ModelPatcher, plan: Plan) -> None:
 
 
 def fits(weight: QuantizedTensor) -> bool:
-    """Whether a weight can multiply in FP8: it is a Linear's, and cuBLAS takes its sides."""
+    """Whether a weight can multiply in FP8: it is an FP8 Linear's, and cuBLAS takes its sides."""
+    if weight._qdata.dtype is not torch.float8_e4m3fn:
+        return False
     return weight.ndim == 2 and not any(size % _SIDES for size in weight.shape)
 
 
@@ -96,6 +114,11 @@ def scale_input(weight: QuantizedTensor, amax: float | None) -> None:
         with torch.inference_mode(False):  # so that it can also be used outside of that mode
             scale = scale.clone().to(weight._qdata.device)
         weight._params = dataclasses.replace(weight._params, input_scale=scale)
+
+
+def products(patcher: ModelPatcher, number_format: NumberFormat) -> str:
+    """Return a line about what multiplies in a number format in a MODEL that was asked to."""
+    return (int8_matmul.description if number_format is INT8 else description)(patcher)
 
 
 def description(patcher: ModelPatcher) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from ...calibration import monitored_layers
 from ..files.errors import ModelFileError
-from ..files.layer_formats import DTYPE_KEY, STORED_DTYPE
+from ..files.layer_formats import DTYPE_KEY, STORED
 from ..files.model_file import ModelFile
 from ..files.safetensors import DTYPE_NAMES
 from .operations import hswq_operations
@@ -221,14 +221,14 @@ def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:
 
 
 def stored_dtype(file: ModelFile) -> torch.dtype:
-    """Return the dtype of most of a diffusion model's weights, before any were FP8.
+    """Return the dtype of most of a diffusion model's weights, before any were quantized.
 
     For an exported file it is in the metadata.
     """
     names = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.itemsize >= 2}
     said = names.get((file.metadata or {}).get(DTYPE_KEY))
     own = {name: one for name, one in file.tensors.items() if name.startswith(file.prefix)}
-    if said is not None and any(one.dtype is STORED_DTYPE for one in own.values()):
+    if said is not None and any(one.dtype in STORED for one in own.values()):
         return said
     return comfy.utils.weight_dtype({k: one for k, one in own.items() if one.dtype.itemsize >= 2})
 

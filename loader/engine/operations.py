@@ -1,4 +1,4 @@
-"""Linear and Conv2d that become FP8 while ComfyUI loads them (ComfyUI's `custom_operations`)."""
+"""Linear and Conv2d that are quantized while ComfyUI loads them (its `custom_operations`)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import comfy.ops
 import torch
 from comfy.quant_ops import QuantizedTensor
 
-from ...quant import FP8_MAX, dequantize
+from ...quant import dequantize
 from ...quant.fp8 import is_compiled_without_fp8
 from ..files.layer_formats import EXTRA_KEYS, stored_input_amax, stored_scale
-from .layout import hold, scale_for
-from .matmul import multiplied_in_fp8
+from .int8_matmul import multiplies_here
+from .layout import hold
+from .matmul import multiplied
 from .originals import Originals
 
 Decide = Callable[
     [str, torch.Tensor, torch.device], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
 ]
-"""Takes a layer's name, 16-bit weight and device; returns the weight to keep, or FP8 bytes and
-weight_scale.
+"""Takes a layer's name, 16-bit weight and device; returns the weight to keep, or quantized bytes
+and weight_scale.
 
 All copies must be complete on return, and bytes and scale must be on the device where they are to
 stay: ComfyUI may move a model, or compute with it, as soon as its weights are loaded.
@@ -64,7 +65,7 @@ def hswq_operations(
         def _product(
             self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         ) -> torch.Tensor:
-            outputs = multiplied_in_fp8(inputs, weight, bias)
+            outputs = multiplied(inputs, weight, bias)
             if outputs is not None:
                 return outputs
             weight = _float_weight(weight, inputs.dtype)
@@ -193,6 +194,8 @@ class _Quantizable:
 
     def forward_comfy_cast_weights(self, inputs: torch.Tensor) -> torch.Tensor:
         """Compute through ComfyUI's general path, for offloaded weights and weight functions."""
+        if multiplies_here(self, inputs):
+            return self._product(inputs, self.weight, self._cast_bias(inputs))
         if isinstance(self.weight, QuantizedTensor) and is_compiled_without_fp8():
             return self._product(inputs, self._decoded(inputs), self._cast_bias(inputs))
         weight, bias, stream = comfy.ops.cast_bias_weight(
@@ -225,7 +228,7 @@ class _Quantizable:
         originals, original = self._originals, None
         if originals is not None and not (originals.is_sampled and _is_for_hooks(weight)):
             original = originals.of(self._name, weight)
-        self._original_amax = None if original is None else original.abs().amax()
+        self._original_amax = None if original is None else weight.layout_cls.largest(original)
         return weight.dequantize() if original is None else original
 
     def set_weight(
@@ -254,21 +257,13 @@ class _Quantizable:
         amax, self._original_amax = self._original_amax, None
         if amax is None:
             return old.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed)
-        # Clip the same share as the Plan, and use no finer grid. So a weight that ComfyUI converts
-        # without a patch (small layers under Dynamic VRAM) keeps an FP16 file's bytes. Rounding is
-        # to the nearest, not stochastic, because the original was not rounded before.
-        plan, scale = self._originals.plan, old.params.scale.to(amax.device)
-        share = (plan.layers[self._name].amax / amax.double()).clamp(max=1.0)
-        limit = weight.abs().amax() * share
-        if plan.number_format.scaled:
-            scale = torch.maximum(scale, scale_for(limit, scale))
-            limit = scale * FP8_MAX
-        else:
-            weight = weight.clamp(-limit, limit)
+        # Rounding is to the nearest or compensated, not stochastic, because the original was not
+        # rounded before.
+        plan, scale = self._originals.plan, old.params.scale
+        weight, scale, clipping = old.layout_cls.refitted(weight, scale, amax, plan, self._name)
         new = old.requantize_from_float(weight, scale=scale)
-        if (
-            data := self._originals.compensated(self._name, weight.to(old.dtype), limit)
-        ) is not None:
+        data = self._originals.compensated(self._name, weight.to(old.dtype), clipping)
+        if data is not None:
             new._qdata.copy_(data)
         return new
 

@@ -9,7 +9,7 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.quant_ops import QuantizedTensor
 
-from ...quant import Plan
+from ...quant import Clipping, Plan
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
@@ -73,7 +73,7 @@ class Originals:
         return original.to(weight.device, weight.dtype)
 
     def compensated(
-        self, layer: str, weight: torch.Tensor, amax: torch.Tensor
+        self, layer: str, weight: torch.Tensor, clipping: Clipping
     ) -> torch.Tensor | None:
         """Return a patched weight's quantized bytes, rounded by the sketch of its layer's inputs.
 
@@ -82,7 +82,9 @@ class Originals:
         """
         wanted = self.sketches is not None and settings.current().compensate_loras
         sketch = self.sketches.get(layer) if wanted else None
-        return None if sketch is None else self.plan.number_format.quantize(weight, amax, sketch)[0]
+        if sketch is None:
+            return None
+        return self.plan.number_format.quantize(weight, clipping, sketch)[0]
 
     def _is_still_there(self) -> bool:
         """Whether the file still holds the same weights. It may have been moved away and back."""

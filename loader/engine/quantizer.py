@@ -9,22 +9,31 @@ import comfy.model_management as memory
 import comfy.utils
 import torch
 
-from ...quant import Decider, Plan, stored
+from ...quant import INT8, Decider, NumberFormat, Plan, stored
 from .transfer import Transfer
 
 WORK_BYTES = 512 << 20
 """GPU memory to free for searching one layer."""
 
 
-def quantizing_device() -> torch.device:
+def has_numbers(device: torch.device, number_format: NumberFormat) -> bool:
+    """Whether a device can hold and decode a format: Apple's GPUs and DirectML have no FP8."""
+    dtype = number_format.dtype
+    return not dtype.is_floating_point or memory.supports_cast(device, dtype)
+
+
+def quantizing_device(number_format: NumberFormat) -> torch.device:
     """Return the device that quantizes and computes.
 
     Raises:
-        ValueError: it has no FP8, as is so for Apple's GPUs and DirectML.
+        ValueError: it does not have the format's numbers.
     """
     device = memory.get_torch_device()
-    if not memory.supports_cast(device, torch.float8_e4m3fn):
-        raise ValueError(f"HSWQ needs a device that knows FP8, and {device} does not")
+    if not has_numbers(device, number_format):
+        raise ValueError(
+            f"{device} has no {number_format.title}: choose the mode {INT8.name}, "
+            "which every device can"
+        )
     return device
 
 
@@ -50,15 +59,15 @@ class Quantizer:
             decider: decides about each layer.
             layers: number of layers, for the progress bar; 0 shows none.
             resident: `decide` leaves all layers on the GPU, and not where ComfyUI builds the model.
-            note: `decide` calls it with each quantized layer's name and FP8 bytes. They are still
+            note: `decide` calls it with each quantized layer's name and bytes. They are still
                 on the device that quantized them, where a checksum takes little time.
 
         Raises:
-            ValueError: the device has no FP8.
+            ValueError: the device does not have the number format.
         """
         self._decider: Decider | None = decider
         self._resident, self._note = resident, note
-        self._transfer = Transfer(quantizing_device())
+        self._transfer = Transfer(quantizing_device(decider.number_format))
         self._progress = comfy.utils.ProgressBar(layers) if layers else None
         memory.free_memory(WORK_BYTES, self._transfer.device)
 
@@ -66,10 +75,10 @@ class Quantizer:
         """Decide about a layer without quantizing it."""
         self._begin()
         searched = self._decider.searches(name)
-        self._decider.amax_of(name, self._transfer.up(weight) if searched else weight)
+        self._decider.clipping_of(name, self._transfer.up(weight) if searched else weight)
 
     def quantize(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Decide about a layer; return FP8 bytes and weight_scale on the GPU; None keeps it."""
+        """Decide about a layer; return its bytes and weight_scale on the GPU; None keeps it."""
         refined = self._refined(name, weight)
         if refined is not None or not self._decider.quantizes(name):
             self.search(name, weight)
@@ -80,7 +89,7 @@ class Quantizer:
     def decide(
         self, name: str, weight: torch.Tensor, device: torch.device
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return a layer's weight to keep, or its FP8 bytes and weight_scale, copied completely.
+        """Return a layer's weight to keep, or its bytes and weight_scale, copied completely.
 
         `device` is where ComfyUI builds the layer. Unless resident, the result is there.
         """
@@ -109,7 +118,8 @@ class Quantizer:
     def _refined(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
         """Return a layer's quantized weight from an earlier load, on the device; else None."""
         found = None if self._decider.refined is None else self._decider.refined.get(name)
-        if found is None or found[0].shape != weight.shape:
+        expected = weight.shape, self._decider.number_format.dtype
+        if found is None or (found[0].shape, found[0].dtype) != expected:
             return None
         return tuple(map(self._transfer.up, found))
 

@@ -1,4 +1,4 @@
-"""How FP8 layers are stored in files: the original's V1 and V2, and ComfyUI's own format."""
+"""How quantized layers are stored in files: the original's V1 and V2, and ComfyUI's formats."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Mapping
 
 import torch
 
-from ...quant import FP8_MAX, FP8_PLAIN, FP8_SCALED, NumberFormat
+from ...quant import FP8_MAX, FP8_PLAIN, FP8_SCALED, INT8, NumberFormat
 from .errors import ModelFileError
 from .safetensors import TensorEntry
 
-STORED_DTYPE = torch.float8_e4m3fn
+STORED = {torch.float8_e4m3fn: "float8_e4m3fn", torch.int8: "int8_tensorwise"}
+"""ComfyUI's names of the formats that are read, by the weights' dtype."""
 
 _SCALE_KEYS = ("weight_scale", "scale", "weight.scale", "scale_weight")
 """Keys of a layer's scale: ComfyUI's, the original's V2, a variant of it, and ComfyUI's old one."""
@@ -31,17 +32,19 @@ The tensors that are left do not show it: most of them may have another dtype.""
 EXTRA_KEYS = (*_SCALE_KEYS, *_INPUT_SCALE_KEYS, "comfy_quant")
 MODEL_MARKERS = ("scaled_fp8",)
 
-MARKER = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
-"""Value of ComfyUI's comfy_quant. Without the flag, ComfyUI would round activations to FP8, with
+MARKERS = {
+    dtype: json.dumps({"format": name, "full_precision_matrix_mult": True}).encode()
+    for dtype, name in STORED.items()
+}
+"""Values of ComfyUI's comfy_quant. Without the flag, ComfyUI would round activations to FP8, with
 scale 1 if there is no input_scale. With the flag, an input_scale does nothing in ComfyUI. It is
-stored for loaders that multiply in FP8: ours on request, or a tool that removes the flag."""
+stored for loaders that multiply in FP8: ours on request, or a tool that removes the flag. In INT8,
+ComfyUI 0.30 multiplies with the flag too."""
 
 Beside = Mapping[str, "tuple[torch.dtype, tuple[int, ...]]"]
-"""Tensors that are stored beside an FP8 weight: dtype and shape by key."""
+"""Tensors that are stored beside a quantized weight: dtype and shape by key."""
 
-_COMFY: Beside = {"weight_scale": (torch.float32, ()), "comfy_quant": (torch.uint8, (len(MARKER),))}
-_ORIGINAL: Beside = {"scale": (torch.float32, (1,))}
-_PLAIN: Beside = {}
+_COMFY, _ORIGINAL, _PLAIN = ("weight_scale", "comfy_quant"), ("scale",), ()
 _ONLY_OURS = "HSWQ loaders only: ComfyUI's own load it without an error, and pictures are black"
 
 
@@ -51,8 +54,8 @@ class FileFormat:
 
     Attributes:
         number_format: of the quantized layers.
-        linear: tensors beside the FP8 weight of a Linear.
-        conv: tensors beside the FP8 weight of a Conv2d; None keeps every Conv2d in 16 bit.
+        linear: keys beside the quantized weight of a Linear.
+        conv: keys beside the quantized weight of a Conv2d; None keeps every Conv2d in 16 bit.
         short: name for file names.
         only_ours: True if stock ComfyUI loads the file without an error but makes black pictures:
             it has no scaled Conv2d, and does not look for the original's scales.
@@ -60,8 +63,8 @@ class FileFormat:
     """
 
     number_format: NumberFormat
-    linear: Beside
-    conv: Beside | None
+    linear: tuple[str, ...]
+    conv: tuple[str, ...] | None
     short: str
     inputs: bool = False
     only_ours: bool = False
@@ -72,17 +75,25 @@ class FileFormat:
         return _ONLY_OURS if self.only_ours else "ComfyUI's own loaders, and HSWQ's"
 
     def beside(self, weight: torch.Tensor, input_amax: float | None = None) -> Beside | None:
-        """Return the tensors beside a layer's FP8 weight; None if the layer stays 16 bit.
+        """Return the tensors beside a layer's quantized weight; None if the layer stays 16 bit.
 
         Args:
             weight: of the layer.
             input_amax: largest |x| of its input; None if it is not known.
         """
-        if weight.ndim == 4:
-            return self.conv
-        if self.inputs and input_scale(input_amax) is not None:
-            return {**self.linear, "input_scale": (torch.float32, ())}
-        return self.linear
+        keys = self.conv if weight.ndim == 4 else self.linear
+        if keys is None:
+            return None
+        if weight.ndim == 2 and self.inputs and input_scale(input_amax) is not None:
+            keys = (*keys, "input_scale")
+        shapes = {
+            "weight_scale": self.number_format.scale_shape(weight.shape),
+            "scale": (1,),
+            "input_scale": (),
+        }
+        marker = {"comfy_quant": (torch.uint8, (len(MARKERS[self.number_format.dtype]),))}
+        facts = marker | {key: (torch.float32, shape) for key, shape in shapes.items()}
+        return {key: facts[key] for key in keys}
 
 
 COMPATIBLE, SCALED = "compatible", "scaled"
@@ -93,6 +104,8 @@ FILE_FORMATS = {
     "scaled, convs too": FileFormat(
         FP8_SCALED, _COMFY, _COMFY, "scaled_convs_hswq_only", inputs=True, only_ours=True
     ),
+    "int8": FileFormat(INT8, _COMFY, None, "int8"),
+    "int8, convs too": FileFormat(INT8, _COMFY, _COMFY, "int8_convs_hswq_only", only_ours=True),
     "original V2": FileFormat(FP8_SCALED, _ORIGINAL, _ORIGINAL, "v2_hswq_only", only_ours=True),
 }
 
@@ -106,17 +119,20 @@ def only_ours(entries: Mapping[str, TensorEntry]) -> str | None:
     found = None
     for name, entry in entries.items():
         layer = name.removesuffix(".weight")
-        if layer == name or entry.dtype != "F8_E4M3":
+        if layer == name or entry.dtype not in ("F8_E4M3", "I8"):
             continue
         if f"{layer}.scale" in entries or f"{name}.scale" in entries:
             return "original V2"
         if len(entry.shape) == 4 and any(f"{layer}.{key}" in entries for key in _SCALE_KEYS):
-            found = "scaled, convs too"
+            found = "int8, convs too" if entry.dtype == "I8" else "scaled, convs too"
     return found
 
 
 def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.Tensor:
-    """Return the FP32 scalar weight_scale of a layer that is stored in FP8; 1 if it has none.
+    """Return the FP32 weight_scale of a layer that is stored in FP8 or INT8.
+
+    For FP8 it is a scalar, 1 if the file has none. For INT8 it is (out, 1), also if the file has a
+    single one for the layer.
 
     Args:
         state_dict: with the layer's keys.
@@ -127,18 +143,25 @@ def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.T
     """
     name = prefix.rstrip(".")
     weight = state_dict[f"{prefix}weight"]
-    if weight.dtype is not STORED_DTYPE:
-        raise ModelFileError(f"{name} is stored as {weight.dtype}, not as {STORED_DTYPE}")
+    expected = STORED.get(weight.dtype)
+    if expected is None:
+        raise ModelFileError(f"{name} is stored as {weight.dtype}, not as float8_e4m3fn or int8")
     marker = state_dict.get(f"{prefix}comfy_quant")
-    kind = _format(name, marker) if marker is not None else "float8_e4m3fn"
-    if kind != "float8_e4m3fn":
-        raise ModelFileError(f"{name} is stored in the format {kind!r}, not in float8_e4m3fn")
+    if marker is not None:
+        _check_format(name, expected, _read_marker(name, marker))
     scales = [state_dict[prefix + key] for key in _SCALE_KEYS if prefix + key in state_dict]
     if not scales:
+        if weight.dtype is torch.int8:
+            raise ModelFileError(f"{name} is stored as INT8 without a weight_scale")
         return torch.ones((), dtype=torch.float32)
-    if scales[0].numel() != 1 or not 0 < scales[0].float().item() < float("inf"):
-        raise ModelFileError(f"{name} has a weight_scale that is not a single positive number")
-    return scales[0].to(torch.float32, copy=True).reshape(())
+    scale, rows = scales[0], len(weight) if weight.dtype is torch.int8 else 1
+    numbers = scale.to(torch.float32, copy=True) if scale.is_floating_point() else torch.zeros(1)
+    if numbers.numel() not in (1, rows) or not ((numbers > 0) & numbers.isfinite()).all():
+        wanted = "a single positive number" if rows == 1 else f"1 or {rows} positive numbers"
+        raise ModelFileError(f"{name} has a weight_scale that is not {wanted}")
+    if weight.dtype is torch.int8:
+        return numbers.reshape(-1, 1).expand(rows, 1).contiguous()
+    return numbers.reshape(())
 
 
 def input_scale(amax: float | None) -> torch.Tensor | None:
@@ -163,8 +186,21 @@ def stored_input_amax(state_dict: Mapping[str, torch.Tensor], prefix: str) -> fl
     return None
 
 
-def _format(name: str, marker: torch.Tensor) -> object:
+def _check_format(name: str, expected: str, marker: Mapping) -> None:
+    """Refuse a layer whose comfy_quant marker says another format than its dtype does."""
+    kind = marker.get("format")
+    if kind != expected:
+        raise ModelFileError(f"{name} is stored in the format {kind!r}, not in {expected}")
+    inner = marker.get("params")
+    if any(isinstance(one, Mapping) and one.get("convrot") for one in (marker, inner)):
+        raise ModelFileError(f"{name} is stored with rotated inputs (convrot), which HSWQ lacks")
+
+
+def _read_marker(name: str, marker: torch.Tensor) -> Mapping:
     try:
-        return json.loads(marker.numpy().tobytes()).get("format")
-    except (ValueError, AttributeError, TypeError) as error:
+        found = json.loads(marker.numpy().tobytes())
+    except (ValueError, TypeError, RecursionError) as error:
         raise ModelFileError(f"{name} has a damaged comfy_quant marker: {error}") from None
+    if not isinstance(found, Mapping):
+        raise ModelFileError(f"{name} has a comfy_quant marker that is no object")
+    return found

@@ -110,7 +110,7 @@ class ModelFile:
         """Whether any weight of the diffusion model is stored in fewer than 16 bits.
 
         Raises:
-            ModelFileError: the file is damaged, or has such weights in another format than FP8.
+            ModelFileError: the file is damaged, or has such weights that are neither FP8 nor INT8.
         """
         narrow = {
             name: entry.dtype
@@ -119,10 +119,10 @@ class ModelFile:
             if name.endswith("weight") and entry.dtype in NARROW
         }
         for weight, dtype in narrow.items():
-            if dtype != "F8_E4M3":
+            if dtype not in ("F8_E4M3", "I8"):
                 raise ModelFileError(
                     f"{self.name} is quantized already, its {weight} to {dtype}: "
-                    "HSWQ reads 16-bit weights, and quantized ones only in FP8 e4m3"
+                    "HSWQ reads 16-bit weights, and quantized ones only in FP8 e4m3 and INT8"
                 )
         return bool(narrow)
 

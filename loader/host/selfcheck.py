@@ -33,7 +33,7 @@ BASE = Part(
         "comfy.model_detection": "unet_prefix_from_state_dict",
         "comfy.model_patcher": "ModelPatcher ModelPatcher.model",
         "comfy.patcher_extension": "WrappersMP",
-        "comfy.quant_ops": "QuantizedTensor TensorCoreFP8E4M3Layout "
+        "comfy.quant_ops": "QuantizedLayout QuantizedTensor TensorCoreFP8E4M3Layout "
         "TensorCoreFP8E4M3Layout.Params register_layout_class",
         "comfy.utils": "load_torch_file",
         "comfy.weight_adapter": "WeightAdapterBase",

@@ -61,7 +61,7 @@ class Choice:
         """Cache layers that compensated rounding made, unless they came from the cache.
 
         Args:
-            layers: float8_e4m3fn weight and FP32 weight_scale of every quantized layer, by name.
+            layers: stored weight and FP32 weight_scale of every quantized layer, by name.
         """
         if self.key is None or self.sketches is None:
             return
@@ -73,7 +73,8 @@ class Choice:
                 return
         parts = ((name, *layer) for name, layer in layers.items())
         shapes = {name: tuple(data.shape) for name, (data, _) in layers.items()}
-        refined.keep(_rounded_key(self.key, self.sketches, layers), parts, shapes)
+        key = _rounded_key(self.key, self.sketches, layers)
+        refined.keep(key, self.decider.number_format, parts, shapes)
 
 
 def _rounded_key(key: str, sketches: store.Sketches, layers: Iterable[str]) -> str:
@@ -198,7 +199,7 @@ def _measured(
     matrices = None if sketches is None else _Matrices(sketches)
     planner = planner_for(statistics, settings, key, matrices)
     about = ""
-    if planner.samples < store.target():  # the user would wait in vain: FP8 is not measured
+    if planner.samples < store.target():  # the user would wait in vain: only 16 bit is measured
         about = f"sampling with a 16-bit loader adds more, up to {store.target()} images"
     return Choice(_decider(planner, key, sketches), about, planner.samples, key, sketches)
 

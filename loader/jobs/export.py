@@ -1,4 +1,4 @@
-"""Exporting: the FP8 weights that the loader would make, written to a file tensor by tensor."""
+"""Exporting: the weights that the loader would make, written to a file tensor by tensor."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint, looked_up
 from ..files.layer_formats import (
     DTYPE_KEY,
-    MARKER,
-    STORED_DTYPE,
+    MARKERS,
     Beside,
     input_scale,
 )
@@ -43,7 +42,7 @@ _SAMPLING_KEYS = (
 def export(
     path: str, target: Path, settings: ExportSettings, *, overwrite: bool = False
 ) -> Exported:
-    """Write a 16-bit model file with its diffusion model in FP8, quantized as by the loader.
+    """Write a 16-bit model file with its diffusion model quantized, as by the loader.
 
     Memory for one tensor is enough. After an error or an interrupt, `target` is unchanged. If the
     same export is there already, byte for byte, nothing is written unless `overwrite` is set.
@@ -140,7 +139,8 @@ class _Export:
         self._plan: Plan | None = None
         self._half = _sixteen_bit_dtype(source.layers.values())
         file_format = settings.file_format
-        self._beside: dict[str, Beside] = {}  # of the layers in FP8
+        self._dtype = file_format.number_format.dtype
+        self._beside: dict[str, Beside] = {}  # of the quantized layers
         for layer, weight in source.layers.items():
             beside = file_format.beside(weight, chosen.decider.input_amax(layer))
             if beside is not None and chosen.decider.quantizes(layer):
@@ -185,7 +185,7 @@ class _Export:
         facts = {key: (kept.dtype, tuple(kept.shape)) for key, kept in source.tensors.items()}
         for layer, weight in source.layers.items():
             beside = self._beside.get(layer)
-            dtype = self._kept_dtype(weight) if beside is None else STORED_DTYPE
+            dtype = self._kept_dtype(weight) if beside is None else self._dtype
             facts[source.key(layer, "weight")] = dtype, tuple(weight.shape)
             for key, fact in (beside or {}).items():
                 name = source.key(layer, key)
@@ -206,7 +206,7 @@ class _Export:
             data, scale = quantizer.quantize(layer, weight)
             yield key(layer, "weight"), data
             found = {
-                "comfy_quant": torch.frombuffer(bytearray(MARKER), dtype=torch.uint8),
+                "comfy_quant": torch.frombuffer(bytearray(MARKERS[self._dtype]), dtype=torch.uint8),
                 "input_scale": input_scale(self.chosen.decider.input_amax(layer)),
             }
             for name, (_, shape) in self._beside[layer].items():

@@ -74,7 +74,7 @@ class Exported:
 
     Attributes:
         plan: that was applied; None where the very file was there already.
-        quantized: number of layers in FP8; with `scaled`, fewer than the Plan's.
+        quantized: number of quantized layers; fewer than the Plan's if the format keeps Conv2d.
         kept: number of layers in 16 bit.
         size: of the file in bytes.
         outcome: what the file's diffusion model is, as far as it is known.

@@ -43,6 +43,9 @@ def _inputs() -> list[io.Input]:
             "scaled, convs too: smaller, for the HSWQ loaders only: ComfyUI's own load it without "
             "an error, and pictures are black.\n"
             "compatible (HSWQ V1): the plain FP8 grid, for old loaders too.\n"
+            "int8: ComfyUI's own INT8 format with a scale for each row, from ComfyUI 0.30 on; "
+            "convolutions stay 16 bit there.\n"
+            "int8, convs too: smaller, for the HSWQ loaders only: black in ComfyUI's own.\n"
             "original V2: for the HSWQ author's own loader and ours only, black in all others.",
         ),
         keep_ratio_input(),

@@ -37,7 +37,9 @@ def mode_input(default: str) -> io.Combo.Input:
         options=list(NUMBER_FORMATS),
         default=default,
         tooltip="scaled (HSWQ V2): one scale for each layer. "
-        "compatible (HSWQ V1): the plain FP8 grid, which other loaders can read too.",
+        "compatible (HSWQ V1): the plain FP8 grid, which other loaders can read too. "
+        "int8: INT8 with a scale for each output row. Same size, a fraction of FP8's error, for "
+        "every device.",
     )
 
 

@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import comfy.model_management as memory
 import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ...quant import NUMBER_FORMATS, QuantizeSettings
+from ...quant import INT8, NUMBER_FORMATS, QuantizeSettings
 from .. import store
 from ..engine import matmul
 from ..engine.adopt import ATTACHMENT
 from ..engine.loading import load_checkpoint, load_diffusion_model
 from ..engine.model_structure import find_layers, sixteen_bit_options
 from ..engine.patchers import quantized_layers
+from ..engine.quantizer import has_numbers
 from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
 from ..jobs import choice
@@ -49,7 +51,7 @@ def _inputs() -> list[io.Input]:
             "auto: all that was recorded of the same weights, whatever the file is called. "
             "Or one statistics file."
         ),
-        mode_input(SCALED),
+        mode_input(_default_mode()),
         keep_ratio_input(),
         io.Combo.Input(
             "without_statistics",
@@ -69,7 +71,21 @@ def _inputs() -> list[io.Input]:
         also_keep_input(),
         rounding_input(),
         *by_effect_inputs(),
+        io.Boolean.Input(
+            "int8_matmul",
+            default=False,
+            optional=True,
+            tooltip="With the mode int8, multiply in INT8 too, on devices that can (RTX 20 and "
+            "later among others). It may take less time, and is less like the original, because "
+            "the layers' inputs are rounded as well.",
+        ),
     ]
+
+
+def _default_mode() -> str:
+    """Return the mode of new nodes: FP8, and INT8 where the device has no FP8."""
+    fits = has_numbers(memory.get_torch_device(), NUMBER_FORMATS[SCALED])
+    return SCALED if fits else INT8.name
 
 
 def _state(folder: str, name: str | None, statistics: str | None) -> tuple:
@@ -99,6 +115,12 @@ class _Wanted(NamedTuple):
     selection: str = BY_SENSITIVITY
     keep_mb: float = DEFAULT_MB
     fit_gb: float = 0.0
+    int8_matmul: bool = False
+
+    @property
+    def products(self) -> dict[str, bool]:
+        """What the loaders are asked to multiply in."""
+        return {"fp8_matmul": self.fp8_matmul, "int8_matmul": self.int8_matmul}
 
     def choose(self, file: ModelFile) -> choice.Choice:
         """Decide how a file is quantized."""
@@ -131,7 +153,7 @@ def _load(
     file = ModelFile(folder_paths.get_full_path_or_raise(folder, name))
     watch.note(_state, folder, name, wanted.statistics)
     if file.is_quantized:
-        loaded, about = load(file, None, fp8_matmul=wanted.fp8_matmul), _AS_STORED
+        loaded, about = load(file, None, **wanted.products), _AS_STORED
     else:
         chosen = wanted.choose(file)
         about = chosen.about
@@ -139,11 +161,12 @@ def _load(
             find_layers(file)  # raises a clear error for a bad file, which the stock loader lacks
             logging.info("HSWQ: %s: %s", name, about)
             return io.NodeOutput(*load_stock(file.path, sixteen_bit_options(file)), ui=line(about))
-        loaded = load(file, chosen.decider, fp8_matmul=wanted.fp8_matmul)
+        loaded = load(file, chosen.decider, **wanted.products)
         chosen.keep(loaded[0].get_attachment(ATTACHMENT))
         chosen.keep_rounded(quantized_layers(loaded[0]))
-    products = matmul.description(loaded[0]) if wanted.fp8_matmul else ""
-    plan = loaded[0].get_attachment(ATTACHMENT)
+    plan, products = loaded[0].get_attachment(ATTACHMENT), ""
+    if wanted.int8_matmul if plan.number_format is INT8 else wanted.fp8_matmul:
+        products = matmul.products(loaded[0], plan.number_format)
     outcome = outcome_of_plan(plan, Sizes.of(file))
     took = f"loaded in {time.perf_counter() - began:.1f} s"
     return io.NodeOutput(*loaded, ui=line(summary(plan, outcome, about, products, took)))

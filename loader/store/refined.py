@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from ...calibration import atomic_file
+from ...quant import NumberFormat
 from ..files.tensor_file import TensorFile, lay_out
 from ..host import settings
 from ..host.folders import statistics_folder
@@ -65,6 +66,7 @@ _open: weakref.WeakValueDictionary[int, RefinedModel] = weakref.WeakValueDiction
 
 def keep(
     key: str,
+    number_format: NumberFormat,
     layers: Iterable[tuple[str, torch.Tensor, torch.Tensor]],
     sizes: Mapping[str, tuple[int, ...]],
 ) -> None:
@@ -75,15 +77,16 @@ def keep(
 
     Args:
         key: see `find`.
-        layers: name, float8_e4m3fn weight and FP32 scalar weight_scale of every quantized layer,
-            in any order and on any device.
+        number_format: of the layers.
+        layers: name, weight and FP32 weight_scale of every quantized layer, in any order and on any
+            device.
         sizes: the weights' shapes by layer name.
 
     Raises:
         ValueError: the layers are not those of `sizes`; nothing is kept.
     """
     path, limit = _path(key), _limit()
-    layout = lay_out(*facts_of(key, sizes))
+    layout = lay_out(*facts_of(key, number_format, sizes))
     try:
         fits = layout.size <= limit
         if _make_room(limit - layout.size if fits else limit, path) and fits:

@@ -10,26 +10,30 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..files.safetensors import read_header
+from ...quant import FP8_SCALED, NUMBER_FORMATS, NumberFormat
+from ..files.safetensors import DTYPE_NAMES, read_header
 
 FORMAT = "hswq_refined_v1"
 DATA, SCALE, SUMS = ".weight", ".weight_scale", "hswq_sums"
 """Suffixes of a layer's two tensors; name of the tensor of checksums, sorted by layer name."""
 
-_EXPECTED = {DATA: "F8_E4M3", SCALE: "F32"}
+_FORMATS = {DTYPE_NAMES[one.dtype]: one for one in NUMBER_FORMATS.values()}
 
 
-def facts_of(key: str, sizes: Mapping[str, tuple[int, ...]]) -> tuple[dict, dict[str, str]]:
+def facts_of(
+    key: str, number_format: NumberFormat, sizes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict, dict[str, str]]:
     """Return dtype and shape of each tensor of a file, and its metadata.
 
     Args:
         key: under which the file is kept.
+        number_format: of the weights.
         sizes: the weights' shapes by layer name.
     """
     tensors: dict[str, tuple] = {SUMS: (torch.int64, (len(sizes),))}
     for name, shape in sizes.items():
-        tensors[name + DATA] = torch.float8_e4m3fn, tuple(shape)
-        tensors[name + SCALE] = torch.float32, ()
+        tensors[name + DATA] = number_format.dtype, tuple(shape)
+        tensors[name + SCALE] = torch.float32, number_format.scale_shape(shape)
     return tensors, {"format": FORMAT, "key": key}
 
 
@@ -39,20 +43,26 @@ def checksum(data: torch.Tensor, scale: torch.Tensor) -> int:
     It finds damage by a disk, not forgery, and takes no longer than reading the file.
 
     Args:
-        data: float8_e4m3fn, on the CPU.
-        scale: FP32 scalar tensor, on the CPU.
+        data: the quantized weight, on the CPU.
+        scale: FP32 weight_scale, on the CPU.
     """
     content = data.contiguous().view(-1).view(torch.uint8)
     if content.storage_offset() % 8:
         content = content.clone()
     whole = content.numel() // 8 * 8
     words, rest = content[:whole].view(torch.int64), content[whole:]
-    total = words.sum() + rest.sum(dtype=torch.int64) + scale.view(torch.int32).to(torch.int64)
+    total = (
+        words.sum() + rest.sum(dtype=torch.int64) + scale.view(torch.int32).sum(dtype=torch.int64)
+    )
     return total.item()
 
 
+def _is_scale(scale: torch.Tensor) -> bool:
+    return bool(((scale > 0) & (scale < torch.inf)).all())
+
+
 class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
-    """Maps layer name to float8_e4m3fn weight and FP32 scalar weight_scale, both on the CPU.
+    """Maps layer name to quantized weight and FP32 weight_scale, both on the CPU.
 
     A layer is mapped from the file and checked when it is asked for. `model[name]` raises KeyError
     if the layer is missing or damaged. Tensors remain valid after `close`.
@@ -74,11 +84,14 @@ class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
         entries = read_header(str(path))
         sums = entries.pop(SUMS, None)
         self._names = sorted(name.removesuffix(DATA) for name in entries if name.endswith(DATA))
-        wanted = {name + part: dtype for name in self._names for part, dtype in _EXPECTED.items()}
-        if {name: entry.dtype for name, entry in entries.items()} != wanted:
+        wanted: dict[str, tuple] = {}
+        for name in self._names:
+            dtype, shape = entries[name + DATA].dtype, entries[name + DATA].shape
+            its_format = _FORMATS.get(dtype if shape else None, FP8_SCALED)
+            wanted[name + DATA] = DTYPE_NAMES[its_format.dtype], shape
+            wanted[name + SCALE] = "F32", its_format.scale_shape(shape)
+        if {name: (entry.dtype, entry.shape) for name, entry in entries.items()} != wanted:
             raise ValueError("its tensors are not a quantized model's")
-        if any(entries[name + SCALE].shape for name in self._names):
-            raise ValueError("it has a scale that is not a single number")
         if sums is None or (sums.dtype, sums.shape) != ("I64", (len(self._names),)):
             raise ValueError("it has no checksum for each layer")
         self._file = safe_open(path, "pt")
@@ -91,7 +104,7 @@ class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
         # Tensors that are read in inference mode cannot become parameters without a copy.
         with torch.inference_mode(False):
             data, scale = (self._file.get_tensor(name + part) for part in (DATA, SCALE))
-        if checksum(data, scale) != expected or not 0 < scale.item() < torch.inf:
+        if checksum(data, scale) != expected or not _is_scale(scale):
             if self.is_whole:
                 logging.warning("HSWQ: %s is made again: %s is damaged", self.path.name, name)
             self.is_whole = False

@@ -15,14 +15,15 @@ import os
 import sys
 from pathlib import Path
 
-from ...quant import Findings, Plan, QuantizeSettings
+from ...quant import Findings, Plan, QuantizeSettings, int8
 from ..files import kept_json
 from ..host.events import changed
 from ..host.folders import statistics_folder
 from .paths import SHORT
 
 _KEPT_FILES = 64
-_VERSION = 4  # of the algorithm and the file
+_VERSION = 5  # of the algorithm and the file
+_SHARES = frozenset(range(1, int8.SHARES + 1))
 
 
 def findings_key(fingerprint: str, statistics: str, settings: QuantizeSettings) -> str:
@@ -63,6 +64,8 @@ def _checked(found: Findings) -> Findings:
         spread = layer.sensitivity  # nan if the layer's statistics are not finite
         if not all(map(_in_range, sizes)) or not (_in_range(spread) or math.isnan(spread)):
             raise ValueError("a number is out of range")
+        if layer.row_shares is not None and not set(layer.row_shares) <= _SHARES:
+            raise ValueError("a share of a row's largest weight is out of range")
     return found
 
 

@@ -5,9 +5,18 @@ A format is a frozen value. `loader/engine/layout.py` holds its weights in memor
 """
 
 from .fp8 import FP8_PLAIN, FP8_SCALED, fp8_format
-from .number_format import NumberFormat
+from .int8 import INT8
+from .number_format import Clipping, NumberFormat
 
-NUMBER_FORMATS: dict[str, NumberFormat] = {one.name: one for one in (FP8_SCALED, FP8_PLAIN)}
+NUMBER_FORMATS: dict[str, NumberFormat] = {one.name: one for one in (FP8_SCALED, FP8_PLAIN, INT8)}
 """Every format by the name that nodes, files and the panel use; the first is the default."""
 
-__all__ = ["FP8_PLAIN", "FP8_SCALED", "NUMBER_FORMATS", "NumberFormat", "fp8_format"]
+__all__ = [
+    "FP8_PLAIN",
+    "FP8_SCALED",
+    "INT8",
+    "NUMBER_FORMATS",
+    "Clipping",
+    "NumberFormat",
+    "fp8_format",
+]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 
 from ..compensate import quantize_compensated
 from ..fp8 import FP8_MAX, quantize
-from ..histogram import WeightedHistogram
-from ..search import Found, SearchSettings, search_amax
+from ..histogram import weighted_histogram
+from ..search import SearchSettings, search_amax
+from .number_format import Clipping, Searched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +28,27 @@ class FP8Format:
     name: str
     scaled: bool
     title: ClassVar[str] = "FP8"
-    item_bytes: ClassVar[int] = 1
-    scale_bytes: ClassVar[int] = 4
+    dtype: ClassVar[torch.dtype] = torch.float8_e4m3fn
 
-    def search(self, histogram: WeightedHistogram, settings: SearchSettings) -> Found:
-        """Return the clipping magnitude (amax) with the least weighted error."""
-        return search_amax(histogram, settings, scaled=self.scaled)
+    def search(
+        self, weight: torch.Tensor, importance: torch.Tensor | None, settings: SearchSettings
+    ) -> Searched:
+        """Search the clipping magnitude (amax) with the least weighted error."""
+        histogram = weighted_histogram(weight, importance, settings.bins)
+        amax, error, power = search_amax(histogram, settings, scaled=self.scaled)
+        return Searched(Clipping(amax), error, power, histogram.finite)
 
     def quantize(
-        self,
-        weight: torch.Tensor,
-        amax: float | torch.Tensor,
-        sketch: torch.Tensor | None = None,
+        self, weight: torch.Tensor, clipping: Clipping, sketch: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the float8_e4m3fn weight and its FP32 weight_scale (see quant.quantize)."""
         if sketch is None:
-            return quantize(weight, amax, scaled=self.scaled)
-        return quantize_compensated(weight, amax, sketch, scaled=self.scaled)
+            return quantize(weight, clipping.amax, scaled=self.scaled)
+        return quantize_compensated(weight, clipping.amax, sketch, scaled=self.scaled)
+
+    def scale_shape(self, _: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a weight_scale: it is one number."""
+        return ()
 
     def scale_of(self, amax: float) -> float:
         """Return the weight_scale that belongs to an amax: `amax / 448`, or 1 for V1."""

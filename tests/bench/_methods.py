@@ -24,7 +24,15 @@ from hswq.loader.jobs.keeping import BY_EFFECT, Keeping, choose_keeping
 from hswq.loader.jobs.sampling import Picture
 from hswq.loader.recording.unrecorded import unrecorded
 from hswq.loader.store.effects import forget_effects
-from hswq.quant import KnownPlan, LayerPlan, Plan, QuantizeSettings
+from hswq.quant import (
+    FP8_SCALED,
+    INT8,
+    NUMBER_FORMATS,
+    KnownPlan,
+    LayerPlan,
+    Plan,
+    QuantizeSettings,
+)
 
 JITTER = 0.02  # of amax, up and down: it changes which way every weight is rounded
 
@@ -40,6 +48,7 @@ class Method(NamedTuple):
         share: layers are kept by effect, and add this share of all layers' bytes in FP8; None keeps
             them by keep_ratio.
         estimated: effects are what the sketches let expect; else they are measured.
+        mode: the number format.
     """
 
     keep_ratio: float = 0.0
@@ -48,6 +57,7 @@ class Method(NamedTuple):
     largest: bool = False
     share: float | None = None
     estimated: bool = False
+    mode: str = FP8_SCALED.name
 
     @property
     def is_16_bit(self) -> bool:
@@ -87,6 +97,10 @@ METHODS: dict[str, Method | None] = {
     "by estimated effect, 47%": Method(
         also_keep=ENDS, compensated=True, share=0.47, estimated=True
     ),
+    "INT8, keep 0": Method(mode=INT8.name),
+    "INT8, keep 0, ends, nearest": Method(also_keep=ENDS, mode=INT8.name),
+    "INT8, keep 0, compensated": Method(compensated=True, mode=INT8.name),
+    "INT8, keep 0, ends, compensated": Method(also_keep=ENDS, compensated=True, mode=INT8.name),
 }
 """None is ComfyUI's own cast, which has no amax to move."""
 
@@ -132,7 +146,7 @@ class Loader:
         return load_checkpoint(self._file.path, decider, only_model=True)[0]
 
     def _choose(self, method: Method) -> choice.Choice:
-        settings = QuantizeSettings(compensated=method.compensated)
+        settings = QuantizeSettings(NUMBER_FORMATS[method.mode], compensated=method.compensated)
         keeping = Keeping(method.keep_ratio, method.also_keep)
         if method.share is not None:
             megabytes = method.share * self._bytes / 2**20

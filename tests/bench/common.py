@@ -118,11 +118,11 @@ def made_up_statistics(patcher, seed: int = 0):
     return Statistics(layers, {"samples": 256})
 
 
-def planner(measured, keep_ratio: float = 0.25, scaled: bool = True):
-    """Return a Planner with the default settings."""
-    from helpers import make_planner
+def planner(measured, keep_ratio: float = 0.25, mode: str = "scaled"):
+    """Return a Planner with the default settings, for one of NUMBER_FORMATS."""
+    from hswq.quant import NUMBER_FORMATS, BySensitivity, Planner
 
-    return make_planner(measured, keep_ratio, scaled=scaled)
+    return Planner(measured, BySensitivity(keep_ratio), NUMBER_FORMATS[mode])
 
 
 def write_quantized(checkpoint: str, plan, path: Path, *, markers: bool) -> None:

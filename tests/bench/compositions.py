@@ -55,9 +55,9 @@ def prepare(folder: str) -> Parts:
     measured = common.made_up_statistics(stock)
     scaled, compatible = (
         loading.load_checkpoint(
-            str(checkpoint), common.planner(measured, scaled=one), only_model=True
+            str(checkpoint), common.planner(measured, mode=one), only_model=True
         )[0]
-        for one in (True, False)
+        for one in ("scaled", "compatible")
     )
     other = load_16_bit(make_checkpoint(Path(folder) / "other.safetensors", seed=1))
     return Parts(checkpoint, stock, scaled, compatible, other, measured)

@@ -3,7 +3,10 @@
 import common
 
 chosen = common.arguments(
-    __doc__, size={"type": int, "default": 1024}, rounds={"type": int, "default": 3}
+    __doc__,
+    size={"type": int, "default": 1024},
+    rounds={"type": int, "default": 3},
+    mode={"default": "scaled", "help": "the number format"},
 )
 
 import comfy.sd  # noqa: E402
@@ -11,21 +14,26 @@ import torch  # noqa: E402
 from harness.hostmemory import PeakMemory  # noqa: E402
 from hswq.loader.engine.adopt import ATTACHMENT  # noqa: E402
 from hswq.loader.engine.loading import load_checkpoint  # noqa: E402
+from hswq.quant import Planner  # noqa: E402
 
 
 def main() -> None:
     with torch.inference_mode():
         reference = comfy.sd.load_checkpoint_guess_config(chosen.checkpoint)[0]
         measured = common.made_up_statistics(reference)
+
+        def searching() -> Planner:
+            return common.planner(measured, mode=chosen.mode)
+
         path = chosen.checkpoint
-        warm = load_checkpoint(path, common.planner(measured), only_model=True)[0]
+        warm = load_checkpoint(path, searching(), only_model=True)[0]
         common.Sampling(reference, chosen.size)(1)
         common.Sampling(warm, chosen.size)(1)
         plan = warm.get_attachment(ATTACHMENT)
         del reference, warm
         loaders = {
             "FP16": lambda: comfy.sd.load_checkpoint_guess_config(path)[0],
-            "HSWQ, searching": lambda: load_checkpoint(path, common.planner(measured))[0],
+            "HSWQ, searching": lambda: load_checkpoint(path, searching())[0],
             "HSWQ, plan cached": lambda: load_checkpoint(path, plan)[0],
         }
         found = {name: [] for name in loaders}

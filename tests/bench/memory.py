@@ -12,6 +12,7 @@ import torch  # noqa: E402
 from hswq.calibration import monitored_layers  # noqa: E402
 from hswq.loader.engine.adopt import ATTACHMENT  # noqa: E402
 from hswq.loader.engine.loading import load_checkpoint  # noqa: E402
+from hswq.quant import NUMBER_FORMATS  # noqa: E402
 
 
 def where_it_computes(layer: torch.nn.Module) -> torch.Tensor:
@@ -47,13 +48,13 @@ def main() -> None:
         every = list(measured)
         results = {"FP16": measure(reference, every)}
         del reference
-        for name, scaled in (("HSWQ scaled", True), ("HSWQ compatible", False)):
+        for mode in NUMBER_FORMATS:
             common.unload()
-            patcher = load_checkpoint(path, common.planner(measured, scaled=scaled))[0]
+            patcher = load_checkpoint(path, common.planner(measured, mode=mode))[0]
             plan = patcher.get_attachment(ATTACHMENT)
-            results[name] = measure(patcher, plan.kept)
+            results[f"HSWQ {mode}"] = measure(patcher, plan.kept)
             del patcher
-            if scaled:
+            if mode != "compatible":
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 mixed = Path(folder) / "mixed.safetensors"

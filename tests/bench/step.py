@@ -16,8 +16,10 @@ from pathlib import Path  # noqa: E402
 
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
-from hswq.calibration import DualMonitor, Statistics  # noqa: E402
+from hswq.calibration import DualMonitor, Statistics, monitored_layers  # noqa: E402
+from hswq.loader.engine.adopt import ATTACHMENT  # noqa: E402
 from hswq.loader.engine.loading import load_checkpoint  # noqa: E402
+from hswq.quant import expected_error  # noqa: E402
 
 
 def stock(**model_options):
@@ -50,10 +52,21 @@ def with_inputs(measured, patcher):
     return Statistics(layers, measured.meta)
 
 
-def ours(measured, keep_ratio=0.25, *, scaled=True, **how):
+def ours(measured, keep_ratio=0.25, *, mode="scaled", **how):
     """Return the loader's model."""
-    planner = common.planner(measured, keep_ratio, scaled)
+    planner = common.planner(measured, keep_ratio, mode)
     return load_checkpoint(chosen.checkpoint, planner, only_model=True, **how)[0]
+
+
+def error_of(patcher) -> dict[str, str]:
+    """Return the expected error of a quantized model's weights, as the panel has it."""
+    plan = patcher.get_attachment(ATTACHMENT)
+    if plan is None:
+        return {}
+    errors = {name: layer.relative_error or 0.0 for name, layer in plan.layers.items()}
+    layers = monitored_layers(patcher.model.diffusion_model)
+    parts = [(errors[name], layer.weight.numel()) for name, layer in layers.items()]
+    return {"error": f"{expected_error(parts):.3%}"}
 
 
 def main() -> None:
@@ -65,7 +78,13 @@ def main() -> None:
             "stock FP8 cast": lambda: stock(dtype=torch.float8_e4m3fn),
             "stock comfy_quant": lambda: stock_comfy_quant(measured),
             "HSWQ scaled": lambda: ours(measured),
-            "HSWQ compatible": lambda: ours(measured, scaled=False),
+            "HSWQ compatible": lambda: ours(measured, mode="compatible"),
+            "HSWQ int8": lambda: ours(measured, mode="int8"),
+            "HSWQ scaled, keep 0": lambda: ours(measured, 0.0),
+            "HSWQ int8, keep 0": lambda: ours(measured, 0.0, mode="int8"),
+            "HSWQ int8, INT8 matmul, keep 0": lambda: ours(
+                measured, 0.0, mode="int8", int8_matmul=True
+            ),
             "HSWQ scaled, FP8 matmul": lambda: ours(measured, fp8_matmul=True),
             "HSWQ scaled, FP8 matmul, keep 0": lambda: ours(measured, 0.0, fp8_matmul=True),
         }
@@ -75,7 +94,7 @@ def main() -> None:
             patcher = make()
             runs[name] = common.Sampling(patcher, chosen.size)
             runs[name](2)  # warm up
-            results[name] = {"GiB": round(patcher.model_size() / 2**30, 3)}
+            results[name] = {"GiB": round(patcher.model_size() / 2**30, 3), **error_of(patcher)}
             if chosen.device == "cuda":
                 steps = {n: common.gpu_kernels(lambda n=n, r=runs[name]: r(n)) for n in (2, 6)}
                 time_ms, launches = ((steps[6][i] - steps[2][i]) / 4 for i in (0, 1))

@@ -21,7 +21,7 @@ from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import export
 from hswq.loader.jobs.export_settings import ExportSettings
 from hswq.loader.jobs.output_path import export_path
-from hswq.quant import LayerPlan, Plan, QuantizeSettings, fp8_format, make_plan
+from hswq.quant import FP8_SCALED, LayerPlan, Plan, QuantizeSettings, fp8_format, make_plan
 
 SAMPLES = 40
 
@@ -62,7 +62,7 @@ def decisions(plan: Plan) -> list[LayerPlan]:
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Return the layers' weights, where the loader searches them."""
     layers = layers_of(ModelFile(checkpoint))
-    return {name: weight.to(quantizing_device()) for name, weight in layers.items()}
+    return {name: weight.to(quantizing_device(FP8_SCALED)) for name, weight in layers.items()}
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 from comfy.samplers import CFGGuider
+from hswq.quant import dequantize
 from torch import Tensor
 from toy.shapes import CONTEXT, POOLED
 
@@ -161,7 +162,7 @@ def built_in_place(patch: pytest.MonkeyPatch) -> None:
 
 
 def parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return what a tensor is held in: itself, or FP8 bytes and their scale."""
+    """Return what a tensor is held in: itself, or bytes and their scale."""
     if isinstance(tensor, QuantizedTensor):
         return tensor._qdata, tensor._params.scale
     return (tensor,)
@@ -197,5 +198,5 @@ def _bytes(tensor: Tensor) -> Tensor:
 def weight(patcher: ModelPatcher, layer: str) -> Tensor:
     """Return a layer's weight as it is now, in real units and FP32, on the CPU."""
     value = comfy.utils.get_attr(patcher.model.diffusion_model, f"{layer}.weight")
-    data, *scale = (part.to("cpu", torch.float32, copy=True) for part in parts(value))
-    return data * (scale[0] if scale else 1.0)
+    data, *scale = (part.to("cpu", copy=True) for part in parts(value))
+    return dequantize(data, scale[0], torch.float32) if scale else data.float()

@@ -157,5 +157,6 @@ KINDS = {
     "sketches": mutations.sketches, "headers": mutations.headers, "plans": plans,
     "sealed plans": sealed_plans, "heads": kept_heads, "refined models": refined_models,
     "fingerprints": kept_fingerprints, "owners": kept_owners, "settings": settings,
+    "INT8 layers": mutations.int8_layers,
 }  # fmt: skip
 """What makes the attacks, by what is changed."""

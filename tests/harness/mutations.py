@@ -13,6 +13,7 @@ import torch
 from hswq.calibration import Statistics, StatisticsError, load_statistics, save_statistics
 from hswq.calibration.statistics import LayerStatistics
 from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.layer_formats import stored_scale
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.files.safetensors import read_header
 from hswq.loader.store import sketch_file
@@ -150,6 +151,37 @@ def sketches(folder: Path, numbers: random.Random) -> Attack:
         return found is not None
 
     return Attack(path, mutate, is_believed)
+
+
+def int8_layers(folder: Path, numbers: random.Random) -> Attack:
+    """Mutate what a model file in INT8 has beside its weights, and how its header tells of it."""
+    path = folder / "int8.safetensors"
+    marker = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+    tensors = {}
+    for number in range(LAYERS):
+        tensors[f"{number}.weight"] = torch.ones(4, 4, dtype=torch.int8)
+        tensors[f"{number}.weight_scale"] = torch.full(((4, 1), (4,), ())[number % 3], 0.1)
+        tensors[f"{number}.comfy_quant"] = marker
+    good = save(tensors)
+    return Attack(path, lambda: mutated(good, numbers), _are_layers)
+
+
+def _are_layers(path: Path) -> bool:
+    """Whether all quantized layers of a file are believed; their scales are as they should be."""
+    file = ModelFile(path)
+    assert isinstance(file.is_quantized, bool)
+    tensors = file.tensors
+    for key, weight in tensors.items():
+        if not key.endswith("weight") or weight.dtype.itemsize > 1 or weight.ndim < 2:
+            continue
+        try:
+            scale = stored_scale(tensors, key.removesuffix("weight"))
+        except ModelFileError as error:  # about a layer; who loads the file says which file
+            raise ModelFileError(f"{file.name}: {error}") from None
+        shape = (len(weight), 1) if weight.dtype is torch.int8 else ()
+        assert (scale.dtype, tuple(scale.shape)) == (torch.float32, shape)
+        assert ((scale > 0) & scale.isfinite()).all()
+    return True
 
 
 def _is_statistics(path: Path) -> bool:

@@ -12,7 +12,7 @@ import torch
 from hswq.loader.engine.model_structure import layers_of
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.store import refined
-from hswq.quant import quantize
+from hswq.quant import FP8_SCALED, quantize
 
 MODEL = "ab" * 32
 KEY = f"{MODEL[:16]}.{'0' * 32}"
@@ -30,7 +30,9 @@ def fp8_layers(checkpoint: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 def keep(layers: dict, key: str = KEY) -> Path:
     """Keep layers, and return where."""
     parts = ((name, *part) for name, part in layers.items())
-    refined.keep(key, parts, {name: tuple(data.shape) for name, (data, _) in layers.items()})
+    refined.keep(
+        key, FP8_SCALED, parts, {name: tuple(data.shape) for name, (data, _) in layers.items()}
+    )
     return refined.refined_folder() / f"{key}.safetensors"
 
 

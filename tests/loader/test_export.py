@@ -21,7 +21,7 @@ from hswq.loader.files.layer_formats import FILE_FORMATS
 from hswq.loader.files.safetensors import read_header
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import export
-from hswq.quant import Plan, QuantizeSettings
+from hswq.quant import INT8, Plan, QuantizeSettings
 from nodes import CheckpointLoaderSimple, UNETLoader
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -52,7 +52,10 @@ class TestFile:
         self, recorded, plans, kind, model_only
     ):
         path, plan = written(recorded, wanted(kind, model_only=model_only))
-        assert plan == plans[FILE_FORMATS[kind].number_format.scaled]
+        its_format = FILE_FORMATS[kind].number_format
+        assert plan.number_format == its_format
+        if its_format is not INT8:
+            assert plan == plans[its_format.scaled]
         ours = held(loaded_by_us(recorded, plan))
         before, after = load_file(recorded), load_file(path)
         prefix = "" if model_only else PREFIX
@@ -72,7 +75,7 @@ class TestFile:
                 value = after.pop(key + extra)
                 assert (value.dtype, tuple(value.shape)) == (dtype, shape)
                 if dtype is torch.float32:
-                    assert value.item() == ours[f"{name}.weight"][1].item()
+                    assert value.equal(ours[f"{name}.weight"][1].reshape(shape))
                 else:
                     assert json.loads(bytes(value.tolist()))["full_precision_matrix_mult"]
         assert found > 100
@@ -91,8 +94,8 @@ class TestFile:
         ours = held(expected)
         other = same(held(stored), ours)
         convs = [f"{name}.weight" for name in plan.quantized if ours[f"{name}.weight"][0].ndim == 4]
-        assert sorted(other) == (sorted(convs) if kind == "scaled" else [])
-        assert distance(sample(stored), sample(expected)) < (0.2 if other else 1e-9)
+        assert sorted(other) == ([] if FILE_FORMATS[kind].conv is not None else sorted(convs))
+        assert distance(sample(stored), sample(expected)) < (0.5 if other else 1e-9)
 
     def test_is_what_safetensors_prescribes(self, recorded):
         path, _ = written(recorded, wanted())

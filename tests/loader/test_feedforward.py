@@ -67,7 +67,7 @@ def last_inputs(monkeypatch) -> list[torch.Tensor]:
             got.append(values)
         return matmul.multiplied_in_fp8(values, weight, bias)
 
-    monkeypatch.setattr(operations, "multiplied_in_fp8", product)
+    monkeypatch.setattr(operations, "multiplied", product)
     return got
 
 

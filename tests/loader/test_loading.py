@@ -199,14 +199,14 @@ class TestMemory:
         count = 0
 
         class Failing(Planner):
-            def amax_of(self, name, weight):
+            def clipping_of(self, name, weight):
                 nonlocal count
                 count += 1
                 if count == 100 and how == "error":
                     raise RuntimeError("in the middle")
                 if count == 100:
                     comfy.model_management.interrupt_current_processing()
-                return super().amax_of(name, weight)
+                return super().clipping_of(name, weight)
 
         source, alive = Failing(None), _models_alive()
         expected = (RuntimeError, comfy.model_management.InterruptProcessingException)

@@ -20,12 +20,17 @@ from harness.refined import KEY, MODEL, fp8_layers, keep, left
 from harness.sketches import rewritten
 from hswq.calibration import sweep
 from hswq.loader.store import refined, refined_file
+from hswq.quant import FP8_SCALED
 
 
 @pytest.fixture
 def layers(checkpoint: Path, choose) -> dict:
     """The toy's layers in FP8; a folder and settings of the test's own."""
     return fp8_layers(checkpoint)
+
+
+def shapes(layers: dict) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(data.shape) for name, (data, _) in layers.items()}
 
 
 class TestKept:
@@ -201,7 +206,9 @@ class TestNotKept:
             raise error
 
         with pytest.raises(error):
-            refined.keep(KEY, some(), {n: tuple(d.shape) for n, (d, _) in layers.items()})
+            refined.keep(
+                KEY, FP8_SCALED, some(), {n: tuple(d.shape) for n, (d, _) in layers.items()}
+            )
         assert not left()
 
     @pytest.mark.parametrize("names", [["out.2"], ["out.2", "out.2"], ["out.2", "unknown"]])
@@ -209,7 +216,7 @@ class TestNotKept:
         sizes = {name: tuple(layers[name][0].shape) for name in ("out.2", "time_embed.0")}
         parts = ((name, *layers["out.2"]) for name in names)
         with pytest.raises(ValueError, match="layer"):
-            refined.keep(KEY, parts, sizes)
+            refined.keep(KEY, FP8_SCALED, parts, sizes)
         assert not left()
 
     def test_what_a_killed_process_has_begun(self, layers):
@@ -222,7 +229,9 @@ class TestNotKept:
 
         child = os.fork()
         if not child:
-            refined.keep(KEY, some(), {n: tuple(d.shape) for n, (d, _) in layers.items()})
+            refined.keep(
+                KEY, FP8_SCALED, some(), {n: tuple(d.shape) for n, (d, _) in layers.items()}
+            )
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         assert refined.find(KEY) is None
         (stray,) = refined.refined_folder().iterdir()

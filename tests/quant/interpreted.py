@@ -14,11 +14,13 @@ from hswq.quant import (
     compensate_kernels,
     feedback,
     fp8,
+    int8,
     kernels,
     search_amax,
     search_kernels,
     weighted_histogram,
 )
+from hswq.quant.storing import Storing
 
 SETTINGS = SearchSettings(512, 50, 2)
 
@@ -53,6 +55,28 @@ def dequantize_agrees() -> None:
             found = kernels.dequantize(every_byte, torch.tensor(scale), dtype)
             expected = fp8.dequantize(every_byte, torch.tensor(scale), dtype)
             assert torch.equal(found.nan_to_num(9e9), expected.nan_to_num(9e9)), (scale, dtype)
+
+
+def dequantize_rows_agrees() -> None:
+    for shape in ((6, 48), (5, 33), (4, 16, 3, 3), (300, 16)):
+        numbers = torch.randint(-127, 128, shape).to(torch.int8)
+        scale = gaussian(shape[0], 1).abs()
+        for dtype in (torch.float16, torch.float32):
+            found = kernels.dequantize_rows(numbers, scale, dtype)
+            assert torch.equal(found, int8.dequantize(numbers, scale, dtype)), (shape, dtype)
+
+
+def search_of_rows_agrees(weight: torch.Tensor, importance: torch.Tensor) -> None:
+    """But where two shares are as good as each other: sums add up in another order."""
+    found = int8.RowSearch(
+        *search_kernels.search_rows(weight, importance, int8.SHARES, int8._STEPS)
+    )
+    expected = int8.search_rows(weight, importance.expand(weight.shape[1]))
+    assert torch.equal(found.largest, expected.largest)
+    assert torch.equal(found.finite, expected.finite)
+    assert (found.shares == expected.shares).float().mean() > 0.9
+    for one, other in zip(found[2:4], expected[2:4], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=0)
 
 
 def quantize_input_agrees() -> None:
@@ -91,8 +115,13 @@ def compensated_rounding_agrees() -> None:
         found = feedback.feedback_of(gaussian(size, channels) @ gaussian(channels, channels))
         for dtype in (torch.float16, torch.float32):
             weight = gaussian(channels, rows).to(dtype)
-            for amax, scaled in ((0.05, True), (0.03, True), (0.03, False), (1e9, False)):
-                storing = fp8.storing_of(weight, amax, scaled=scaled)
+            ways = [
+                fp8.storing_of(weight, amax, scaled=scaled)
+                for amax, scaled in ((0.05, True), (0.03, True), (0.03, False), (1e9, False))
+            ]
+            whole = fp8.quotient(1.0, torch.tensor(0.0004))
+            ways.append(Storing(whole, 127.0, 1 / whole, torch.float32, torch.int8))
+            for storing in ways:
                 bases = storing.scaled(weight).to(torch.float32)
                 values, error = bases + gaussian(*bases.shape), gaussian(size, rows)
                 one, other = (
@@ -102,7 +131,7 @@ def compensated_rounding_agrees() -> None:
                     for module in (compensate, compensate_kernels)
                 )
                 different = one.view(torch.uint8) != other.view(torch.uint8)
-                assert different.float().mean() < 0.005, (rows, channels, size, scaled)
+                assert different.float().mean() < 0.005, (rows, channels, size, storing)
 
 
 def rounding_in_the_kernel_is_a_cast() -> None:
@@ -121,6 +150,16 @@ def rounding_in_the_kernel_is_a_cast() -> None:
         assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8)), dtype
 
 
+def rounding_to_int8_in_the_kernel_is_a_cast() -> None:
+    """Every number, every middle between two, and what is clipped."""
+    numbers = torch.arange(-130, 131) / 1.0
+    values = torch.cat((numbers, numbers + 0.5, numbers + 0.25, numbers * 100))[None]
+    idle, none = torch.zeros(1, 16), torch.zeros(16, values.shape[1])
+    storing = Storing(None, 127.0, torch.ones(()), torch.float32, torch.int8)
+    found = compensate_kernels.round_columns(values, values, none, idle, idle, storing)
+    assert torch.equal(found, storing.castable(values).to(torch.int8))
+
+
 def main() -> None:
     channels = torch.linspace(0, 2, 24, dtype=torch.float64)
     for weight in (gaussian(16, 24), gaussian(16, 24, 3, 3), gaussian(5000, 2).to(torch.bfloat16)):
@@ -128,13 +167,18 @@ def main() -> None:
         histogram_agrees(weight, None)
         for scaled in (True, False):
             search_agrees(weight, scaled)
+        for importance in (channels[: weight.shape[1]].float(), torch.ones(1)):
+            search_of_rows_agrees(weight[:32], importance)
     odd = gaussian(16, 24)
     odd[0, :2] = torch.tensor([torch.inf, torch.nan])
     histogram_agrees(odd, channels)
+    search_of_rows_agrees(odd, channels.float())
     dequantize_agrees()
+    dequantize_rows_agrees()
     quantize_input_agrees()
     gated_input_agrees()
     rounding_in_the_kernel_is_a_cast()
+    rounding_to_int8_in_the_kernel_is_a_cast()
     compensated_rounding_agrees()
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import DTYPES, gaussian, generator
+from helpers import DTYPES, gaussian, generator, inputs_of, sketch_of
 from hswq.quant import (
     can_compensate,
     compensate,
@@ -19,20 +19,6 @@ from hswq.quant.feedback import feedback_of
 from hswq.quant.fp8 import storing_of
 
 SHAPES = [(40, 96), (24, 70, 3, 3), (5, 33, 1, 1), (3, 1)]
-
-
-def inputs_of(channels: int, rows: int = 2000, seed: int = 0) -> torch.Tensor:
-    """Return (rows, channels) inputs that are alike, as a trained model's are."""
-    numbers = generator(seed)
-    common, few = max(1, channels // 8), torch.randn(rows, max(1, channels // 8), generator=numbers)
-    mixed = few @ torch.randn(common, channels, generator=numbers)
-    return mixed + 0.3 * torch.randn(rows, channels, generator=numbers)
-
-
-def sketch_of(inputs: torch.Tensor, size: int = 128, seed: int = 1) -> torch.Tensor:
-    """Return (size, channels) sums of the inputs, each times random signs."""
-    signs = torch.randint(0, 2, (size, len(inputs)), generator=generator(seed)) * 2.0 - 1
-    return signs @ inputs
 
 
 def true_error(weight: torch.Tensor, quantized: tuple, inputs: torch.Tensor) -> float:

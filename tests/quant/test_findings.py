@@ -47,7 +47,7 @@ def plan(layers, statistics, keep_ratio, known=None, scaled=True):
     planner = make_planner(statistics, keep_ratio, scaled=scaled, settings=QUICK, known=known)
     searched = [name for name in layers if planner.searches(name)]
     for name, weight in layers.items():
-        planner.amax_of(name, weight if name in searched else None)
+        planner.clipping_of(name, weight if name in searched else None)
     return planner.finish(), searched
 
 

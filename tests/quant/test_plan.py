@@ -226,11 +226,11 @@ class TestMakePlan:
 
 
 class TestPlanner:
-    def test_add_returns_the_amax_or_none(self, device):
+    def test_returns_the_clipping_or_none(self, device):
         planner = make_planner(sensitivities(2, 1), 0.5, scaled=True, settings=QUICK)
         layers = {name: weight.to(device) for name, weight in weights(2).items()}
-        assert planner.amax_of("layer0", layers["layer0"]) is None
-        amax = planner.amax_of("layer1", layers["layer1"])
+        assert planner.clipping_of("layer0", layers["layer0"]) is None
+        amax = planner.clipping_of("layer1", layers["layer1"]).amax
         assert (amax.dtype, amax.shape, amax.device.type) == (torch.float32, (), device.type)
         assert planner.finish().layers["layer1"].amax == amax.item()
 
@@ -240,13 +240,13 @@ class TestPlanner:
         known = {name: planner.quantizes(name) for name in weights(4)}
         assert known == {"layer0": True, "layer1": False, "layer2": False, "layer3": False}
         for name, weight in weights(4).items():
-            assert (planner.amax_of(name, weight) is not None) == known[name]
+            assert (planner.clipping_of(name, weight) is not None) == known[name]
         assert make_planner(None, 0.5, scaled=True).quantizes("anything")
 
     def test_finish_twice_gives_the_same(self):
         statistics = {"layer0": Measured(1, torch.ones(9))}
         planner = make_planner(statistics, 0, scaled=True, settings=QUICK)
-        planner.amax_of("layer0", torch.full((3, 4), math.inf))
+        planner.clipping_of("layer0", torch.full((3, 4), math.inf))
         assert len(planner.finish().warnings) == 2
         assert planner.finish() == planner.finish()
 
@@ -267,21 +267,21 @@ class TestPlan:
     def test_applied_as_a_source_it_decides_as_its_planner_did(self, scaled):
         layers = weights(3)
         planner = make_planner(sensitivities(1, 2, 3), 0.34, scaled=scaled, settings=QUICK)
-        decided = {name: planner.amax_of(name, weight) for name, weight in layers.items()}
+        decided = {name: planner.clipping_of(name, weight) for name, weight in layers.items()}
         plan = planner.finish()
         known = decider_of(plan)
         for name, weight in layers.items():
-            amax = known.amax_of(name, weight)
-            assert (amax is None) == (decided[name] is None)
-            if amax is not None:
-                one, _ = quantize(weight, amax, scaled=scaled)
-                other, _ = quantize(weight, decided[name], scaled=scaled)
+            clipping = known.clipping_of(name, weight)
+            assert (clipping is None) == (decided[name] is None)
+            if clipping is not None:
+                one, _ = quantize(weight, clipping.amax, scaled=scaled)
+                other, _ = quantize(weight, decided[name].amax, scaled=scaled)
                 assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
         assert known.finish() is plan
 
     def test_a_layer_that_it_does_not_know(self, plan):
         with pytest.raises(ValueError, match="another model: it has no layer 'other'"):
-            decider_of(plan).amax_of("other", gaussian(4, 4))
+            decider_of(plan).clipping_of("other", gaussian(4, 4))
 
     def test_quantizes(self, plan):
         assert [name for name in plan.layers if decider_of(plan).quantizes(name)] == plan.quantized

@@ -35,7 +35,7 @@ def plan(statistics, **known):
     planner = Planner(statistics, BySensitivity(0.5), FP8_SCALED, settings=QUICK, **known)
     left_out = planner.restrict(LAYERS)
     for name, weight in LAYERS.items():
-        planner.amax_of(name, weight)
+        planner.clipping_of(name, weight)
     return planner.finish(), left_out
 
 

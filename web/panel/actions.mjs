@@ -10,7 +10,7 @@ import { cancelJob, dismissJob, startJob } from "./jobs.mjs";
 import { askModel, askPoint, refresh, selectModel } from "./questions.mjs";
 import { attempt, change, chosenLine, chosenPoint, selectedModel, state } from "./state.mjs";
 
-const FIRST_FORMATS = ["scaled", "compatible"]; // offered first for a mode of the same name
+const FIRST_FORMATS = ["scaled", "compatible", "int8"]; // offered first for a mode of the same name
 
 export const actions = {
   change,
