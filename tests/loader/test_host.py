@@ -58,7 +58,7 @@ class TestProblem:
 class TestDevice:
     def test_without_fp8_is_refused_by_name(self, monkeypatch, checkpoint, folders):
         monkeypatch.setattr(memory, "cpu_state", memory.CPUState.MPS)
-        reason = "^HSWQ needs a device that knows FP8, and mps does not$"
+        reason = "^mps has no FP8: choose the mode int8, which every device can$"
         with pytest.raises(ValueError, match=reason):
             load_checkpoint(str(checkpoint), make_planner(None, 0.25, scaled=True))
         settings = wanted(without=choice.QUANTIZE_UNIFORMLY)
