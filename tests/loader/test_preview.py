@@ -15,16 +15,21 @@ from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.files.layer_formats import FILE_FORMATS
 from hswq.loader.files.whole_hash import background
 from hswq.loader.host.folders import FOLDER
 from hswq.loader.jobs import choice
-from hswq.loader.jobs.export import planned
+from hswq.loader.jobs.also_keep import ENDS
+from hswq.loader.jobs.export import export, planned
+from hswq.loader.jobs.export_settings import ExportSettings
+from hswq.loader.jobs.model_files import shapes_of
 from hswq.loader.jobs.search import search_all
 from hswq.loader.panel.catalogue import Catalogue, Model
 from hswq.loader.panel.curves import curves
 from hswq.loader.panel.preview import preview, rows
 from hswq.quant import (
     FP8_SCALED,
+    NUMBER_FORMATS,
     BySensitivity,
     QuantizeSettings,
     SearchSettings,
@@ -179,3 +184,35 @@ class TestSearchAll:
             assert (found["expected_error"] > 0) == (ratio < 1)
         again = search_all(path, choice.AUTO, FP8_SCALED)
         assert again.startswith("all layers of toy.safetensors were searched before")
+
+
+class TestCurves:
+    def test_have_a_line_for_each_format_whose_points_are_previews(self, path):
+        search_all(path, choice.AUTO, FP8_SCALED)
+        lines = curves(model())["lines"]
+        assert [line["mode"] for line in lines] == list(NUMBER_FORMATS)
+        for line in lines:
+            assert line["formats"]
+            assert len(line["points"]) == 101
+            for point in line["points"][::50]:
+                ends = shapes_of("checkpoints/toy.safetensors").ends
+                selection = BySensitivity(point["inputs"]["keep_ratio"], ends)
+                number_format = NUMBER_FORMATS[line["inputs"]["mode"]]
+                settings = QuantizeSettings(number_format, selection, compensated=True)
+                told = preview(model(), settings)
+                assert {**told["outcome"], "kept": told["kept"]} == {
+                    key: point[key] for key in (*told["outcome"], "kept")
+                }
+
+
+class TestExport:
+    @pytest.mark.parametrize("form", FILE_FORMATS)
+    def test_tells_the_file_to_the_byte_before_it_is_written(self, path, tmp_path, form):
+        settings = ExportSettings(form, choice.AUTO, 0.25, choice.FAIL, also_keep=ENDS)
+        told = planned(path, settings)
+        target = tmp_path / "written.safetensors"
+        written = export(path, target, settings)
+        assert told.size == target.stat().st_size
+        assert (told.quantized, told.kept) == (written.quantized, written.kept)
+        assert told.outcome.after == written.outcome.after
+        assert planned(path, settings).outcome == written.outcome
