@@ -249,14 +249,15 @@ class TestAlive:
     def loaded(self) -> dict | None:
         """Return what is told of the toy; other tests may have one in memory."""
         (model,) = Catalogue(list).status()["models"]
-        return model["loaded"]
+        told = model["loaded"]
+        return told and {**told, "outcome": told["outcome"]["samples"]}
 
     def test_as_long_as_it_lives(self, path, planner):
         told, before = [], self.loaded()
         events.on_change(lambda: told.append(time.monotonic()))
         patcher = load_checkpoint(path, planner(0.5), only_model=True)[0]
         clone = patcher.clone()
-        assert self.loaded() == {"mode": "scaled", "keep_ratio": 0.5, "samples": 0}
+        assert self.loaded() == {"mode": "scaled", "keep_ratio": 0.5, "outcome": 0}
         gone = weakref.ref(patcher.model)
         del patcher
         gc.collect()
@@ -273,12 +274,12 @@ class TestAlive:
         chosen = choice.choose(choice.AUTO, fingerprint(path), "toy", settings, choice.FAIL)
         patcher = load_checkpoint(path, chosen.decider, only_model=True)[0]
         assert patcher.get_attachment(ATTACHMENT).samples == SAMPLES
-        assert self.loaded() == {"mode": "compatible", "keep_ratio": 1.0, "samples": SAMPLES}
+        assert self.loaded() == {"mode": "compatible", "keep_ratio": 1.0, "outcome": SAMPLES}
 
     def test_of_the_converter_too(self, path, models):
         plan = models.quantized.get_attachment(ATTACHMENT)
         converted = convert(models.sixteen_bit, plan)
-        assert self.loaded() == {"mode": "scaled", "keep_ratio": 0.25, "samples": 0}
+        assert self.loaded() == {"mode": "scaled", "keep_ratio": 0.25, "outcome": 0}
         assert converted.model is not None
 
 
