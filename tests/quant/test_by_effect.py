@@ -59,7 +59,7 @@ class TestReasons:
         weights = {name: torch.randn(4, 2) for name in (*EFFECTS, "unmeasured")}
         planner = Planner(statistics(*EFFECTS), ByEffect(100, EFFECTS, COSTS))
         for name, weight in weights.items():
-            planner.amax_of(name, weight)
+            planner.clipping_of(name, weight)
         plan = planner.finish()
         assert plan.kept == ["middle", "unmeasured"]
         assert plan.layers["middle"].reason is Reason.KEPT_EFFECT
