@@ -79,11 +79,15 @@ class TestExport:
             "filename": "exported.safetensors", "subfolder": "checkpoints", "type": "output",
             "existed": False,
         }  # fmt: skip
-        assert run.outputs[NODE]["models"] == [saved]
+        (told,) = run.outputs[NODE]["models"]
+        (path,) = exported(output)
+        outcome = told["outcome"]
+        assert told == {**saved, "bytes": path.stat().st_size, "outcome": outcome}
+        assert 0 < outcome["error"] < 0.1
         who = "written (for the HSWQ loaders only)"
         assert run.text(NODE).startswith(f"checkpoints/exported.safetensors {who}: ")
         assert layers_told(run.text(NODE)) in QUARTER_KEPT
-        assert history_of(recorded, events)["outputs"][NODE]["models"] == [saved]
+        assert history_of(recorded, events)["outputs"][NODE]["models"] == [told]
         assert [path.name for path in exported(output)] == ["exported.safetensors"]
         stored = recorded.run(text_to_latent(hswq_loader("exported.safetensors")))
         assert torch.equal(recorded.latent(stored), ours)
