@@ -161,7 +161,7 @@ def int8_layers(folder: Path, numbers: random.Random) -> Attack:
     for number in range(LAYERS):
         tensors[f"{number}.weight"] = torch.ones(4, 4, dtype=torch.int8)
         tensors[f"{number}.weight_scale"] = torch.full(((4, 1), (4,), ())[number % 3], 0.1)
-        tensors[f"{number}.comfy_quant"] = marker
+        tensors[f"{number}.comfy_quant"] = marker.clone()
     good = save(tensors)
     return Attack(path, lambda: mutated(good, numbers), _are_layers)
 
