@@ -119,7 +119,7 @@ class ModelFile:
             if name.endswith("weight") and entry.dtype in NARROW
         }
         for weight, dtype in narrow.items():
-            if dtype not in ("F8_E4M3", "I8"):
+            if dtype not in ("F8_E4M3", "I8") or not weight.endswith(".weight"):
                 raise ModelFileError(
                     f"{self.name} is quantized already, its {weight} to {dtype}: "
                     "HSWQ reads 16-bit weights, and quantized ones only in FP8 e4m3 and INT8"

@@ -16,6 +16,7 @@ from .status import FAILED, ModelStatus, StatusTable
 _REASONS = {  # the panel has a text for each
     "original V2": "its file is in the format original V2, which only HSWQ reads",
     "scaled, convs too": "its file is in the format scaled, convs too, which only HSWQ reads",
+    "int8, convs too": "its file is in the format int8, convs too, which only HSWQ reads",
 }
 
 

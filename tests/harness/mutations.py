@@ -16,6 +16,7 @@ from hswq.loader.files.errors import ModelFileError
 from hswq.loader.files.layer_formats import stored_scale
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.files.safetensors import read_header
+from hswq.loader.host.folders import statistics_folder
 from hswq.loader.store import sketch_file
 from safetensors.torch import save
 
@@ -127,7 +128,7 @@ def headers(folder: Path, numbers: random.Random) -> Attack:
 def sketches(folder: Path, numbers: random.Random) -> Attack:
     """Mutate the safetensors file beside a statistics file."""
     record(1)
-    path = next(folder.parent.rglob("*" + sketch_file.SUFFIX))
+    path = next(statistics_folder().glob("*" + sketch_file.SUFFIX))
     beside = path.with_name(path.name.replace(sketch_file.SUFFIX, ".pt"))
     its, good = load_statistics(beside), path.read_bytes()
     ids = frozenset({its.meta["recording"]})

@@ -10,6 +10,7 @@ import pytest
 from bench.common import ROOT
 from hswq.loader.host.settings import (
     BUDGET,
+    COMPENSATE_LORAS,
     NAMES,
     RECORD,
     REFINED,
@@ -78,4 +79,4 @@ def test_the_dialog_has_the_same():
     entries = re.findall(r'setting\(\s*"(\w+)",\s*"[^"]*",\s*"\w+",\s*(.*?),', script)
     defaults = {f"HSWQ.{key}": json.loads(value) for key, value in entries}
     assert parse(defaults) == Settings()
-    assert set(defaults) == {RECORD, TARGET, BUDGET, REFINED, NAMES}
+    assert set(defaults) == {RECORD, TARGET, BUDGET, REFINED, NAMES, COMPENSATE_LORAS}
