@@ -52,7 +52,7 @@ class TestDiffusionModel:
         told = [seconds.sub("", text) for text in (run.text("alone"), expected.text("loader"))]
         assert told[0] == told[1]
         assert layers_told(run.text("alone")) in QUARTER_KEPT
-        assert run.text("alone").endswith(("no FP8 matrix products", "multiply in FP8"))
+        assert re.search(r"no FP8 matrix products;|multiply in FP8;", run.text("alone"))
         assert recorded.latent(run).equal(recorded.latent(expected))
 
 
