@@ -85,7 +85,7 @@ def choose_keeping(
 
     if keeping.selection == BY_SENSITIVITY:
         return chosen_by(BySensitivity(keeping.keep_ratio, also))
-    effects, how = _measured(its[0], settings), "by measured effect"
+    effects, how = measured_effects(its[0], settings.number_format), "by measured effect"
     if effects is None:
         chosen = chosen_by(BySensitivity(0.0))
         if chosen.decider is None or not chosen.samples or not write:
@@ -96,8 +96,11 @@ def choose_keeping(
     return dataclasses.replace(chosen, about="; ".join(filter(None, (how, chosen.about))))
 
 
-def _measured(its_fingerprint: str, settings: QuantizeSettings) -> Mapping[str, float] | None:
-    found = find_effects(its_fingerprint, settings.number_format.name)
+def measured_effects(
+    its_fingerprint: str, number_format: NumberFormat
+) -> Mapping[str, float] | None:
+    """Return a model's measured effects by layer name, above the noise; None if there are none."""
+    found = find_effects(its_fingerprint, number_format.name)
     return None if found is None else above_noise(found.layers)
 
 

@@ -85,7 +85,7 @@ def by_effect_inputs() -> list[io.Input]:
             default=DEFAULT_MB,
             min=0.0,
             max=1e6,
-            step=1.0,
+            step=0.1,
             optional=True,
             tooltip="By effect: MiB that layers in 16 bit may add. 80 is 3% of SDXL in FP8.",
         ),

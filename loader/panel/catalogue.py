@@ -26,6 +26,7 @@ from ..recording.status import (
     is_sampling,
 )
 from ..store import heads
+from ..store.effects import measured_in
 from ..store.heads import ID_DIGITS, Head, Session
 
 READY = "ready"
@@ -124,6 +125,7 @@ class Model:
             "layers": 0 if self.statistics is None else len(self.statistics),
             "total_layers": self.total_layers,
             "missing": _missing(self.statistics),
+            "effects": measured_in(self.fingerprint),
             "last_run": self.last_run,
             "sessions": [_session_json(file) for file in self.files],
         }
@@ -259,6 +261,7 @@ def _without_file(noted: ModelStatus) -> dict:
         "layers": 0,
         "total_layers": None,
         "missing": None,
+        "effects": [],
         "last_run": noted.last_run,
         "sessions": [],
     }

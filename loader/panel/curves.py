@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
-from ...quant import NUMBER_FORMATS, BySensitivity, NumberFormat, QuantizeSettings, Selection
+from ...quant import NUMBER_FORMATS, NumberFormat, QuantizeSettings
 from ..files.layer_formats import FILE_FORMATS
+from ..jobs.keeping import BY_EFFECT, BY_SENSITIVITY, Keeping
 from .catalogue import Model
 from .preview import Basis
 
@@ -21,23 +23,38 @@ class Way:
 
     Attributes:
         name: of the selection, for users.
-        inputs: takes the number, returns the values for the inputs of loader and export.
-        selection: takes the number, returns the Selection.
+        keeping: takes the number, returns what stays 16 bit.
+        inputs: names of the attributes of Keeping that are set by it, as loader and export call
+            their inputs.
+        is_known: whether what it goes by is known of a model.
     """
 
     name: str
-    inputs: Callable[[float], dict]
-    selection: Callable[[float, Basis], Selection]
+    keeping: Callable[[float, Basis], Keeping]
+    inputs: tuple[str, ...]
+    is_known: Callable[[Basis], bool]
+
+
+def _by_sensitivity(share: float, _: Basis) -> Keeping:
+    return Keeping(share, selection=BY_SENSITIVITY)
+
+
+def _by_effect(share: float, basis: Basis) -> Keeping:
+    """Return a budget in whole tenths of a MiB, which is the step of the nodes' input."""
+    tenths = math.ceil(10 * share * sum(basis.costs.values()) / (1 << 20))
+    return Keeping(selection=BY_EFFECT, keep_mb=tenths / 10)
 
 
 WAYS = (
+    Way("sensitivity", _by_sensitivity, ("selection", "keep_ratio"), lambda _: True),
     Way(
-        "sensitivity",
-        lambda share: {"keep_ratio": share},
-        lambda share, basis: BySensitivity(share, basis.shapes.ends),
+        "effect",
+        _by_effect,
+        ("selection", "keep_mb", "fit_gb"),
+        lambda basis: basis.has_effects,
     ),
 )
-"""All of them. The panel draws a line for each, in each number format."""
+"""All of them. The panel draws a line for each that is known, in each number format."""
 
 
 def curves(model: Model) -> dict:
@@ -46,16 +63,18 @@ def curves(model: Model) -> dict:
     Every point has the inputs that lead to it, so that the panel can set a node or an export.
     """
     lines = [
-        _line(model, number_format, way)
+        _line(basis, way)
         for number_format in NUMBER_FORMATS.values()
+        for basis in [Basis.of(model, QuantizeSettings(number_format, compensated=True))]
         for way in WAYS
+        if way.is_known(basis)
     ]
     first = lines[0]["points"][0]
     return {"before": first["before"], "samples": first["samples"], "lines": lines}
 
 
-def _line(model: Model, number_format: NumberFormat, way: Way) -> dict:
-    basis = Basis.of(model, QuantizeSettings(number_format, compensated=True))
+def _line(basis: Basis, way: Way) -> dict:
+    number_format = basis.settings.number_format
     shares = [step / _STEPS for step in range(_STEPS + 1)]
     return {
         "mode": number_format.name,
@@ -76,7 +95,13 @@ def _formats(number_format: NumberFormat) -> list[str]:
 
 
 def _point(basis: Basis, way: Way, share: float) -> dict:
-    planner = basis.planner(way.selection(share, basis))
+    keeping = way.keeping(share, basis)
+    planner = basis.planner(basis.selection(keeping))
     quantized = [name for name in basis.names if planner.quantizes(name)]
     kept = len(basis.names) - len(quantized)
-    return {"inputs": way.inputs(share), "kept": kept, **basis.ledger.outcome(quantized).to_json()}
+    return {
+        "inputs": {name: getattr(keeping, name) for name in way.inputs},
+        "kept": kept,
+        "effect": basis.effect(quantized),
+        **basis.ledger.outcome(quantized).to_json(),
+    }

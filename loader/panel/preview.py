@@ -8,9 +8,19 @@ import math
 from collections.abc import Iterable, Mapping
 
 from ...calibration import LayerStatistics, Statistics
-from ...quant import Findings, LayerFinding, Planner, QuantizeSettings, Selection, is_finite
+from ...quant import (
+    ByEffect,
+    BySensitivity,
+    Findings,
+    LayerFinding,
+    Planner,
+    QuantizeSettings,
+    Selection,
+    is_finite,
+)
 from .. import store
 from ..jobs.choice import AUTO, statistics_version
+from ..jobs.keeping import BY_EFFECT, Keeping, costs_of, measured_effects
 from ..jobs.model_files import Shapes, shapes_of
 from ..jobs.outcome import Ledger, Sizes, error_of
 from ..store import milestones
@@ -50,6 +60,7 @@ class Basis:
         shapes: of the model's file.
         compensated: names of the layers whose rounding is compensated.
         samples: images that the statistics come from.
+        effects: of quantizing each layer alone, as far as measured (see quant.ByEffect).
     """
 
     settings: QuantizeSettings
@@ -59,6 +70,7 @@ class Basis:
     shapes: Shapes
     compensated: frozenset[str]
     samples: int
+    effects: Mapping[str, float]
 
     @classmethod
     def of(cls, model: Model, settings: QuantizeSettings) -> Basis:
@@ -80,7 +92,37 @@ class Basis:
             _shapes(model),
             _sketched(model) if settings.compensated else frozenset(),
             statistics.samples if found is None else found.samples,
+            measured_effects(model.fingerprint, settings.number_format) or {},
         )
+
+    @functools.cached_property
+    def costs(self) -> dict[str, int]:
+        """The bytes that keeping a layer adds, for the layers whose effects are measured."""
+        return costs_of(self.shapes.sizes.layers, self.settings.number_format, self.effects)
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether layers can be kept by measured effect."""
+        return bool(self.costs) and self.costs.keys() == self.effects.keys()
+
+    def selection(self, keeping: Keeping) -> Selection:
+        """Return the selection that the loader would make; `also_keep` is at its default.
+
+        Raises:
+            ValueError: it goes by effects, which are not measured.
+        """
+        ends = self.shapes.ends
+        if keeping.selection != BY_EFFECT:
+            return BySensitivity(keeping.keep_ratio, ends)
+        if not self.has_effects:
+            raise ValueError("no effects of this model's layers are measured in this format")
+        return ByEffect(int(keeping.keep_mb * (1 << 20)), self.effects, self.costs, ends)
+
+    def effect(self, quantized: Iterable[str]) -> float | None:
+        """Return the sum of the effects of quantizing these layers; None if not measured."""
+        if not self.has_effects:
+            return None
+        return math.fsum(self.effects.get(name, 0.0) for name in quantized)
 
     def planner(self, selection: Selection) -> Planner:
         """Return what decides about layers."""

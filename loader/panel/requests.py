@@ -8,16 +8,18 @@ import ipaddress
 import json
 import re
 import urllib.parse
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from aiohttp import web
 from comfy.cli_args import args
 
 from ..host import settings
+from ..jobs.keeping import BY_EFFECT, Keeping
 from .catalogue import UnknownModelError
 
 JSON, BYTES = "application/json", "application/octet-stream"
 MAX_JSON_BYTES = 1 << 16
+_NUMBER = re.compile(r"[0-9]{1,7}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")
 BODY_SECONDS = 120
 """For 64 MiB at 5 Mbit/s. One who sends nothing keeps nobody waiting for longer."""
 
@@ -182,3 +184,33 @@ def only(request: web.Request, key: str) -> str:
     if len(values) != 1:
         raise RefusedError(400, f"there must be one {key}, got {len(values)}")
     return values[0]
+
+
+def one_of(request: web.Request, key: str, allowed: Collection[str]) -> str:
+    """Return a value of the query that must be one of some.
+
+    Raises:
+        RefusedError: it is none of them.
+    """
+    value = only(request, key)
+    if value not in allowed:
+        raise RefusedError(400, f"the {key} must be one of {list(allowed)}, got {value!r}")
+    return value
+
+
+def keeping_of(request: web.Request) -> Keeping:
+    """Return what the query keeps in 16 bit: `keep_mb` by effect, or else `keep_ratio`.
+
+    Raises:
+        RefusedError: it is no plain number.
+    """
+    if "keep_mb" in request.query:
+        return Keeping(selection=BY_EFFECT, keep_mb=_number(request, "keep_mb"))
+    return Keeping(_number(request, "keep_ratio"))
+
+
+def _number(request: web.Request, key: str) -> float:
+    value = only(request, key)
+    if not _NUMBER.fullmatch(value):
+        raise RefusedError(400, f"{key} must be a plain number, got {value!r}")
+    return float(value)

@@ -10,19 +10,19 @@ import asyncio
 import functools
 import re
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 from server import PromptServer
 
-from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings
+from ...quant import NUMBER_FORMATS, QuantizeSettings
 from .. import store
 from ..files.layer_formats import FILE_FORMATS
 from ..host.events import changed
-from ..jobs.also_keep import ENDS
 from ..jobs.choice import AUTO, FAIL
 from ..jobs.export_settings import MODEL_ONLY, WHAT, ExportSettings
+from ..jobs.keeping import Keeping
 from ..jobs.model_files import source_path
 from ..recording.recorder import recorder
 from ..recording.status import RECORDING, ModelStatus, samplings
@@ -41,11 +41,12 @@ from .requests import (
     body_of,
     check_change,
     json_of,
+    keeping_of,
+    one_of,
     only,
 )
 
 _ID = re.compile(r"[0-9a-f]{16}")
-_NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")
 
 _SERVER = secrets.token_hex(8)  # another after each start: jobs of before are lost
 _catalogue = Catalogue(recorder.status)
@@ -106,30 +107,6 @@ async def recorded_model(request: web.Request) -> Model:
     return model
 
 
-def one_of(request: web.Request, key: str, allowed: Collection[str]) -> str:
-    """Return a value of the query that must be one of some.
-
-    Raises:
-        RefusedError: it is none of them.
-    """
-    value = only(request, key)
-    if value not in allowed:
-        raise RefusedError(400, f"the {key} must be one of {list(allowed)}, got {value!r}")
-    return value
-
-
-def share_of(request: web.Request) -> float:
-    """Return the query's keep_ratio.
-
-    Raises:
-        RefusedError: it is no plain number.
-    """
-    value = only(request, "keep_ratio")
-    if not _NUMBER.fullmatch(value):
-        raise RefusedError(400, f"keep_ratio must be a number from 0 to 1, got {value!r}")
-    return float(value)
-
-
 def check_session(model: Model, session: object) -> None:
     """Refuse what is not a session of a model.
 
@@ -167,9 +144,9 @@ async def get_model(request: web.Request) -> dict:
 
 @answered
 async def get_plan(request: web.Request) -> dict:
-    """What a Plan would do, for `mode` and `keep_ratio`."""
-    mode, keep_ratio = one_of(request, "mode", NUMBER_FORMATS), share_of(request)
-    return await read(_plan, await recorded_model(request), mode, keep_ratio)
+    """What a Plan would do, for `mode`, and `keep_ratio` or (by effect) `keep_mb`."""
+    mode, keeping = one_of(request, "mode", NUMBER_FORMATS), keeping_of(request)
+    return await read(_plan, await recorded_model(request), mode, keeping)
 
 
 @answered
@@ -180,15 +157,18 @@ async def get_curves(request: web.Request) -> dict:
 
 @answered
 async def get_export(request: web.Request) -> dict:
-    """What an export would write, to the byte, for `format`, `what` and `keep_ratio`."""
+    """What an export would write, to the byte: `format`, `what`, and as get_plan."""
+    keeping = keeping_of(request)
     settings = ExportSettings(
         one_of(request, "format", FILE_FORMATS),
         AUTO,
-        share_of(request),
+        keeping.keep_ratio,
         FAIL,
         one_of(request, "what", WHAT) == MODEL_ONLY,
-        ENDS,
+        keeping.also_keep,
         compensated=True,
+        selection=keeping.selection,
+        keep_mb=keeping.keep_mb,
     )
     model = await recorded_model(request)
     if model.source is None:
@@ -256,10 +236,10 @@ async def unknown(_: web.Request) -> None:
     raise RefusedError(404, "there is no such route")
 
 
-def _plan(model: Model, mode: str, keep_ratio: float) -> dict:
+def _plan(model: Model, mode: str, keeping: Keeping) -> dict:
     """Return the Plan of a loader whose other inputs are at their defaults."""
     basis = preview.Basis.of(model, QuantizeSettings(NUMBER_FORMATS[mode], compensated=True))
-    return preview.preview_of(basis, BySensitivity(keep_ratio, basis.shapes.ends))
+    return preview.preview_of(basis, basis.selection(keeping))
 
 
 def _export(source: str, settings: ExportSettings) -> dict:

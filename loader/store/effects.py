@@ -74,6 +74,12 @@ def keep_effects(fingerprint: str, mode: str, effects: Effects) -> None:
     changed()
 
 
+def measured_in(fingerprint: str) -> list[str]:
+    """Return the names of the number formats in which all effects of a model are measured."""
+    paths = _folder().glob(f"{fingerprint[:SHORT]}.*.whole.json")
+    return sorted(path.name.split(".")[1] for path in paths)
+
+
 def forget_effects(fingerprint: str) -> None:
     """Remove all effects of a model."""
     for path in _folder().glob(f"{fingerprint[:SHORT]}.*.json"):

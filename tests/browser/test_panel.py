@@ -1,5 +1,7 @@
 """The panel's whole story, in both frontends: record, look, search, export, delete."""
 
+import hashlib
+import json
 import re
 import urllib.parse
 from collections.abc import Iterator
@@ -11,7 +13,8 @@ from harness.lines import QUARTER_KEPT, sentence
 from harness.panelpage import PanelPage
 from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
-from playwright.sync_api import Browser, expect
+from hswq.calibration import load_statistics
+from playwright.sync_api import Browser, Page, expect
 
 from .conftest import open_page
 
@@ -23,6 +26,8 @@ LOADER = """() => {
     const names = ["ckpt_name", "mode", "keep_ratio"]
     return node ? names.map((name) => node.widgets.find((one) => one.name === name).value) : null
 }"""
+WIDGETS = """() => app.graph._nodes.find((one) => one.type === "HSWQCheckpointLoader")
+    .widgets.map(({ name, value }) => ({ name, value }))"""
 SELECTED = "() => Object.values(app.canvas.selected_nodes).map((node) => node.type)"
 UNDO = "() => app.extensionManager.command.execute('Comfy.Undo')"
 
@@ -52,7 +57,7 @@ def ask(host: ComfyUIServer, rest: str) -> dict:
     """Ask the server about the only model."""
     client = Client(host.url)
     (model,) = client.get_json("/hswq/statistics")["models"]
-    return client.get_json(f"/hswq/statistics/{model['id']}/{rest}")
+    return client.get_json(f"/hswq/statistics/{model['id']}/{rest}".rstrip("/"))
 
 
 def plan_of(host: ComfyUIServer, ratio: float) -> dict:
@@ -199,3 +204,42 @@ def delete(panel: PanelPage, host: ComfyUIServer) -> None:
     panel.confirm("Delete all statistics of this model")
     expect(panel.models).to_have_count(0)
     assert not list((host.models / "hswq").glob("*.pt"))
+
+
+def test_a_point_by_effect_is_applied_and_exported(
+    statistics: tuple[str, bytes], server: ComfyUIServer, page: Page
+):
+    forget_statistics(server)
+    name, content = statistics
+    (server.models / "hswq" / name).write_bytes(content)
+    measure_effects(server)
+    panel = PanelPage(page)
+    panel.open()
+    panel.button("scaled (V2) · by effect").click()
+    expect(panel.root).to_contain_text("For this model, by effect is better at")
+    panel.root.get_by_role("slider", name="Keep MiB").fill("0.5")
+    panel.expect_file()
+    panel.button("Apply to loader").click()
+    expect(panel.root).to_contain_text("Ctrl+Z takes it back")
+    loader = {one["name"]: one["value"] for one in page.evaluate(WIDGETS)}
+    assert (loader["selection"], loader["fit_gb"]) == ("by effect", 0)
+    expect(panel.root.locator("output")).to_have_text(f"{loader['keep_mb']} MiB")
+    query = {"format": "scaled", "what": "full checkpoint", "keep_mb": loader["keep_mb"]}
+    told = ask(server, f"export?{urllib.parse.urlencode(query)}")
+    expect(panel.fact("file")).to_have_text(sentence(told["outcome"]))
+    panel.export("by_effect")
+    panel.expect_job("done")
+    (path,) = (server.base / "output" / "checkpoints").rglob("by_effect.safetensors")
+    assert path.stat().st_size == told["bytes"]
+
+
+def measure_effects(server: ComfyUIServer) -> None:
+    """Keep effects as HSWQ Measure Effect does, of which deeper layers have more."""
+    (path,) = (server.models / "hswq").glob("*.recorded.pt")
+    its, rows = load_statistics(path).meta["fingerprint"], ask(server, "")["rows"]
+    layers = {row["layer"]: 1.0 + place for place, row in enumerate(rows)}
+    content = {"version": 1, "fingerprint": its, "of": "", "whole": True, "layers": layers}
+    text = json.dumps(content)
+    target = server.models / "hswq" / "effects" / f"{its[:16]}.scaled.whole.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")

@@ -16,17 +16,20 @@ from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.layer_formats import FILE_FORMATS
+from hswq.loader.files.model_file import ModelFile
 from hswq.loader.files.whole_hash import background
 from hswq.loader.host.folders import FOLDER
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.also_keep import ENDS
 from hswq.loader.jobs.export import export, planned
 from hswq.loader.jobs.export_settings import ExportSettings
+from hswq.loader.jobs.keeping import BY_EFFECT, Keeping, choose_keeping
 from hswq.loader.jobs.model_files import shapes_of
 from hswq.loader.jobs.search import search_all
 from hswq.loader.panel.catalogue import Catalogue, Model
 from hswq.loader.panel.curves import curves
 from hswq.loader.panel.preview import preview, rows
+from hswq.loader.store.effects import Effects, keep_effects
 from hswq.quant import (
     FP8_SCALED,
     NUMBER_FORMATS,
@@ -203,6 +206,47 @@ class TestCurves:
                 assert {**told["outcome"], "kept": told["kept"]} == {
                     key: point[key] for key in (*told["outcome"], "kept")
                 }
+
+
+class TestByEffect:
+    @pytest.fixture
+    def line(self, path) -> dict:
+        """The line of the one format whose effects are measured; deeper layers have more effect."""
+        layers = {name: 1.0 + place for place, name in enumerate(model().statistics)}
+        keep_effects(fingerprint(path), "scaled", Effects(layers, "", whole=True))
+        (found,) = (line for line in curves(model())["lines"] if line["selection"] == "effect")
+        return found
+
+    def test_is_offered_where_effects_are_measured(self, path, line):
+        assert line["mode"] == "scaled"
+        assert model().to_json()["effects"] == ["scaled"]
+        first, *others = line["points"]
+        assert (first["kept"], others[-1]["kept"]) == (2, 264)  # the ends, everything
+        for point in others[:-1]:
+            assert 0 <= point["after"] - first["after"] <= point["inputs"]["keep_mb"] * 2**20
+
+    def test_each_point_is_what_loader_and_export_make_of_its_inputs(self, path, line, tmp_path):
+        for point in line["points"][30:90:30]:
+            inputs = point["inputs"]
+            assert inputs["selection"] == BY_EFFECT
+            keeping = Keeping(**inputs)
+            chosen = choose_keeping(
+                choice.AUTO, ModelFile(path), QuantizeSettings(FP8_SCALED), keeping, choice.FAIL
+            )
+            patcher = load_checkpoint(path, chosen.decider, only_model=True)[0]
+            assert point["after"] == bytes_of(patcher)
+            settings = wanted("scaled, convs too", also_keep=ENDS, **inputs)
+            told = planned(path, settings)
+            assert (told.outcome.after, told.kept) == (point["after"], point["kept"])
+            target = tmp_path / f"{point['kept']}.safetensors"
+            assert export(path, target, settings).kept == told.kept
+            assert told.size == target.stat().st_size
+
+    def test_leaves_less_effect_than_by_sensitivity_at_the_same_bytes(self, line):
+        other = curves(model())["lines"][0]
+        for point in line["points"][10:90:20]:
+            larger = [one for one in other["points"] if one["after"] <= point["after"]]
+            assert point["effect"] < larger[-1]["effect"]
 
 
 class TestExport:

@@ -64,7 +64,8 @@ function wantFile(values) {
 function exportModel(event) {
   event.preventDefault(); // the browser would send the form and leave the page
   const { inputs } = chosenPoint(state);
-  startJob("HSWQExport", { without_statistics: "fail", ...inputs, ...state.wanted });
+  const others = { without_statistics: "fail", keep_ratio: 0.25 }; // which the node insists on
+  startJob("HSWQExport", { ...others, ...inputs, ...state.wanted });
 }
 
 /** Set the loader in the graph to the chosen point. */

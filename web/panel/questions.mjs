@@ -13,13 +13,21 @@ const unanswered = new Set(); // names of PATHS
 const PATHS = {
   detail: () => "",
   curves: () => "/curves",
-  plan: () => `/plan?mode=${state.mode}&keep_ratio=${state.share / 100}`,
+  plan: () => `/plan?${keptBy({ mode: state.mode })}`,
   file: () => {
     const { format, what } = state.wanted;
-    const query = new URLSearchParams({ format, what, keep_ratio: state.share / 100 });
-    return `/export?${query}`;
+    return `/export?${keptBy({ format, what })}`;
   },
 };
+
+/** Return a query with what the chosen point keeps. Before the curves are there, it is a ratio. */
+function keptBy(values) {
+  const { keep_ratio = state.share / 100, keep_mb } = chosenPoint(state)?.inputs ?? {};
+  return new URLSearchParams({
+    ...values,
+    ...(keep_mb === undefined ? { keep_ratio } : { keep_mb }),
+  });
+}
 
 /** Ask for the status of all models. */
 export const refresh = async () => takeStatus(await request("status"));
@@ -51,11 +59,13 @@ export const takeProgress = ({ live }) =>
   state.status && change({ status: { ...state.status, live } });
 
 /** Return a text that changes when the answers about a model may change. */
-const versionOf = (model) => JSON.stringify([model?.source, model?.sessions, model?.loaded]);
+const versionOf = (model) =>
+  JSON.stringify([model?.source, model?.sessions, model?.loaded, model?.effects]);
 
-/** Show a model; null for none. */
+/** Show a model; null for none. Of most models no effects are measured, so none go by effect. */
 export function selectModel(id) {
-  change({ selected: id, detail: null, curves: null, plan: null, file: null });
+  const unknown = { detail: null, curves: null, plan: null, file: null };
+  change({ selected: id, selection: "sensitivity", ...unknown });
   askModel();
 }
 

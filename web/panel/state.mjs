@@ -50,7 +50,7 @@ export const selectedModel = () =>
 /** Return the line of the curves that is chosen; undefined before they are there. */
 export const chosenLine = ({ curves, mode, selection }) =>
   curves?.lines.find((line) => line.mode === mode && line.selection === selection) ??
-  curves?.lines[0];
+  curves?.lines.find((line) => line.mode === mode);
 
 /** Return the point that is chosen. */
 export const chosenPoint = (now) => chosenLine(now)?.points[now.share];

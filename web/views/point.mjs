@@ -1,7 +1,7 @@
 // What one gets at a point of the curves, and what can be done with it.
 
 import { h } from "../common/dom.mjs";
-import { number } from "../common/numbers.mjs";
+import { number, percent, size } from "../common/numbers.mjs";
 import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
 import { loaderOf } from "../panel/graph.mjs";
@@ -12,7 +12,7 @@ import { button, field, line, row } from "./parts.mjs";
 
 export function pointView(state, model, actions) {
   const point = chosenPoint(state);
-  const total = chosenLine(state).points.at(-1).kept;
+  const total = state.curves.lines[0].points.at(-1).kept;
   const kept = t("keptOf", { kept: number(point.kept), total: number(total) });
   return [
     h("p", { class: "hswq-sentence", "data-fact": "sentence" }, sentence(point)),
@@ -20,7 +20,8 @@ export function pointView(state, model, actions) {
     point.before === null
       ? line(t("noSizes"))
       : [linesView(state, actions), curveView(state, actions)],
-    keepRatioSlider(state.share, sentence(point), actions),
+    betterView(state, point),
+    slider(state.share, point, actions),
     searchView(state, model, point, actions),
     doView(state, model, actions),
   ];
@@ -47,8 +48,32 @@ function linesView(state, actions) {
   );
 }
 
-function keepRatioSlider(share, text, actions) {
-  const ratio = (share / 100).toFixed(2);
+/** Which selection is the better at the chosen size, where effects were measured. */
+function betterView({ curves, ...state }, point) {
+  const { mode, selection } = chosenLine({ curves, ...state });
+  const other = curves.lines.find((one) => one.mode === mode && one.selection !== selection);
+  if (!other) return null;
+  const away = ({ after }) => Math.abs(after - point.after);
+  const beside = other.points.reduce((best, one) => (away(one) < away(best) ? one : best));
+  const ours = { selection, effect: point.effect };
+  const theirs = { selection: other.selection, effect: beside.effect };
+  if (ours.effect === theirs.effect) return null;
+  const [better, worse] = ours.effect < theirs.effect ? [ours, theirs] : [theirs, ours];
+  return line(
+    t("betterWay", {
+      better: t(`selection ${better.selection}`),
+      worse: t(`selection ${worse.selection}`),
+      size: size(point.after),
+      share: percent(better.effect / worse.effect),
+    }),
+  );
+}
+
+/** The slider along the line: its number is a keep ratio or, by effect, MiB. */
+function slider(share, { inputs, ...outcome }, actions) {
+  const isRatio = inputs.keep_mb === undefined;
+  const text = sentence(outcome);
+  const ratio = isRatio ? (share / 100).toFixed(2) : `${inputs.keep_mb} MiB`;
   const props = {
     type: "range",
     min: 0,
@@ -59,7 +84,8 @@ function keepRatioSlider(share, text, actions) {
     oninput: ({ target }) => actions.choose({ share: Math.round(100 * target.value) }),
   };
   const both = h("span", { class: "hswq-slider" }, h("input", props), h("output", null, ratio));
-  return field(t("keepRatio"), both, "keepRatio");
+  const name = isRatio ? "keepRatio" : "keepMb";
+  return field(t(name), both, name);
 }
 
 /** A button that finds the error, while it is not known or not exactly. */
