@@ -18,6 +18,7 @@ from harness.inprocess import distance, load, parts, unload, weight
 
 _NEXT_AFTER_MAX = 480  # if e4m3fn had it: what is nearer to it than to 448 counts as clipped
 _SMALLEST_EXPONENT, _MANTISSA_BITS = -6, 3
+_FP16_STEP = 2.0**-24  # between FP16's smallest numbers, however small the value is
 
 
 def assert_weights(
@@ -119,7 +120,7 @@ class _Layer:
         exponents = torch.frexp(exact.abs() / scale).exponent - 1
         step = torch.exp2(exponents.clamp(min=_SMALLEST_EXPONENT) - _MANTISSA_BITS) * scale
         off = (held.values - exact.clamp(-limit, limit)).abs()
-        allowed = steps * step + self._slack * (exact.abs() + self._source.abs())
+        allowed = steps * step + self._slack * (exact.abs() + self._source.abs()) + _FP16_STEP
         worst = (off - allowed).argmax()
         assert (off <= allowed).all(), (
             f"{self._name}: {held.values.flatten()[worst]:.4g} for {exact.flatten()[worst]:.4g}, "
