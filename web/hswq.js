@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 import { request } from "./common/request.mjs";
 import { sentence } from "./common/sentence.mjs";
 import { loadTexts, t } from "./common/texts.mjs";
+import { orderExamples } from "./examples.mjs";
 import { takeProgress, takeStatus } from "./panel/questions.mjs";
 import { mount, toggle, unmount } from "./panel/sidebar.mjs";
 import { change, state } from "./panel/state.mjs";
@@ -27,6 +28,8 @@ api.addEventListener("hswq.status", ({ detail }) => {
 api.addEventListener("hswq.progress", ({ detail }) => takeProgress(detail));
 api.addEventListener("reconnecting", () => change({ isGone: true }));
 api.addEventListener("reconnected", () => change({ isGone: false }));
+
+orderExamples(); // before the page asks for them, which it does once
 
 /** Return the models that can be quantized now and could not before. */
 const newlyReady = (before, models) =>
