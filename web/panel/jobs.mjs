@@ -45,7 +45,7 @@ async function queued(node, inputs) {
 export async function refreshJob() {
   const asked = state.job;
   if (!isWaitedFor(asked)) return;
-  const answer = await refreshed(asked, state.status?.server);
+  const answer = await refreshed(asked);
   if (!isWaitedFor(state.job) || state.job.id !== asked.id) return; // meanwhile it is another one
   const { state: now, file, error } = answer;
   change({ job: { ...state.job, state: now, file, error } });
@@ -61,7 +61,7 @@ async function takeResult(file) {
 
 /** Show the job of before a reload of the page. */
 export async function resumeJob() {
-  change({ job: state.job ?? (await findJob(state.status.server)) });
+  change({ job: state.job ?? (await findJob()) });
   await refreshJob();
 }
 

@@ -3,6 +3,7 @@
 // job. (A job that is cancelled while it waits has no event of its own.) Progress comes by event.
 
 import { api } from "../../../scripts/api.js";
+import { request } from "../common/request.mjs";
 
 // Begins the id of our node. The ids in the user's graph are numbers.
 const NODE = "hswq:";
@@ -52,20 +53,21 @@ function sentenceOf({ message, details }) {
 }
 
 /** Find the job that this browser queued last, also after a reload; null where there is none. */
-export async function findJob(server) {
+export async function findJob() {
   const known = JSON.parse(localStorage.getItem(REMEMBERED));
   if (!known) return null;
-  const job = await refreshed(known, server);
+  const job = await refreshed(known);
   return job.state === "cancelled" ? null : job;
 }
 
 /**
  * Return a job with its present state. One that ComfyUI does not know was cancelled, or was lost
- * when ComfyUI was started anew.
+ * when ComfyUI was started anew: which of them is asked now, as the panel's status may be older.
  */
-export async function refreshed(job, server) {
+export async function refreshed(job) {
   const response = await api.fetchApi(`/jobs/${job.id}`);
   if (response.status === 404) {
+    const { server } = await request("status");
     return { ...job, state: job.server === server ? "cancelled" : "lost" };
   }
   return { ...job, ...resultOf(await response.json(), NODE + job.node) };
