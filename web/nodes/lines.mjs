@@ -13,7 +13,6 @@ const KEPT = "HSWQ.lines";
 // around the text, with ComfyUI's margin around any element on a node.
 const LETTER = 6.6;
 const ROW = 18;
-const LINK = 10; // letters that the link to the panel takes
 const AROUND = { width: 40, height: 34 };
 
 const isOurs = (type) => type?.startsWith("HSWQ");
@@ -25,10 +24,12 @@ function lineWidget(node) {
   const told = element.appendChild(document.createElement("span"));
   element.className = "hswq-node-line";
   told.setAttribute("role", "status");
-  if (sourceOf(node)) element.append(panelButton(node));
+  const hasLink = Boolean(sourceOf(node)); // on a row of its own: it does not break as text does
+  if (hasLink) element.append(panelButton(node));
   const height = () => {
     const width = Math.max(node.size[0] - AROUND.width, AROUND.width);
-    return AROUND.height + ROW * Math.ceil((LETTER * (told.textContent.length + LINK)) / width);
+    const rows = Math.ceil((LETTER * told.textContent.length) / width) + hasLink;
+    return AROUND.height + ROW * rows;
   };
   const widget = node.addDOMWidget(NAME, NAME, element, {
     serialize: false, // not into the prompt; below: not into the workflow
