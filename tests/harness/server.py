@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -141,10 +142,13 @@ class ComfyUIServer:
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
-    """Return what is in a folder, to compare it with what was; but for locks and caches."""
-    passing = {".lock", ".cache"}
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in passing)
-    return {path: path.read_bytes() for path in files}
+    """Return what is in a folder, to compare it with what was; but for locks and caches.
+
+    A cache may just be written by a thread of the server's: its temporary file is none of it.
+    """
+    passing = re.compile(r".+\.(lock|cache)|\..+\.cache\.[0-9a-f]+\.tmp")
+    files = (path for path in folder.rglob("*") if not passing.fullmatch(path.name))
+    return {path: path.read_bytes() for path in files if path.is_file()}
 
 
 def _free_port() -> int:
