@@ -201,8 +201,10 @@ async def reset(request: web.Request) -> dict:
     session = body["session"]
     if session is not None:
         check_session(model, session)
-    await asyncio.to_thread(_remove, model, session)
-    recorder.table.note(ModelStatus(model.name, model.fingerprint, RECORDING))
+    try:
+        await asyncio.to_thread(_remove, model, session)
+    finally:
+        recorder.table.note(ModelStatus(model.name, model.fingerprint, RECORDING))
     return await model_json(model.id)
 
 
@@ -213,9 +215,11 @@ async def delete(request: web.Request) -> dict:
     if await body_of(request, MAX_JSON_BYTES):
         raise RefusedError(400, "the body must be empty")
     model = await model_of(request)
-    deleted = await asyncio.to_thread(_remove, model)
-    recorder.table.forget(model.fingerprint)
-    changed()
+    try:
+        deleted = await asyncio.to_thread(_remove, model)
+    finally:
+        recorder.table.forget(model.fingerprint)
+        changed()
     return {"deleted": deleted}
 
 
@@ -251,11 +255,16 @@ def _export(source: str, settings: ExportSettings) -> dict:
 
 
 def _remove(model: Model, session: str | None = None) -> int:
-    """Remove one session of a model, or all, and what searches found; return how many files."""
-    removed = store.remove_statistics(model.fingerprint, session)
-    search_cache.forget_findings(model.fingerprint)
-    forget_effects(model.fingerprint)
-    return removed
+    """Remove one session of a model, or all, and what searches found; return how many files.
+
+    Who calls it tells of the change, once the recorder's table is right too: the panel would close
+    a model's details if it saw the model leave and come back.
+    """
+    try:
+        return store.remove_statistics(model.fingerprint, session)
+    finally:
+        search_cache.forget_findings(model.fingerprint)
+        forget_effects(model.fingerprint)
 
 
 def add_routes(server: PromptServer) -> None:

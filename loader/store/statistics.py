@@ -183,7 +183,7 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
     The caches that depend on it are removed too. Each file is removed under its lock; a process
     that waits to add to it then begins a new file. Lock files remain, because a process may be
     waiting for one: if it were removed, the next process would make a second lock. If one file
-    cannot be removed, the others still are.
+    cannot be removed, the others still are. The caller tells of the change.
 
     Raises:
         OSError: a file cannot be removed, or another process holds its lock.
@@ -196,7 +196,6 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
                 removed += locked_file.remove(path, sketch_file.beside(path))
             except OSError as error:
                 failed.append(error)
-    changed()
     refined.forget(fingerprint)
     heads.forget(fingerprint)
     milestones.forget(fingerprint)

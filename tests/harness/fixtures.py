@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
 from harness.client import Client
+from harness.http import JSON, Connection
 from harness.patches import patch_file
 from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
@@ -69,10 +70,18 @@ def client(server: ComfyUIServer) -> Client:
 
 
 def forget_statistics(server: ComfyUIServer) -> None:
-    """Delete all that was recorded, and what was searched by it; nothing is run by then."""
+    """Delete all that was recorded and searched, files and memory of it; nothing runs by then."""
     free(Client(server.url))
+    connection = Connection(server.url)
+    for model in connection.ask("GET", "/hswq/status").json()["models"]:
+        if model["id"]:
+            connection.ask("DELETE", f"/hswq/statistics/{model['id']}", headers=JSON)
+    connection.close()
     for path in (server.models / "hswq").glob("*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:  # a thread of the server may just remove a temporary file of its own
+            path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

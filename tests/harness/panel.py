@@ -12,7 +12,7 @@ import pytest
 from hswq.calibration import load_statistics
 
 from harness.client import Client
-from harness.fixtures import ENOUGH_STEPS
+from harness.fixtures import ENOUGH_STEPS, forget_statistics
 from harness.http import BYTES, JSON, Answer, Connection
 from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
@@ -53,12 +53,6 @@ class Panel:
         """Delete a model."""
         return self.ask("DELETE", f"/hswq/statistics/{its_id}", headers=JSON)
 
-    def forget_all(self) -> None:
-        """Delete all models that have a file."""
-        for model in self.status()["models"]:
-            if model["id"]:
-                self.delete(model["id"])
-
     def upload(self, content: bytes, name: str = "theirs.pt") -> Answer:
         """Send a statistics file."""
         return self.ask("POST", f"/hswq/statistics/upload?name={name}", content, BYTES)
@@ -72,16 +66,14 @@ def sampled(client: Client, samples: int = 4, **how) -> None:
 @pytest.fixture
 def panel(server: ComfyUIServer, client: Client) -> Panel:
     """Of a server that has recorded nothing, and remembers no sampling either."""
-    panel = Panel(server.url)
-    panel.forget_all()
-    return panel
+    return Panel(server.url)
 
 
 @pytest.fixture(scope="session")
 def content(server: ComfyUIServer) -> bytes:
     """A statistics file of the toy, with enough samples to load it in FP8."""
     client, panel = Client(server.url), Panel(server.url)
-    panel.forget_all()
+    forget_statistics(server)
     sampled(client, 32, seed=5)
     return panel.get(f"file?session={SESSION}").body
 
