@@ -40,7 +40,7 @@ class Originals:
         self._model: weakref.ref[BaseModel] | None = None
         self._path, self._version = file.path, file.version
         self._fingerprint = fingerprint(file) if is_safetensors(file.path) else None
-        self._checksums: dict[str, torch.Tensor] = {}
+        self._noted: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._entries = file.own if is_safetensors(file.path) else {}
 
     def belong_to(
@@ -55,17 +55,21 @@ class Originals:
         # ComfyUI sets this before a sampling, and resets it after, also after an error.
         return getattr(model, "current_patcher", None) is not None
 
-    def note(self, layer: str, data: torch.Tensor) -> None:
-        """Note a layer's quantized bytes, by which `of` sees whether the weight was patched."""
-        self._checksums[layer] = _checksum(data)
+    def note(self, layer: str, data: torch.Tensor, scale: torch.Tensor) -> None:
+        """Note a layer's bytes and scale, by which `of` sees whether the weight was patched."""
+        self._noted[layer] = _checksum(data), scale.clone()
 
     def of(self, layer: str, weight: QuantizedTensor) -> torch.Tensor | None:
         """Return the original of a quantized weight, on its device and in the dtype it stands for.
 
         None if it cannot be had: the file is gone or has changed, or the weight is patched.
         """
-        noted = None if self.plan is None else self._checksums.get(layer)
-        if noted is None or not _checksum(weight._qdata).cpu().equal(noted.cpu()):
+        noted = None if self.plan is None else self._noted.get(layer)
+        if noted is None:
+            return None
+        # A patch that doubles a weight changes nothing but its scale.
+        held = _checksum(weight._qdata), weight._params.scale
+        if not all(map(_equal, held, noted)):
             return None
         original = self._read(f"{layer}.weight")
         if original is None or original.shape != weight.shape:
@@ -113,3 +117,8 @@ def _checksum(data: torch.Tensor) -> torch.Tensor:
     words = torch.nn.functional.pad(data, (0, -len(data) % 8)).view(torch.int64)
     places = torch.arange(1, 2 * len(words), 2, device=words.device)  # odd, so no bit is lost
     return (words * places).sum()
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal, on whatever devices they are."""
+    return a.cpu().equal(b.cpu())

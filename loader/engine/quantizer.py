@@ -51,7 +51,7 @@ class Quantizer:
         layers: int = 0,
         *,
         resident: bool = False,
-        note: Callable[[str, torch.Tensor], None] | None = None,
+        note: Callable[[str, torch.Tensor, torch.Tensor], None] | None = None,
     ) -> None:
         """Free memory for the search.
 
@@ -59,8 +59,8 @@ class Quantizer:
             decider: decides about each layer.
             layers: number of layers, for the progress bar; 0 shows none.
             resident: `decide` leaves all layers on the GPU, and not where ComfyUI builds the model.
-            note: `decide` calls it with each quantized layer's name and bytes. They are still
-                on the device that quantized them, where a checksum takes little time.
+            note: `decide` calls it with each quantized layer's name, bytes and scale. They are
+                still on the device that quantized them, where a checksum takes little time.
 
         Raises:
             ValueError: the device does not have the number format.
@@ -95,7 +95,7 @@ class Quantizer:
         """
         parts, transfer = self.quantize(name, weight), self._transfer
         if parts is not None and self._note is not None:
-            self._note(name, parts[0])
+            self._note(name, *parts)
         if self._resident:
             return transfer.up(weight) if parts is None else parts
         return weight if parts is None else tuple(transfer.place(part, device) for part in parts)

@@ -188,12 +188,13 @@ class TestOriginals:
         moved.rename(path)
         assert self.compared(trained, model) < 1.03
 
-    def test_are_those_of_weights_without_a_patch_only(self, trained, loaded, legacy):
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+    def test_are_those_of_weights_without_a_patch_only(self, trained, loaded, legacy, dtype):
+        """In each dtype that LoRAs are computed in; doubling a weight need not change a byte."""
         model = loaded[True]
         name = next(iter(model.get_attachment(ATTACHMENT).quantized))
         layer = model.model.diffusion_model.get_submodule(name)
         original = load_file(trained.path)[f"{PREFIX}{name}.weight"]
-        dtype = memory.lora_compute_dtype(layer.weight.device)
         value = layer.weight.to(dtype)
         assert layer.convert_weight(value).equal(original.to(value.device, dtype))
         patch = layer.set_weight(2 * original.to(value.device, dtype), return_weight=True)
