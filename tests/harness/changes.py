@@ -100,7 +100,14 @@ COMPILED: dict[str, Change] = {
 }
 CHANGED: dict[str, Change] = {one.__name__: one for one in (replaced_block, injected, moved)}
 
-RENAMING = ("compiled_object", "compiled_block", "replaced_block")
+REPLACED = replaced_block.__name__
+"""The one whose layers are not the network's own.
+
+ComfyUI 0.30.0 to 0.33.0 moves the network to the GPU with the copies in their place, and then
+believes that all of it is there. So the next clone finds the network's own layers on the host.
+"""
+
+RENAMING = ("compiled_object", "compiled_block", REPLACED)
 """Changes that put one module in another's place.
 
 Under Dynamic VRAM ComfyUI 0.30.0 to 0.33.0 cannot take them out again, of 16-bit models neither: it

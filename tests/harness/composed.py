@@ -98,6 +98,8 @@ def check(composition: Composition, parts: Parts) -> None:
             _assert_refused(composition, parts)
         else:
             _sample(composition, parts, runs)
+    if composition.replaces:
+        unload()  # ComfyUI itself would leave the layers that were replaced on the host
     sample(plain)
     assert_recorded(recorded(parts.checkpoint), parts.layers, [*runs, (1, 1)])
     if not composition.keeps_layers:

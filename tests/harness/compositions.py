@@ -16,7 +16,7 @@ import pytest
 from comfy.model_patcher import ModelPatcher
 from hswq.loader.nodes.converter import HSWQConverter
 
-from harness.changes import CHANGED, COMPILED, RENAMING, another_as_lora
+from harness.changes import CHANGED, COMPILED, RENAMING, REPLACED, another_as_lora
 from harness.graphs import AROUND, TWICE
 from harness.inprocess import Conditioning, built_in_place, patched
 from harness.patches import KINDS, patch_file
@@ -75,6 +75,11 @@ class Composition:
     def keeps_layers(self) -> bool:
         """Whether the network's layers are where they were."""
         return not {*COMPILED, *CHANGED} & {*self.steps}
+
+    @property
+    def replaces(self) -> bool:
+        """Whether copies stand in the place of the network's own layers."""
+        return REPLACED in self.steps
 
     @property
     def is_exact(self) -> bool:
