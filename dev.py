@@ -48,7 +48,9 @@ environment variables:
 """
 
 # A worker starts its own ComfyUI, which takes 1.5 GB. It takes whole files: their tests share one.
-WORKERS = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile")
+CORES = os.cpu_count() or 1
+COUNT = min(4, CORES)
+WORKERS = ("-n", str(COUNT), "--dist", "loadfile")
 
 
 def demo(host: Host, arguments: list[str]) -> int:
@@ -61,6 +63,8 @@ def test(host: Host, arguments: list[str]) -> int:
     set_up(host)
     set_up_frontend(host)
     chosen = any(not argument.startswith("-") for argument in arguments)
+    if not chosen:  # threads of one worker would only wait for those of another
+        os.environ.setdefault("OMP_NUM_THREADS", str(CORES // COUNT))
     return run(host, "-m", "pytest", "--confcutdir=tests", *(() if chosen else WORKERS), *arguments)
 
 
