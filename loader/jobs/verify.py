@@ -29,8 +29,8 @@ class Pair:
 
     Attributes:
         seed: of the noise.
-        cosine: of the latents; 1 if they have the same direction.
-        psnr: of the pictures in dB, at most 100.
+        cosine: of the latents; 1 if they have the same direction, 0 if one is not finite.
+        psnr: of the pictures in dB, at most 100; 0 if one is not finite.
     """
 
     seed: int
@@ -69,6 +69,17 @@ class Verdict:
     def worst(self) -> Pair:
         """The pair whose latents differ most."""
         return min(self.pairs, key=lambda pair: pair.cosine)
+
+    def to_json(self) -> dict:
+        """Return what the panel shows of it."""
+        return {
+            "same": self.same,
+            "pictures": len(self.pairs),
+            "threshold": self.threshold,
+            "cosine": self.cosine,
+            "psnr": self.psnr,
+            "worst": dataclasses.asdict(self.worst),
+        }
 
     def __str__(self) -> str:
         worst = self.worst
@@ -138,12 +149,17 @@ def _decoded(vae: VAE, latent: torch.Tensor) -> torch.Tensor:
 
 def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     pair = (latent.flatten().to(torch.float64) for latent in (one, other))
-    return torch.nn.functional.cosine_similarity(*pair, dim=0).item()
+    return _finite(torch.nn.functional.cosine_similarity(*pair, dim=0))
 
 
 def _psnr(one: torch.Tensor, other: torch.Tensor) -> float:
     error = (one - other).square().mean(dtype=torch.float64)
-    return (-10 * error.log10()).clamp(max=_EXACT_DB).item()
+    return _finite((-10 * error.log10()).clamp(max=_EXACT_DB))
+
+
+def _finite(likeness: torch.Tensor) -> float:
+    """Return a number; 0, which is no likeness at all, for pictures that are not finite."""
+    return torch.nan_to_num(likeness, nan=0.0, neginf=0.0).item()
 
 
 def _row(original: torch.Tensor, found: torch.Tensor, amplify: float) -> torch.Tensor:

@@ -82,8 +82,9 @@ class HSWQVerify(io.ComfyNode):
                 threshold=threshold, amplify=amplify,
             )  # fmt: skip
         logging.info("HSWQ: %s", verdict)
+        ui = {"verdict": [verdict.to_json()], **line(str(verdict))}
         numbers = verdict.same, verdict.cosine, verdict.psnr
-        return io.NodeOutput(sheet, *numbers, ui=line(str(verdict)))
+        return io.NodeOutput(sheet, *numbers, ui=ui)
 
 
 def _inputs() -> list[io.Input]:

@@ -261,7 +261,7 @@ def _without_file(noted: ModelStatus) -> dict:
         "layers": 0,
         "total_layers": None,
         "missing": None,
-        "effects": [],
+        "effects": {},
         "last_run": noted.last_run,
         "sessions": [],
     }

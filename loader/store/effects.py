@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import math
 from collections.abc import Mapping
@@ -74,10 +75,14 @@ def keep_effects(fingerprint: str, mode: str, effects: Effects) -> None:
     changed()
 
 
-def measured_in(fingerprint: str) -> list[str]:
-    """Return the names of the number formats in which all effects of a model are measured."""
-    paths = _folder().glob(f"{fingerprint[:SHORT]}.*.whole.json")
-    return sorted(path.name.split(".")[1] for path in paths)
+def measured_in(fingerprint: str) -> dict[str, str]:
+    """Return when all effects of a model were measured (ISO 8601), by number format."""
+    found = {}
+    for path in sorted(_folder().glob(f"{fingerprint[:SHORT]}.*.whole.json")):
+        with contextlib.suppress(OSError):  # just removed
+            time = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc)
+            found[path.name.split(".")[1]] = time.isoformat()
+    return found
 
 
 def forget_effects(fingerprint: str) -> None:

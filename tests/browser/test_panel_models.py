@@ -10,7 +10,7 @@ import torch
 from harness.client import Client
 from harness.fixtures import change_settings
 from harness.panelpage import PanelPage
-from harness.prompts import hswq_loader, text_to_latent
+from harness.prompts import hswq_loader, numbered, text_to_latent
 from harness.server import ComfyUIServer
 from hswq.calibration import LayerStatistics, Statistics, save_statistics
 from playwright.sync_api import Browser, expect
@@ -84,13 +84,7 @@ def beside(request: pytest.FixtureRequest, browser: Browser, server, panel) -> I
     change_settings(server, {"Comfy.VueNodes.Enabled": request.param})
     try:
         with open_page(browser, server) as page:
-            prompt = text_to_latent(hswq_loader(), steps=1)
-            numbers = {name: str(number) for number, name in enumerate(prompt, 1)}
-            for one in prompt.values():
-                for name, value in one["inputs"].items():
-                    if isinstance(value, list):
-                        one["inputs"][name] = [numbers[value[0]], value[1]]
-            page.evaluate(OPEN, {numbers[name]: one for name, one in prompt.items()})
+            page.evaluate(OPEN, numbered(text_to_latent(hswq_loader(), steps=1)))
             page.evaluate(RUN)
             page.evaluate(FIT)
             yield PanelPage(page)

@@ -75,3 +75,16 @@ def through(prompt: Prompt, name: str, made: dict) -> Prompt:
     """Return a prompt whose sampler takes its model from a new node."""
     sampler = {**prompt["sampler"], "inputs": {**prompt["sampler"]["inputs"], "model": [name, 0]}}
     return {**prompt, name: made, "sampler": sampler}
+
+
+def numbered(prompt: Prompt) -> Prompt:
+    """Return a prompt whose ids are numbers, as those of ComfyUI's page are."""
+    numbers = {name: str(number) for number, name in enumerate(prompt, 1)}
+
+    def moved(value: object) -> object:
+        return [numbers[value[0]], value[1]] if isinstance(value, list) else value
+
+    return {
+        numbers[name]: {**one, "inputs": {key: moved(its) for key, its in one["inputs"].items()}}
+        for name, one in prompt.items()
+    }

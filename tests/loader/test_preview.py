@@ -29,7 +29,7 @@ from hswq.loader.jobs.search import search_all
 from hswq.loader.panel.catalogue import Catalogue, Model
 from hswq.loader.panel.curves import curves
 from hswq.loader.panel.preview import preview, rows
-from hswq.loader.store.effects import Effects, keep_effects
+from hswq.loader.store.effects import Effects, find_effects, keep_effects
 from hswq.quant import (
     FP8_SCALED,
     NUMBER_FORMATS,
@@ -219,7 +219,11 @@ class TestByEffect:
 
     def test_is_offered_where_effects_are_measured(self, path, line):
         assert line["mode"] == "scaled"
-        assert model().to_json()["effects"] == ["scaled"]
+        before = model().to_json()["effects"]
+        assert list(before) == ["scaled"]
+        effects = find_effects(fingerprint(path), "scaled")
+        keep_effects(fingerprint(path), "scaled", effects)  # measured again: the panel asks anew
+        assert model().to_json()["effects"] != before
         first, *others = line["points"]
         assert (first["kept"], others[-1]["kept"]) == (2, 264)  # the ends, everything
         for point in others[:-1]:

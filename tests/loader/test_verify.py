@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import comfy.model_management as memory
 import comfy.sd
 import pytest
@@ -57,6 +60,15 @@ class TestVerdict:
         decoded = verify._decoded(vae, picture().sample(models.sixteen_bit, verdict.worst.seed))
         first = sheet[0, : 8 * EDGE, : 8 * EDGE]
         assert (first - decoded[0].clamp(0, 1)).abs().mean() < 0.02
+
+    def test_of_a_picture_that_is_not_finite(self, models, vae):
+        """It is the worst, and not the same; what ComfyUI's page is told is valid JSON."""
+        broken = models.sixteen_bit.clone()
+        broken.set_model_sampler_post_cfg_function(lambda its: its["denoised"] * math.nan)
+        verdict, _ = verify.verify((models.sixteen_bit, broken), vae, picture(), range(2))
+        assert (verdict.same, verdict.cosine, verdict.psnr) == (0, 0, 0)
+        told = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+        assert (told["pictures"], told["worst"]) == (2, {"seed": 0, "cosine": 0, "psnr": 0})
 
     def test_counts_by_its_threshold(self):
         pairs = [verify.Pair(seed, cosine, 30.0) for seed, cosine in enumerate((1.0, 0.95, 0.94))]

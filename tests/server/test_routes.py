@@ -49,7 +49,7 @@ class TestStatus:
         assert model == {
             "id": model["id"], "name": CHECKPOINT, "source": f"checkpoints/{CHECKPOINT}",
             "state": "recording", "reason": None, "sampling": False, "loaded": None,
-            "samples": 4, "layers": 264, "total_layers": 264, "missing": None, "effects": [],
+            "samples": 4, "layers": 264, "total_layers": 264, "missing": None, "effects": {},
             "usable": False, "calls": 8, "levels": 8,
         }  # fmt: skip
         assert (session["session"], session["samples"]) == (SESSION, 4)

@@ -50,3 +50,15 @@ export const time = (iso) => inLanguage("time", timeFormat).format(new Date(iso)
 
 const timeFormat = (its) =>
   new Intl.DateTimeFormat(its, { dateStyle: "short", timeStyle: "short" });
+
+/** Return a length of time: seconds, minutes or hours, by what is near. */
+export function duration(seconds) {
+  const [count, unit] = seconds < 100 ? [seconds, "second"] : inMinutes(seconds);
+  return inLanguage(unit, (its) => unitFormat(its, unit)).format(Math.max(1, Math.round(count)));
+}
+
+const inMinutes = (seconds) =>
+  seconds < 100 * 60 ? [seconds / 60, "minute"] : [seconds / 3600, "hour"];
+
+const unitFormat = (its, unit) =>
+  new Intl.NumberFormat(its, { style: "unit", unit, unitDisplay: "short" });

@@ -5,10 +5,13 @@ import { counted } from "../common/numbers.mjs";
 import { request } from "../common/request.mjs";
 import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
-import { applyToLoader, loaderOf, showNode } from "./graph.mjs";
-import { cancelJob, dismissJob, startJob } from "./jobs.mjs";
+import { applyToLoader, loaderOf, partsOf, showNode } from "./graph.mjs";
+import { cancelJob, dismissJob, startJob, startNode } from "./jobs.mjs";
 import { askModel, askPoint, refresh, selectModel } from "./questions.mjs";
-import { attempt, change, chosenLine, chosenPoint, selectedModel, state } from "./state.mjs";
+import { effectPrompt, verifyPrompt } from "./sampling_jobs.mjs";
+import { attempt, change, chosenInputs, chosenLine, chosenPoint } from "./state.mjs";
+import { selectedModel, state } from "./state.mjs";
+import { lastSampling } from "./workflow.mjs";
 
 const FIRST_FORMATS = ["scaled", "compatible", "int8"]; // offered first for a mode of the same name
 
@@ -19,7 +22,9 @@ export const actions = {
   want: wantFile,
   fold: toggleFold,
   set: (name, value) => app.extensionManager.setting.set(`HSWQ.${name}`, value),
-  search: () => startJob("HSWQPlan", { mode: state.mode }),
+  search: () => startNode("HSWQPlan", { mode: state.mode }),
+  look: lookAtTask,
+  begin: beginTask,
   export: exportModel,
   apply: applyPoint,
   showLoader: () => showNode(loaderOf(selectedModel().source)),
@@ -65,7 +70,33 @@ function exportModel(event) {
   event.preventDefault(); // the browser would send the form and leave the page
   const { inputs } = chosenPoint(state);
   const others = { without_statistics: "fail", keep_ratio: 0.25 }; // which the node insists on
-  startJob("HSWQExport", { ...others, ...inputs, ...state.wanted });
+  startNode("HSWQExport", { ...others, ...inputs, ...state.wanted });
+}
+
+/** Show what a job that samples will do; null hides it. */
+function lookAtTask(node) {
+  return attempt(async () => {
+    change({ task: null });
+    if (!node) return;
+    const { source, name } = selectedModel();
+    const sampling = await lastSampling(partsOf(source).name);
+    if (!sampling) throw new Error(t("notSampled", { name }));
+    if (selectedModel()?.source === source) change({ task: { node, sampling } });
+  });
+}
+
+/** Queue what is shown. */
+function beginTask(event) {
+  event.preventDefault();
+  const { node, sampling } = state.task;
+  const { mode, seeds } = state;
+  const inputs = { keep_ratio: 0.25, ...chosenInputs(state), without_statistics: "fail" };
+  change({ task: null });
+  startJob(node, (source) =>
+    node === "HSWQVerify"
+      ? verifyPrompt(source, sampling, inputs, seeds)
+      : effectPrompt(source, sampling, mode),
+  );
 }
 
 /** Set the loader in the graph to the chosen point. */
@@ -73,8 +104,7 @@ function applyPoint() {
   return attempt(async () => {
     const point = chosenPoint(state);
     const { source, name } = selectedModel();
-    const inputs = { ...chosenLine(state).inputs, ...point.inputs };
-    const { node, isNew } = applyToLoader(source, inputs);
+    const { node, isNew } = applyToLoader(source, chosenInputs(state));
     const values = { node: node.title, name, outcome: sentence(point) };
     change({ notice: t(isNew ? "addedLoader" : "applied", values) });
   });

@@ -15,7 +15,8 @@ const nodesOf = (type) =>
     .flatMap(({ nodes }) => nodes)
     .filter(({ comfyClass }) => comfyClass === type);
 
-function partsOf(source) {
+/** Return the class of the node that loads a file, its widget for it, the stock node, and the file. */
+export function partsOf(source) {
   const [folder, ...rest] = source.split("/");
   const [type, file, stock] = LOADERS[folder];
   return { type, file, stock, name: rest.join("/") };

@@ -1,4 +1,4 @@
-// The job that the panel shows: an export or a search.
+// The job that the panel shows: an export, a search, or one that samples.
 
 import { app } from "../../../scripts/app.js";
 import { t } from "../common/texts.mjs";
@@ -8,29 +8,36 @@ import {
   cancel,
   findJob,
   forget,
+  idOf,
   isActive,
-  queueNode,
+  queuePrompt,
   refreshed,
 } from "./queue.mjs";
 import { attempt, change, selectedModel, state } from "./state.mjs";
 
-/** Queue a node for the selected model's file. */
-export async function startJob(node, inputs) {
+/** Queue a prompt whose result is a node's. `promptOf` makes it for the selected model's file. */
+export async function startJob(node, promptOf) {
   change({ job: { node, state: "pending" } }); // disables the button at once
   await attempt(async () => {
-    change({ job: await queued(node, inputs) });
+    change({ job: await queued(node, promptOf) });
     await refreshJob(); // it may have ended before its id was known here
   });
   const wasNotQueued = state.job.state === "pending" && !state.job.id;
   if (wasNotQueued) change({ job: null });
 }
 
+/** Queue one node of ours. */
+export const startNode = (node, inputs) =>
+  startJob(node, (source) => ({
+    [idOf(node)]: { class_type: node, inputs: { source, statistics: "auto", ...inputs } },
+  }));
+
 /** Queue it by the file's name, which may be another one by now. */
-async function queued(node, inputs) {
+async function queued(node, promptOf) {
   const queue = () => {
     const { source, name } = selectedModel();
     if (!source) throw new Error(t("goneNow", { name }));
-    return queueNode(node, { source, statistics: "auto", ...inputs }, state.status.server);
+    return queuePrompt(node, promptOf(source), { source, server: state.status.server });
   };
   try {
     return await queue();
@@ -47,15 +54,15 @@ export async function refreshJob() {
   if (!isWaitedFor(asked)) return;
   const answer = await refreshed(asked);
   if (!isWaitedFor(state.job) || state.job.id !== asked.id) return; // meanwhile it is another one
-  const { state: now, file, error } = answer;
-  change({ job: { ...state.job, state: now, file, error } });
-  if (now === "done") await takeResult(file);
+  const { value, max, began } = state.job; // newer than when it was asked
+  change({ job: { ...answer, value, max, began } });
+  if (answer.state === "done") await takeResult(answer.file);
 }
 
 const isWaitedFor = (job) => job?.id && isActive(job);
 
 async function takeResult(file) {
-  askModel(); // more layers are searched now
+  askModel(); // more layers are searched or measured now
   if (file) await app.reloadNodeDefs(); // stock loaders offer the new file, too
 }
 
@@ -68,7 +75,9 @@ export async function resumeJob() {
 /** Take ComfyUI's event of a prompt's progress. */
 export function takeJobProgress({ detail: { prompt_id, value, max } }) {
   if (prompt_id !== state.job?.id) return;
-  change({ job: { ...state.job, state: "running", value, max } });
+  const isNew = max !== state.job.max; // another node of it has begun
+  const began = isNew ? { value, at: Date.now() } : state.job.began;
+  change({ job: { ...state.job, state: "running", value, max, began } });
 }
 
 export async function cancelJob() {

@@ -65,7 +65,7 @@ const versionOf = (model) =>
 /** Show a model; null for none. Of most models no effects are measured, so none go by effect. */
 export function selectModel(id) {
   const unknown = { detail: null, curves: null, plan: null, file: null };
-  change({ selected: id, selection: "sensitivity", ...unknown });
+  change({ selected: id, selection: "sensitivity", task: null, ...unknown });
   askModel();
 }
 

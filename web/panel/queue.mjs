@@ -1,12 +1,17 @@
-// Talking to ComfyUI's queue about one job of ours: a prompt of one node. The user's graph is not
+// Talking to ComfyUI's queue about one job of ours: a prompt of its own. The user's graph is not
 // touched. ComfyUI tells by a status event that its queue has changed, and we then ask for the
 // job. (A job that is cancelled while it waits has no event of its own.) Progress comes by event.
 
 import { api } from "../../../scripts/api.js";
 import { request } from "../common/request.mjs";
 
-// Begins the id of our node. The ids in the user's graph are numbers.
-const NODE = "hswq:";
+// Begins the ids of our nodes. The ids in the user's graph are numbers.
+const PREFIX = "hswq:";
+/** Names of nodes in jobs that are not called by their class: the 16-bit model, and a picture. */
+export const ORIGINAL = "original";
+export const SHEET = "sheet";
+// Inputs that name a model's file, in our nodes and in the stock loaders.
+const FILES = ["source", "ckpt_name", "unet_name"];
 const REMEMBERED = "HSWQ.job";
 // ComfyUI's names of a job's states where ours are different.
 const STATES = { in_progress: "running", completed: "done" };
@@ -14,18 +19,20 @@ const MOST_LETTERS = 200; // of what ComfyUI says: it lists every model where on
 
 export const isActive = (job) => ["pending", "running"].includes(job?.state);
 export const cancel = (job) => api.fetchApi(`/jobs/${job.id}/cancel`, { method: "POST" });
+export const isOwn = (id) => id.startsWith(PREFIX);
+/** Return the id of a node in our prompts. ComfyUI's own ":" stands between subgraphs. */
+export const idOf = (name) => PREFIX + name.replaceAll(":", ".");
 export const forget = () => localStorage.removeItem(REMEMBERED);
 
 /** A prompt that ComfyUI refuses because there is no such model file. */
 export class NoSuchFileError extends Error {}
 
 /**
- * Queue a node and return its job, which has failed if ComfyUI does not accept it.
- * `server` tells this start of ComfyUI from the next one.
+ * Queue a prompt whose result is a node's, and return its job, which has failed if ComfyUI does not
+ * accept it. `server` tells this start of ComfyUI from the next one.
  */
-export async function queueNode(node, inputs, server) {
-  const job = { node, source: inputs.source, server, state: "pending", value: 0, max: 0 };
-  const prompt = { [NODE + node]: { class_type: node, inputs } };
+export async function queuePrompt(node, prompt, { source, server }) {
+  const job = { node, source, server, state: "pending", value: 0, max: 0 };
   const response = await api.fetchApi("/prompt", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -42,7 +49,7 @@ export async function queueNode(node, inputs, server) {
 function refusal({ error, node_errors }) {
   const ofNodes = Object.values(node_errors ?? {}).flatMap(({ errors }) => errors);
   const isGone = ({ type, extra_info }) =>
-    type === "value_not_in_list" && extra_info?.input_name === "source";
+    type === "value_not_in_list" && FILES.includes(extra_info?.input_name);
   if (ofNodes.some(isGone)) throw new NoSuchFileError();
   const told = ofNodes.length ? ofNodes : [error];
   return told.map(sentenceOf).join("; ");
@@ -70,11 +77,18 @@ export async function refreshed(job) {
     const { server } = await request("status");
     return { ...job, state: job.server === server ? "cancelled" : "lost" };
   }
-  return { ...job, ...resultOf(await response.json(), NODE + job.node) };
+  return { ...job, ...resultOf(await response.json(), idOf(job.node)) };
 }
 
-function resultOf({ status, execution_error, outputs }, node) {
-  const file = outputs?.[node]?.models?.[0];
-  const error = execution_error?.exception_message?.trim();
-  return { state: STATES[status] ?? status, file, error };
+function resultOf({ status, execution_error, outputs = {}, ...times }, node) {
+  const { execution_start_time: began = NaN, execution_end_time: ended = NaN } = times;
+  const first = (id, kind) => outputs[id]?.[kind]?.[0];
+  return {
+    state: STATES[status] ?? status,
+    file: first(node, "models"),
+    verdict: first(node, "verdict"),
+    sheet: first(idOf(SHEET), "images"),
+    seconds: (ended - began) / 1000, // NaN before the end
+    error: execution_error?.exception_message?.trim(),
+  };
 }

@@ -10,7 +10,7 @@ export const state = {
   curves: null, // what the selected model gives in each format, point by point
   plan: null, // what becomes of each layer at the chosen point
   file: null, // what an export of the chosen point would write
-  job: null, // the export or search that was queued last
+  job: null, // what was queued last
 
   // What the user has chosen.
   selected: null, // a model's id
@@ -21,6 +21,8 @@ export const state = {
   sort: { column: "sensitivity", ascending: false },
   query: "", // what the table of layers is searched for
   open: {}, // which folded parts are open, by name
+  task: null, // the job that samples and is looked at before it is queued: { node, sampling }
+  seeds: 8, // pictures to verify with
   wanted: { format: "scaled", what: "full checkpoint", filename: "", overwrite: false },
 
   isStale: false, // whether plan and file are of a point that was chosen earlier
@@ -54,6 +56,9 @@ export const chosenLine = ({ curves, mode, selection }) =>
 
 /** Return the point that is chosen. */
 export const chosenPoint = (now) => chosenLine(now)?.points[now.share];
+
+/** Return the inputs of the loader that lead to the chosen point. */
+export const chosenInputs = (now) => ({ ...chosenLine(now).inputs, ...chosenPoint(now).inputs });
 
 export const canQuantize = (model) => Boolean(model?.usable);
 

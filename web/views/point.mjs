@@ -9,6 +9,7 @@ import { isActive } from "../panel/queue.mjs";
 import { canQuantize, chosenLine, chosenPoint } from "../panel/state.mjs";
 import { curveView } from "./curve.mjs";
 import { button, field, line, row } from "./parts.mjs";
+import { tasksView } from "./task.mjs";
 
 export function pointView(state, model, actions) {
   const point = chosenPoint(state);
@@ -20,10 +21,11 @@ export function pointView(state, model, actions) {
     point.before === null
       ? line(t("noSizes"))
       : [linesView(state, actions), curveView(state, actions)],
-    betterView(state, point),
+    betterView(state, point, actions),
     slider(state.share, point, actions),
     searchView(state, model, point, actions),
     doView(state, model, actions),
+    tasksView(state, model, actions),
   ];
 }
 
@@ -48,25 +50,28 @@ function linesView(state, actions) {
   );
 }
 
-/** Which selection is the better at the chosen size, where effects were measured. */
-function betterView({ curves, ...state }, point) {
-  const { mode, selection } = chosenLine({ curves, ...state });
-  const other = curves.lines.find((one) => one.mode === mode && one.selection !== selection);
+/** Which selection is the better at the chosen size, where effects were measured; and a way to it. */
+function betterView(state, point, actions) {
+  const { mode, selection } = chosenLine(state);
+  const { lines } = state.curves;
+  const other = lines.find((one) => one.mode === mode && one.selection !== selection);
   if (!other) return null;
   const away = ({ after }) => Math.abs(after - point.after);
   const beside = other.points.reduce((best, one) => (away(one) < away(best) ? one : best));
   const ours = { selection, effect: point.effect };
   const theirs = { selection: other.selection, effect: beside.effect };
   if (ours.effect === theirs.effect) return null;
-  const [better, worse] = ours.effect < theirs.effect ? [ours, theirs] : [theirs, ours];
-  return line(
-    t("betterWay", {
-      better: t(`selection ${better.selection}`),
-      worse: t(`selection ${worse.selection}`),
-      size: size(point.after),
-      share: percent(better.effect / worse.effect),
-    }),
-  );
+  const isBetter = ours.effect < theirs.effect;
+  const [better, worse] = isBetter ? [ours, theirs] : [theirs, ours];
+  const values = {
+    better: t(`selection ${better.selection}`),
+    worse: t(`selection ${worse.selection}`),
+    size: size(point.after),
+    share: percent(better.effect / worse.effect),
+  };
+  const there = { selection: other.selection, share: other.points.indexOf(beside) };
+  const offer = () => button(t("takeBetter", values), "check", () => actions.choose(there));
+  return row(line(t("betterWay", values)), !isBetter && offer());
 }
 
 /** The slider along the line: its number is a keep ratio or, by effect, MiB. */
