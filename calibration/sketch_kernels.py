@@ -72,6 +72,15 @@ def usable(device: torch.device) -> bool:
         return False
 
 
+@functools.cache
+def lacks_products(device: torch.device) -> bool:
+    """Whether Triton does not use the tensor cores of a device: for cards before RTX 30.
+
+    There, products of FP16 numbers need more registers than there are, those of FP32 do not.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+
+
 def add_rows(matrix: torch.Tensor, inputs: torch.Tensor, rows: Rows, count: int, seed: int) -> None:
     """Add `count` of an input's rows, each times random signs, to a sketch in one launch.
 
@@ -89,7 +98,8 @@ def add_rows(matrix: torch.Tensor, inputs: torch.Tensor, rows: Rows, count: int,
         _add_rows[(triton.cdiv(channels, _CHANNELS),)](
             matrix, inputs, *rows, channels, count, seed,
             SIZE=size, WORDS=size // 32, CHANNELS=_CHANNELS, ROWS=_ROWS,
-            STEPS=triton.next_power_of_2(triton.cdiv(count, _ROWS)), num_warps=4,
+            STEPS=triton.next_power_of_2(triton.cdiv(count, _ROWS)),
+            IN_FP32=lacks_products(matrix.device), num_warps=4,
         )  # fmt: skip
 
 
@@ -124,6 +134,7 @@ if triton is not None:
         matrix, inputs, rows, inner, outer_step, inner_step, channel_step, channels, count, seed,
         SIZE: tl.constexpr, WORDS: tl.constexpr,  # noqa: N803
         CHANNELS: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr,  # noqa: N803
+        IN_FP32: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         seed = seed.to(tl.uint32, bitcast=True)
         channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -136,6 +147,8 @@ if triton is not None:
             at = begin[:, None] + channel.to(tl.int64)[None, :] * channel_step
             inside = (row < count)[:, None] & (channel < channels)[None, :]
             value = tl.load(inputs + at, mask=inside, other=0.0)
+            if IN_FP32:
+                value = value.to(tl.float32)
             signs = _signs(seed, row, SIZE, WORDS, ROWS).to(value.dtype)
             total = tl.dot(signs, value, total, input_precision="tf32")
         sums = matrix + tl.arange(0, SIZE)[:, None] * channels + channel[None, :]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .kernels import tl, triton
+from .launching import launch, tl, triton
 from .storing import Storing
 
 _ROWS = 16  # rows of the weight in a program
@@ -29,12 +29,12 @@ def round_columns(
     stored = torch.empty_like(bases, dtype=torch.uint8)
     bound = torch.as_tensor(storing.bound, dtype=torch.float32, device=bases.device)
     matrices = (one.contiguous() for one in (bases, values, error, answers, directions))
-    with torch.cuda.device_of(bases):  # Triton launches on the current device
-        _round_columns[(triton.cdiv(rows, _ROWS),)](
-            *matrices, bound, stored, count, rows, size,
-            HALF=storing.dtype is torch.float16, INT8=storing.stored is torch.int8, ROWS=_ROWS,
-            SIZE=max(16, triton.next_power_of_2(size)), num_warps=_WARPS,
-        )  # fmt: skip
+    launch(
+        _round_columns, (triton.cdiv(rows, _ROWS),),
+        *matrices, bound, stored, count, rows, size,
+        HALF=storing.dtype is torch.float16, INT8=storing.stored is torch.int8, ROWS=_ROWS,
+        SIZE=max(16, triton.next_power_of_2(size)), num_warps=_WARPS,
+    )  # fmt: skip
     return stored.view(storing.stored)
 
 

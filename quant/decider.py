@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
 from .compensate import output_error
 from .formats import Clipping, NumberFormat
 from .plan import Plan, known_errors
+from .search import SearchSettings
 
 
 class Decider(Protocol):
@@ -20,6 +21,7 @@ class Decider(Protocol):
 
     Attributes:
         number_format: of the layers that are quantized.
+        settings: of the search; None if it searches nothing.
         sketches: (K, in channels) of layers' inputs by name, by which rounding is compensated;
             None rounds to the nearest.
         refined: quantized weights and scales of layers that were rounded before, by name.
@@ -28,6 +30,7 @@ class Decider(Protocol):
     """
 
     number_format: NumberFormat
+    settings: SearchSettings | None
     sketches: Mapping[str, torch.Tensor] | None
     refined: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None
     output_errors: dict[str, float | torch.Tensor]
@@ -69,6 +72,7 @@ class KnownPlan:
     """
 
     plan: Plan
+    settings: ClassVar[None] = None
     sketches: Mapping[str, torch.Tensor] | None = dataclasses.field(default=None, compare=False)
     refined: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = dataclasses.field(
         default=None, compare=False

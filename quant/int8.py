@@ -20,7 +20,7 @@ INT8_MAX = 127.0
 SHARES = 128
 """A row is clipped at a whole number of these parts of its largest weight."""
 
-_STEPS = (32, 16, 8, 4, 2, 1)  # parts, by which the search narrows
+STEPS = (32, 16, 8, 4, 2, 1)  # parts, by which the search narrows
 _LEAST = 1e-30
 """A row whose weights are all smaller counts as zero: 127 / amax would overflow FP32."""
 _ALL_ZERO_AMAX = 1e-7
@@ -62,7 +62,7 @@ def search_rows(weight: torch.Tensor, importance: torch.Tensor | None) -> RowSea
         importance = torch.ones(channels)
     shares = importance.to(weight.device, torch.float32).contiguous()
     if kernels.usable(weight.device):
-        return RowSearch(*search_kernels.search_rows(weight, shares, SHARES, _STEPS))
+        return RowSearch(*search_kernels.search_rows(weight, shares, SHARES, STEPS))
     places = weight[0, 0].numel()
     rows = weight.flatten(1)
     height = max(1, _PIECE // rows.shape[1]) if weight.device.type == "cpu" else len(rows)
@@ -85,10 +85,10 @@ def _search_part(rows: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Te
 
     best = torch.full_like(largest, SHARES)
     errors = errors_at(best)
-    for share in range(SHARES - _STEPS[0], 0, -_STEPS[0]):
+    for share in range(SHARES - STEPS[0], 0, -STEPS[0]):
         tried = torch.full_like(best, share)
         best, errors = _better(best, errors, tried, errors_at(tried))
-    for step in _STEPS[1:]:
+    for step in STEPS[1:]:
         for tried in ((best + step).clamp(max=SHARES), best - step):
             best, errors = _better(best, errors, tried, errors_at(tried))
     return best.to(torch.uint8), largest, errors, magnitude.square() @ importance, finite

@@ -11,11 +11,7 @@ import logging
 
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch for Windows and macOS comes without Triton
-    triton = tl = None
+from .launching import launch, tl, triton
 
 _BLOCK = 4096
 _GATED = 512  # channels in a program of _gated_input
@@ -28,13 +24,19 @@ def usable(device: torch.device) -> bool:
     if triton is None or device.type != "cuda" or torch.version.hip is not None:
         return False
     try:
-        byte = torch.tensor([0x38], dtype=torch.uint8, device=device).view(torch.float8_e4m3fn)
-        one = dequantize(byte, torch.ones((), device=device), torch.float16)
-        gated = gated_input(torch.ones(1, 32, dtype=torch.float16, device=device), None)
-        return one.item() == 1.0 and bool(((gated - 0.8413).abs() < 0.001).all())
+        ones, gated = tried(device)
+        return bool((ones == 1.0).all()) and bool(((gated - 0.8413).abs() < 0.001).all())
     except Exception as error:  # e.g. no compiler, or an unknown card; then torch is used
         logging.info("HSWQ: Triton is not usable on %s (%s)", device, str(error).split("\n", 1)[0])
         return False
+
+
+def tried(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run two kernels, and return their results: all 1, and all GEGLU of 1."""
+    # As many values as a layer may have, for which Triton compiles no other variant.
+    data = torch.full((16,), 0x38, dtype=torch.uint8, device=device).view(torch.float8_e4m3fn)
+    ones = torch.ones(1, 32, dtype=torch.float16, device=device)
+    return dequantize(data, torch.ones((), device=device), torch.float16), gated_input(ones, None)
 
 
 def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -89,10 +91,10 @@ def gated_input(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tenso
     rows, channels = len(values), values.shape[1] // 2
     dtype = values.dtype if scale is None else torch.float8_e4m3fn
     out = torch.empty(rows, channels, dtype=dtype, device=values.device)
-    with torch.cuda.device_of(values):  # Triton launches on the current device
-        _gated_input[(rows, triton.cdiv(channels, _GATED))](
-            values, scale, out, channels, BLOCK=_GATED, num_warps=2, enable_fp_fusion=False
-        )
+    launch(
+        _gated_input, (rows, triton.cdiv(channels, _GATED)), values, scale, out, channels,
+        BLOCK=_GATED, num_warps=2, enable_fp_fusion=False,
+    )  # fmt: skip
     return out
 
 
@@ -117,7 +119,9 @@ _compiled: dict[tuple, object] = {}
 
 
 def _run(kernel: object, programs: int, arguments: _Arguments) -> object:
-    return kernel[(programs,)](*arguments, BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False)
+    return launch(
+        kernel, (programs,), *arguments, BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False
+    )
 
 
 def _compiled_for(kernel: object, arguments: _Arguments) -> object | None:
@@ -127,6 +131,8 @@ def _compiled_for(kernel: object, arguments: _Arguments) -> object | None:
     CPU longer than everything else. Sizes and addresses that are multiples of 16 share a kernel.
     """
     source, scale, out, count, *sizes = arguments
+    if out.is_meta:
+        return None
     if (count | source.data_ptr() | scale.data_ptr() | out.data_ptr()) % 16 or count >= 1 << 31:
         return None
     if any(size % 16 for size in sizes):

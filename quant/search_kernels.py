@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from .kernels import tl, triton
+from .launching import launch, tl, triton
 
 _BLOCK = 4096
+_ROW_BLOCK = 1024  # values of a row that its program reads at a time
 _COPIES = 64  # of the histogram, so that two programs rarely add to the same address at once
-_ONE_PROGRAM = (1,)
 
 
 def largest_magnitude(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,9 +25,8 @@ def largest_magnitude(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     """
     found = torch.zeros(2, dtype=torch.int32, device=weight.device)
     count = weight.numel()
-    _largest_magnitude[((count + _BLOCK - 1) // _BLOCK,)](
-        weight, found, count, BLOCK=_BLOCK, num_warps=8
-    )
+    programs = (count + _BLOCK - 1) // _BLOCK
+    launch(_largest_magnitude, (programs,), weight, found, count, BLOCK=_BLOCK, num_warps=8)
     return found.view(torch.float32)[0], found[1] == 0
 
 
@@ -46,7 +45,8 @@ def add_to_histogram(
     out = torch.zeros(_COPIES, bins, dtype=torch.float64, device=weight.device)
     count, channels = weight.numel(), importance.numel()
     kernel_size = weight[0, 0].numel() if weight.ndim > 2 else 1
-    _histogram[((count + _BLOCK - 1) // _BLOCK,)](
+    launch(
+        _histogram, ((count + _BLOCK - 1) // _BLOCK,),
         weight, maximum, importance, out, count, channels, kernel_size, bins,
         BLOCK=_BLOCK, COPIES=_COPIES, num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
@@ -72,15 +72,14 @@ def search_amax(
     # low, high, best amax and lowest error so far
     state = torch.empty(4, dtype=torch.float64, device=device)
     for round_number in range(refinements + 1):
-        _candidate_errors[(candidates + 1,)](
-            maximum, density, state, errors, candidates,
-            FIRST=round_number == 0, SCALED=scaled, BINS=density.numel(), BLOCK=1024, num_warps=4,
-            enable_fp_fusion=False,
+        launch(
+            _candidate_errors, (candidates + 1,),
+            maximum, density, state, errors, candidates, round_number,
+            SCALED=scaled, BINS=density.numel(), BLOCK=1024, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
-        _refine[_ONE_PROGRAM](
-            maximum, state, errors, candidates,
-            FIRST=round_number == 0, BLOCK=triton.next_power_of_2(candidates), num_warps=4,
-            enable_fp_fusion=False,
+        launch(
+            _refine, (1,), maximum, state, errors, candidates, round_number,
+            BLOCK=triton.next_power_of_2(candidates), num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return state[2].to(torch.float32), state[3], errors[candidates]
 
@@ -105,13 +104,12 @@ def search_rows(
     shares = torch.empty(rows, dtype=torch.uint8, device=device)
     numbers = torch.empty(3, rows, dtype=torch.float32, device=device)
     odd = torch.zeros((), dtype=torch.int32, device=device)
-    with torch.cuda.device_of(weight):  # Triton launches on the current device
-        _search_rows[(rows,)](
-            weight, importance, shares, numbers, odd, rows, size, channels, places,
-            PARTS=parts, STEPS=len(steps), FIRST=steps[0],
-            BLOCK=min(1024, max(16, triton.next_power_of_2(size))), num_warps=4,
-            enable_fp_fusion=False,
-        )  # fmt: skip
+    launch(
+        _search_rows, (rows,),
+        weight, importance, shares, numbers, odd, rows, size, channels, places,
+        PARTS=parts, STEPS=len(steps), FIRST=steps[0],
+        BLOCK=_ROW_BLOCK, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
     return shares, *numbers, odd == 0
 
 
@@ -131,7 +129,8 @@ if triton is not None:
         tl.atomic_max(found, tl.max(magnitude.to(tl.int32, bitcast=True)), sem="relaxed")
         tl.atomic_max(found + 1, tl.max(tl.where(finite, 0, 1)), sem="relaxed")
 
-    @triton.jit
+    # Triton compiles a variant for each kind of size. That gains nothing for these.
+    @triton.jit(do_not_specialize=["channels"])
     def _histogram(
         weight, maximum, importance, out, count, channels, kernel_size, bins,
         BLOCK: tl.constexpr, COPIES: tl.constexpr,  # noqa: N803
@@ -153,14 +152,11 @@ if triton is not None:
         return tl.where(magnitude < 0.015625, subnormal, bits.to(tl.float32, bitcast=True))
 
     @triton.jit
-    def _range(maximum, state, FIRST: tl.constexpr):  # noqa: N803
-        if FIRST:
-            top = tl.load(maximum).to(tl.float64)
-            low = top * 0.5
-            high = top
-        else:
-            low = tl.load(state)
-            high = tl.load(state + 1)
+    def _range(maximum, state, round_number):
+        """Where candidates are tried; in round 0 the state has no numbers yet."""
+        top = tl.load(maximum).to(tl.float64)
+        low = tl.where(round_number == 0, top * 0.5, tl.load(state))
+        high = tl.where(round_number == 0, top, tl.load(state + 1))
         return low, high
 
     @triton.jit
@@ -173,12 +169,12 @@ if triton is not None:
         down = tl.fma(-step, (count - 1 - index).to(tl.float32), end)
         return tl.where(index < count // 2, up, down)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["round_number"])
     def _candidate_errors(
-        maximum, density, state, errors, count,
-        FIRST: tl.constexpr, SCALED: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+        maximum, density, state, errors, count, round_number,
+        SCALED: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
-        low, high = _range(maximum, state, FIRST)
+        low, high = _range(maximum, state, round_number)
         amax = _candidate(low, high, tl.program_id(0), count)
         factor = tl.div_rn(448.0, amax)
         width = tl.load(maximum).to(tl.float64) / BINS
@@ -197,18 +193,18 @@ if triton is not None:
             total += difference * difference * share
         tl.store(errors + tl.program_id(0), tl.sum(total))
 
-    @triton.jit
-    def _refine(maximum, state, errors, count, FIRST: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-        low, high = _range(maximum, state, FIRST)
+    @triton.jit(do_not_specialize=["round_number"])
+    def _refine(maximum, state, errors, count, round_number, BLOCK: tl.constexpr):  # noqa: N803
+        low, high = _range(maximum, state, round_number)
         top = tl.load(maximum).to(tl.float64)
         at = tl.arange(0, BLOCK)
         found = tl.load(errors + at, mask=at < count, other=float("inf"))
         error, index = tl.min(found, 0, return_indices=True)  # the first of equals
         best = _candidate(low, high, index, count).to(tl.float64)
-        if not FIRST:
-            before = tl.load(state + 3)
-            best = tl.where(error < before, best, tl.load(state + 2))
-            error = tl.minimum(error, before)
+        before = tl.load(state + 3)
+        first = round_number == 0
+        best = tl.where(first | (error < before), best, tl.load(state + 2))
+        error = tl.where(first, error, tl.minimum(error, before))
         reach = (high - low) / 4
         tl.store(state, tl.maximum(top * 0.1, best - reach))
         tl.store(state + 1, tl.minimum(top * 1.2, best + reach))

@@ -197,8 +197,9 @@ class _Load:
                 restrict(decider, find_layers(file), file.name)
             self.resident = not to_host and make_room(decider, structure.layers)
             self.quantizer = Quantizer(
-                decider, len(structure.layers), resident=self.resident, note=self.originals.note
-            )
+                decider, len(structure.layers), resident=self.resident,
+                note=self.originals.note, dtype=structure.dtype,
+            )  # fmt: skip
             decide = self.quantizer.decide
         operations = hswq_operations(
             decide, manual_cast=structure.manual_cast, originals=self.originals

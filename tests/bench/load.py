@@ -7,17 +7,25 @@ chosen = common.arguments(
     size={"type": int, "default": 1024},
     rounds={"type": int, "default": 3},
     mode={"default": "scaled", "help": "the number format"},
+    first={"action": "store_true", "help": "the first load of a process; see TRITON_CACHE_DIR"},
+    late={"action": "store_true", "help": "compile no kernel in the background"},
 )
+
+import contextlib  # noqa: E402
 
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from harness.hostmemory import PeakMemory  # noqa: E402
+from hswq.loader.engine import quantizer  # noqa: E402
 from hswq.loader.engine.adopt import ATTACHMENT  # noqa: E402
+from hswq.loader.engine.ahead import Ahead  # noqa: E402
 from hswq.loader.engine.loading import load_checkpoint  # noqa: E402
 from hswq.quant import Planner  # noqa: E402
 
 
 def main() -> None:
+    if chosen.late:
+        quantizer.compile_ahead = lambda *_: Ahead((), contextlib.nullcontext)
     with torch.inference_mode():
         reference = comfy.sd.load_checkpoint_guess_config(chosen.checkpoint)[0]
         measured = common.made_up_statistics(reference)
@@ -26,8 +34,13 @@ def main() -> None:
             return common.planner(measured, mode=chosen.mode)
 
         path = chosen.checkpoint
-        warm = load_checkpoint(path, searching(), only_model=True)[0]
         common.Sampling(reference, chosen.size)(1)
+        if chosen.first:
+            del reference
+            common.unload()
+            found = once(lambda: load_checkpoint(path, searching())[0])
+            return common.report("the first load", chosen, {"HSWQ, searching": found})
+        warm = load_checkpoint(path, searching(), only_model=True)[0]
         common.Sampling(warm, chosen.size)(1)
         plan = warm.get_attachment(ATTACHMENT)
         del reference, warm
@@ -47,7 +60,7 @@ def main() -> None:
     for name, rounds in found.items():
         rows = {key: [one[key] for one in rounds] for key in rounds[0]}
         results[name] = {key: round(common.median(values), 2) for key, values in rows.items()}
-    common.report("loading to the end of the first step", chosen, results)
+    return common.report("loading to the end of the first step", chosen, results)
 
 
 def once(load) -> dict[str, float]:

@@ -68,9 +68,7 @@ def dequantize_rows_agrees() -> None:
 
 def search_of_rows_agrees(weight: torch.Tensor, importance: torch.Tensor) -> None:
     """But where two shares are as good as each other: sums add up in another order."""
-    found = int8.RowSearch(
-        *search_kernels.search_rows(weight, importance, int8.SHARES, int8._STEPS)
-    )
+    found = int8.RowSearch(*search_kernels.search_rows(weight, importance, int8.SHARES, int8.STEPS))
     expected = int8.search_rows(weight, importance.expand(weight.shape[1]))
     assert torch.equal(found.largest, expected.largest)
     assert torch.equal(found.finite, expected.finite)
