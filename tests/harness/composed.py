@@ -6,11 +6,14 @@ Import it where ComfyUI is up (tests/loader/conftest.py).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
+import comfy.sd
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_model_merging import ModelSave
 from hswq.calibration import Statistics, save_statistics
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.host.folders import statistics_folder
@@ -27,9 +30,20 @@ from harness.compositions import (
     Composition,
 )
 from harness.execution import load_by_prompt
-from harness.inprocess import Conditioning, conditioning, distance, sample, unload
+from harness.foreign import load_foreign
+from harness.inprocess import (
+    Conditioning,
+    alike,
+    conditioning,
+    distance,
+    load,
+    sample,
+    unload,
+    weight,
+)
 from harness.recording import recorded
 from harness.rounding import assert_weights
+from harness.surroundings import FOREIGN, PACKED, STARTS, TURNS, controlled
 
 _ANOTHER_PICTURE = 0.5  # of a latent's size; FP8 makes 0.2 at most of it
 
@@ -42,7 +56,7 @@ class Parts:
         checkpoint: the model's file.
         stock: the model in 16 bit, by the stock loader.
         scaled, compatible: it in FP8, by ours.
-        other: another model in 16 bit.
+        other: another checkpoint's model in 16 bit.
         measured: statistics for the converter.
     """
 
@@ -57,6 +71,17 @@ class Parts:
     def layers(self) -> list[str]:
         """The model's own layers, whatever is in its network for the moment."""
         return list(self.scaled.get_attachment(ATTACHMENT).layers)
+
+    @property
+    def other_checkpoint(self) -> Path:
+        """The file of the other model."""
+        return Path(self.other.cached_patcher_init[1][0])
+
+    @functools.cached_property
+    def foreign(self) -> dict[str, ModelPatcher]:
+        """The model by another extension's loader."""
+        kinds = {FOREIGN: False, PACKED: True}
+        return {kind: load_foreign(self.checkpoint, packed=how) for kind, how in kinds.items()}
 
     def forget(self) -> None:
         """Remove what was recorded."""
@@ -73,6 +98,8 @@ class Parts:
         if composition.loader in ASKED:
             how = {"without_statistics": ASKED[composition.loader]}
             model = load_by_prompt(self.checkpoint, linked=composition.linked, **how)
+        elif composition.loader in (FOREIGN, PACKED):
+            model = self.foreign[composition.loader].clone()
         else:
             model = loaded[composition.loader].clone()
         for step in composition.steps:
@@ -94,6 +121,8 @@ def check(composition: Composition, parts: Parts) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if composition.flag is not None:
             FLAGS[composition.flag](patch)
+        if composition.start is not None:
+            STARTS[composition.start](patch)
         if composition.refused is not None:
             _assert_refused(composition, parts)
         else:
@@ -122,24 +151,54 @@ def _sample(composition: Composition, parts: Parts, runs: list[tuple[int, int]])
         prompt = HOOKS[hook](prompt, parts.other)
     if composition.unloads:
         unload()
+    if composition.control is not None:
+        prompt = controlled(prompt, composition.control)
     latent = _latent(model, prompt, composition)
     assert latent.isfinite().all(), "the latent is not finite"
-    if composition.is_recorded:
-        runs.append((composition.batch, composition.calls))
+    runs += [(composition.batch, composition.calls)] * composition.is_recorded
     assert_recorded(recorded(parts.checkpoint), parts.layers, runs)
+    if composition.turn is not None:
+        _take_turns(composition, parts)
+        assert alike(_latent(model, prompt, composition), latent), "the latent is another"
+        runs += [(composition.batch, composition.calls)] * composition.is_recorded
     if not composition.keeps_layers or (composition.is_exact and composition.loader == STOCK):
         return
     expected = parts.model(composition.in_16_bit)
-    if model.is_dynamic() or expected.is_dynamic():
-        # Patches wait for the forward there, so that weights can be judged by what they do alone.
+    waits = composition.waits or model.is_dynamic() or expected.is_dynamic()
+    if waits or composition.control is not None:
         off = distance(latent, _latent(expected, prompt, composition))
         assert off < _ANOTHER_PICTURE, f"the latent is off by {off:.2g}"
-        if composition.in_16_bit.is_recorded:
-            runs.append((composition.batch, composition.calls))
-        return
-    before = parts.model(composition.before_converting)
-    how = {"converted": composition.converts, "exact": composition.is_exact}
-    assert_weights(model, before, expected, **how)
+        runs += [(composition.batch, composition.calls)] * composition.in_16_bit.is_recorded
+    if not waits:
+        before = parts.model(composition.before_converting)
+        how = {"converted": composition.converts, "exact": composition.is_exact}
+        assert_weights(model, before, expected, **how)
+    if composition.saves:
+        _assert_saved(model, parts)
+
+
+def _take_turns(composition: Composition, parts: Parts) -> None:
+    """Sample with another checkpoint, and see that this is recorded as its own, or not at all."""
+    uniform, other = TURNS[composition.turn], parts.other.clone()
+    if uniform is not None:
+        other = load_by_prompt(parts.other_checkpoint, linked=False, without_statistics=uniform)
+    sample(other)
+    found = recorded(parts.other_checkpoint)
+    assert_recorded(found, parts.layers, [] if uniform else [(1, 1)])
+
+
+def _assert_saved(model: ModelPatcher, parts: Parts) -> None:
+    """See that ComfyUI saves each weight as it is sampled with, so that stock ComfyUI reads it."""
+    node, folder = ModelSave(), parts.checkpoint.parent / "saved"
+    node.output_dir = str(folder)
+    node.save(model, "model")
+    path = max(folder.glob("*.safetensors"))
+    stock = comfy.sd.load_diffusion_model(str(path), {"dtype": model.model_dtype()})
+    path.unlink()
+    load(model)
+    for name in parts.layers:
+        its = weight(model, name).to(model.model_dtype()).float()
+        assert weight(stock, name).equal(its), f"{name} is saved as another"
 
 
 def _latent(model: ModelPatcher, prompt: Conditioning, composition: Composition) -> torch.Tensor:

@@ -20,6 +20,7 @@ from harness.changes import CHANGED, COMPILED, RENAMING, REPLACED, another_as_lo
 from harness.graphs import AROUND, TWICE
 from harness.inprocess import Conditioning, built_in_place, patched
 from harness.patches import KINDS, patch_file
+from harness.surroundings import CONTROLS, FOREIGN, PACKED, SHARES, STARTS, STREAMING, TURNS
 
 STOCK, SCALED, COMPATIBLE = "stock", "scaled", "compatible"
 ASKED = {"asked for 16 bit": "load in 16 bit", "asked for FP8": "quantize uniformly"}
@@ -30,8 +31,14 @@ MADE_UP = "made_up.pt"
 
 _BESIDE, _MERGE, _BLOCKS, _CONVERT = "beside", "merge", "blocks", "convert"
 _LORA, _KEYFRAMES, _MODEL = "lora", "keyframes", "model"
-_NEVER_BOTH = ("compiled_object", "compiled_by_core")  # together ComfyUI's own wrapper raises
+_NEVER_BOTH = (
+    ("compiled_object", "compiled_by_core"),  # together ComfyUI's own wrapper raises
+    # ComfyUI undoes them in the order in which it did them, which leaves the one in the other.
+    ("compiled_forward", "compiled_block"),
+    ("compiled_forward", REPLACED),
+)
 _SIXTEEN_BIT = (STOCK, next(iter(ASKED)))
+_FIRST_WITH_MORE = 1000  # seeds below stay what they were
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Composition:
     """What one prompt does.
 
     Attributes:
-        loader: STOCK, SCALED, COMPATIBLE, or one of ASKED.
+        loader: STOCK, SCALED, COMPATIBLE, FOREIGN, PACKED, or one of ASKED.
         linked: whether another node gives the loader node the file's name.
         flag: how ComfyUI was started, one of FLAGS; for ASKED only.
         steps: what is done with the MODEL, in this order: names in `STEPS`.
@@ -47,6 +54,10 @@ class Composition:
         batch, denoising: latent images, and steps of the sampler.
         before: whether the plain model is sampled with first.
         unloads: whether all models are unloaded before the sampling.
+        control: what steers the sampling, one of CONTROLS.
+        turn: how another checkpoint is loaded that samples in between, one of TURNS.
+        saves: whether the MODEL is saved.
+        start: how ComfyUI was started beside `flag`, one of STARTS.
     """
 
     loader: str
@@ -58,6 +69,10 @@ class Composition:
     denoising: int
     before: bool
     unloads: bool
+    control: str | None = None
+    turn: str | None = None
+    saves: bool = False
+    start: str | None = None
 
     @property
     def is_recorded(self) -> bool:
@@ -87,6 +102,11 @@ class Composition:
         return self.loader not in ASKED and not self.converts
 
     @property
+    def waits(self) -> bool:
+        """Whether patches wait for the forward, so that weights show in the picture alone."""
+        return self.start in STREAMING or self.loader == PACKED
+
+    @property
     def converts(self) -> bool:
         """Whether the converter is among its steps."""
         return _CONVERT in self.steps
@@ -98,7 +118,7 @@ class Composition:
             return None
         if {_BESIDE, *COMPILED, *CHANGED} & {*self.steps[: self.steps.index(_CONVERT)]}:
             return "works only on the 16-bit model"
-        return None if self.loader in _SIXTEEN_BIT else "is quantized already"
+        return None if self.loader in (*_SIXTEEN_BIT, FOREIGN) else "is quantized already"
 
     @property
     def before_converting(self) -> Composition:
@@ -119,12 +139,13 @@ def compose(seed: int, *, dynamic: bool = False) -> Composition:
     apart = {_CONVERT, _BLOCKS, *AROUND, *(RENAMING if dynamic else ())}
     others = [step for step in STEPS if step not in apart]
     steps = chance.sample(others, chance.choice([0, 1, 1, 2, 3]))
-    if {*_NEVER_BOTH} <= {*steps}:
-        steps.remove(_NEVER_BOTH[0])
+    for pair in _NEVER_BOTH:
+        if {*pair} <= {*steps}:
+            steps.remove(pair[0])
     if chance.random() < 0.2:
         steps.insert(chance.randint(0, len(steps)), _CONVERT)
     loader = chance.choice([STOCK, STOCK, SCALED, COMPATIBLE, *ASKED])
-    return _with_more(
+    composition = _with_more(
         random.Random(f"more of {seed}"),
         Composition(
             loader=loader,
@@ -138,6 +159,9 @@ def compose(seed: int, *, dynamic: bool = False) -> Composition:
             unloads=chance.random() < 0.3,
         ),
     )
+    if seed < _FIRST_WITH_MORE:
+        return composition
+    return _surrounded(random.Random(f"around {seed}"), composition, dynamic=dynamic)
 
 
 def _with_more(chance: random.Random, composition: Composition) -> Composition:
@@ -149,6 +173,26 @@ def _with_more(chance: random.Random, composition: Composition) -> Composition:
     if not hooks and chance.random() < 0.15:
         hooks = (_KEYFRAMES,)
     return dataclasses.replace(composition, steps=tuple(steps), hooks=hooks)
+
+
+def _surrounded(chance: random.Random, one: Composition, *, dynamic: bool) -> Composition:
+    """Add what goes on around the sampling, as far as ComfyUI and such loaders can do it."""
+    if one.loader == STOCK and not dynamic and chance.random() < 0.5:
+        one = dataclasses.replace(one, loader=chance.choice([FOREIGN, PACKED]))
+    if one.loader == PACKED:  # its weights are bytes to others
+        steps = [step for step in one.steps if step in (_CONVERT, *KINDS, *AROUND)]
+        one = dataclasses.replace(one, steps=tuple(steps), hooks=())
+    own = one.keeps_layers and one.loader != PACKED
+    controls = [control for control in CONTROLS if own or control != SHARES]
+    one = dataclasses.replace(
+        one,
+        control=chance.choice([None, *controls]),
+        turn=chance.choice([None, None, *TURNS]),
+        start=chance.choice([None, None, *STARTS]),
+    )
+    return dataclasses.replace(
+        one, saves=own and not dynamic and not one.waits and chance.random() < 0.4
+    )
 
 
 def _lora(kind: str) -> Callable[[ModelPatcher, ModelPatcher], ModelPatcher]:

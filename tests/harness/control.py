@@ -1,11 +1,17 @@
-"""ControlNets for the toy SDXL, begun as real ones are: as a copy of its way down."""
+"""ControlNets for the toy SDXL, begun as real ones are: as a copy of its way down.
+
+Import it where ComfyUI is up (tests/loader/conftest.py).
+"""
 
 from __future__ import annotations
 
+import nodes
 import torch
+from comfy.controlnet import ControlBase
 from torch import Tensor
 from toy.shapes import CHANNELS
 
+from harness.inprocess import Conditioning
 from harness.patches import RANK, unet
 
 File = dict[str, Tensor]
@@ -67,3 +73,10 @@ def control_lora() -> File:
         tensors[f"{name}.up"] = torch.randn(value.shape[0], RANK, generator=numbers)
         tensors[f"{name}.down"] = torch.randn(RANK, columns, generator=numbers) * size
     return tensors
+
+
+def steered(prompt: Conditioning, control: ControlBase) -> Conditioning:
+    """Return a prompt with a ControlNet and its picture, as the node makes it."""
+    picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(3))
+    node = nodes.ControlNetApplyAdvanced()
+    return node.apply_controlnet(prompt, [], control, picture, 1.0, 0.0, 1.0)[0]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import comfy.controlnet
-import nodes
 import torch
 from comfy.model_patcher import ModelPatcher
-from harness.control import control_lora, controlnet, difference_controlnet
+from harness.control import control_lora, controlnet, difference_controlnet, steered
 from harness.inprocess import (
     assert_same_effect,
     conditioning,
@@ -23,10 +22,7 @@ from toy.shapes import CONTEXT
 
 
 def controlled(control) -> list:
-    """Return a prompt with a ControlNet and its picture, as the node makes it."""
-    picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(3))
-    node = nodes.ControlNetApplyAdvanced()
-    return node.apply_controlnet(conditioning(1), [], control, picture, 1.0, 0.0, 1.0)[0]
+    return steered(conditioning(1), control)
 
 
 def assert_same_steering(models, theirs, ours) -> None:
