@@ -53,11 +53,10 @@ class Picture:
             memory.throw_exception_if_processing_interrupted()
             after_step()
 
-        ratios = ("downscale_ratio_spacial", "downscale_ratio_temporal")
         samples = comfy.sample.fix_empty_latent_channels(
             patcher,
             self.latent["samples"],
-            *(self.latent[key] for key in ratios if key in self.latent),
+            *(self.latent[key] for key in _RATIOS if key in self.latent),
         )
         noise = comfy.sample.prepare_noise(samples, seed, self.latent.get("batch_index"))
         return comfy.sample.sample(
