@@ -175,7 +175,8 @@ def _is_copy(weight: torch.Tensor, original: torch.Tensor) -> bool:
 
 def _sample(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Return the bytes of some values from the middle of a tensor, converted to a dtype."""
-    values = tensor.reshape(-1)
+    # The weights of another extension may be of a class whose views do not work.
+    values = tensor.as_subclass(torch.Tensor).reshape(-1)
     count = min(values.numel(), SAMPLE_BYTES // (dtype or values.dtype).itemsize)
     start = (values.numel() - count) // 2
     return values[start : start + count].to("cpu", dtype or values.dtype).view(torch.uint8)

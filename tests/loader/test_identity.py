@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfy_extras.nodes_model_merging import ModelMergeSimple
+from harness.foreign import load_foreign
 from harness.inprocess import load, load_16_bit, patched, sample
 from harness.patches import patch_file
 from harness.recording import recorded
@@ -18,7 +19,7 @@ from hswq.loader.engine import loading
 from hswq.loader.engine.identity import identity
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.nodes.calibration import HSWQCalibration
-from hswq.loader.recording.status import NOT_RECORDED
+from hswq.loader.recording.status import NOT_RECORDED, QUANTIZED
 from toy.checkpoint import make_checkpoint
 
 
@@ -64,6 +65,23 @@ class TestOfAFile:
         before = fingerprint(str(own))
         overwrite(own, finetune)
         assert identity(model).fingerprint == before
+
+
+class TestOfAnotherLoader:
+    """Whose weights are of a class of its own, as GGUF's."""
+
+    def test_is_that_of_its_bytes(self, checkpoint, finetune):
+        found = [
+            identity(load_foreign(path, packed=True)) for path in (checkpoint, checkpoint, finetune)
+        ]
+        assert not any(one.is_of_file for one in found)
+        assert found[0] == found[1]
+        assert found[0].fingerprint != found[2].fingerprint
+
+    def test_is_not_recorded(self, checkpoint, recorder):
+        sample(load_foreign(checkpoint, packed=True))
+        assert recorder.status()[0].reason == QUANTIZED
+        assert recorded(checkpoint) is None
 
 
 class TestOverwritten:
