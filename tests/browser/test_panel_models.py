@@ -10,16 +10,27 @@ import torch
 from harness.client import Client
 from harness.fixtures import change_settings
 from harness.panelpage import PanelPage
-from harness.prompts import hswq_loader, numbered, text_to_latent
+from harness.prompts import hswq_loader, numbered, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from hswq.calibration import LayerStatistics, Statistics, save_statistics
 from playwright.sync_api import Browser, expect
 
 from .conftest import open_page
+from .test_examples import BOXES, overlap
 from .test_node_lines import FIT, OPEN, RUN
 
 pytestmark = pytest.mark.browser
 
+PROMPT = text_to_latent(stock_loader())
+# All other nodes in a column below the stock loader, without a gap.
+CROWD = """() => {
+    const loader = app.graph._nodes.find((one) => one.type === "CheckpointLoaderSimple")
+    let y = loader.pos[1]
+    for (const node of [loader, ...app.graph._nodes.filter((one) => one !== loader)]) {
+        node.pos = [loader.pos[0] + (node === loader ? 0 : 30), y]
+        y += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT
+    }
+}"""
 MODELS = 40
 LAYERS = 8
 LINE = 40  # pixels
@@ -90,6 +101,21 @@ def beside(request: pytest.FixtureRequest, browser: Browser, server, panel) -> I
             yield PanelPage(page)
     finally:
         change_settings(server, {"Comfy.VueNodes.Enabled": False})
+
+
+class TestApply:
+    def test_puts_a_new_loader_free_of_other_nodes(self, panel: PanelPage):
+        """Below the stock loader of the same file, whose place there is taken."""
+        page = panel.page
+        page.evaluate("async (prompt) => app.loadApiJson(prompt, 'mine')", numbered(PROMPT))
+        page.evaluate(CROWD)
+        panel.open()
+        panel.button("Apply to loader").click()
+        expect(panel.root).to_contain_text("is new in your graph")
+        boxes = page.evaluate(BOXES)
+        assert len(boxes) == len(PROMPT) + 1
+        new = next(box for box in boxes if box[0] == "HSWQCheckpointLoader")
+        assert [box[0] for box in boxes if box is not new and overlap(box, new)] == []
 
 
 class TestNode:

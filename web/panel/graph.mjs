@@ -82,8 +82,29 @@ function added(type, stock, file, name) {
     const [x, y, width, height] = app.canvas.visible_area;
     node.pos = [x + (width - node.size[0]) / 2, y + (height - node.size[1]) / 2];
   }
+  moveFree(graph, node);
   return node;
 }
+
+/** Move a node down, as far as it takes until it lies on no other. */
+function moveFree(graph, node) {
+  const others = graph.nodes.filter((one) => one !== node).map(boxOf);
+  let under = others.find((box) => overlaps(boxOf(node), box));
+  while (under) {
+    node.pos = [node.pos[0], under.bottom + GAP + window.LiteGraph.NODE_TITLE_HEIGHT];
+    under = others.find((box) => overlaps(boxOf(node), box));
+  }
+}
+
+/** Return where a node lies, with its title, which is above its position. */
+function boxOf({ pos: [left, top], size: [width, height], flags }) {
+  const title = window.LiteGraph.NODE_TITLE_HEIGHT;
+  const bottom = top + (flags?.collapsed ? 0 : height);
+  return { left, top: top - title, right: left + width, bottom };
+}
+
+const overlaps = (a, b) =>
+  a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
 
 function takeLinks(graph, from, to) {
   from.outputs.forEach(({ links }, slot) => {
