@@ -14,7 +14,7 @@ import { SETTINGS } from "./settings.mjs";
 
 const TITLE = "HSWQ Panel";
 const TAB = { id: "hswq", title: "HSWQ", tooltip: TITLE, icon: "pi pi-chart-bar" };
-const STYLES = ["controls.css", "views.css", "detail.css", "nodes.css"];
+const STYLES = ["controls.css", "views.css", "detail.css", "layers.css", "nodes.css"];
 const NOTICE_MILLISECONDS = 10000;
 
 const COMMAND = { id: "HSWQ.TogglePanel", label: TITLE, icon: TAB.icon, function: toggle };

@@ -37,6 +37,12 @@ OVERFLOW = """() => [...document.querySelectorAll(".hswq-panel :not(.hswq-hidden
     .filter((one) => one.getBoundingClientRect().right > document.querySelector(".hswq-panel")
         .getBoundingClientRect().right + 1 && !one.closest(".hswq-chart, .hswq-curve"))
     .map((one) => one.outerHTML.slice(0, 200))"""
+# What is too small for a finger: WCAG AA asks for 24 pixels. A label belongs to its input.
+SMALL = """() => [...document.querySelectorAll(
+    ".hswq-panel :is(a, button, input, select, summary, [tabindex])")]
+    .map((one) => [one, (one.closest("label") ?? one).getBoundingClientRect()])
+    .filter(([, { width, height }]) => width < 24 || height < 24)
+    .map(([one, { width, height }]) => `${one.outerHTML.slice(0, 99)} ${width} ${height}`)"""
 # What is drawn on a point, from the front to the back, mixed as the browser mixes it.
 CONTRASTS = """() => {
     const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true})
@@ -188,6 +194,17 @@ class TestAccess:
             assert panel.page.evaluate(reached)
         panel.page.keyboard.press("Tab")
         assert not panel.page.evaluate(reached)
+
+    def test_by_finger(self, panel: PanelPage):
+        panel.open()
+        panel.expect_file()
+        for name in ("Layers", "Statistics files"):
+            panel.unfold(name)
+        panel.button("Settings").click()
+        panel.upload("wrong.pt", b"no statistics")
+        expect(panel.problem).to_have_count(1)
+        expect(panel.root.locator("tbody tr").first).to_be_visible()
+        assert panel.page.evaluate(SMALL) == []
 
     def test_in_japanese(self, panel: PanelPage, server: ComfyUIServer):
         change_settings(server, {"Comfy.Locale": "ja"})

@@ -144,27 +144,6 @@ class TestErrors:
         assert Client(server.url).get_json("/queue") == {"queue_running": [], "queue_pending": []}
 
 
-class TestServer:
-    def test_that_is_gone_is_told_until_it_is_back(
-        self, panel: PanelPage, busy: Client, server: ComfyUIServer
-    ):
-        panel.open()
-        panel.expect_file()
-        panel.export("lost")
-        panel.expect_job("pending")
-        panel.page.wait_for_function("localStorage.getItem('HSWQ.job')")
-        expect(panel.models).to_contain_text("step")
-        server.stop()
-        expect(panel.problem).to_contain_text("ComfyUI does not answer")
-        expect(panel.models).not_to_contain_text("step")
-        expect(panel.button("Export")).to_be_disabled()
-        server.start()
-        expect(panel.problem).to_have_count(0)
-        panel.expect_job("lost")
-        expect(panel.button("Export")).to_be_enabled()
-        panel.button("Dismiss").click()
-
-
 class TestSampling:
     def test_is_live_and_says_when_it_does_not_count(self, panel: PanelPage, busy: Client):
         panel.open()

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -112,6 +113,17 @@ class ComfyUIServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    @contextmanager
+    def killed(self) -> Iterator[None]:
+        """End ComfyUI at once, as a power cut does; start it anew at the end of the block."""
+        process, self._process = self._process, None
+        process.kill()
+        process.wait()
+        try:
+            yield
+        finally:
+            self.start()
 
     def restart(self) -> None:
         """Stop and start: what is in memory is gone, what is on disk stays."""

@@ -5,6 +5,7 @@ import { counted } from "../common/numbers.mjs";
 import { request } from "../common/request.mjs";
 import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
+import { openFirstExample } from "../examples.mjs";
 import { applyToLoader, loaderOf, partsOf, showNode } from "./graph.mjs";
 import { cancelJob, dismissJob, startJob, startNode } from "./jobs.mjs";
 import { askModel, askPoint, refresh, selectModel } from "./questions.mjs";
@@ -22,6 +23,7 @@ export const actions = {
   want: wantFile,
   fold: toggleFold,
   set: (name, value) => app.extensionManager.setting.set(`HSWQ.${name}`, value),
+  example: () => attempt(openFirstExample),
   search: () => startNode("HSWQPlan", { mode: state.mode }),
   look: lookAtTask,
   begin: beginTask,
@@ -135,12 +137,13 @@ async function askAndForget(what, path, options, values) {
 /** Upload the first of some files, show the model that it belongs to, and say what it brought. */
 function uploadFile([file]) {
   return attempt(async () => {
+    const known = state.status?.models; // as of before: the server tells of it before it answers
     const model = await request(`statistics/upload?name=${encodeURIComponent(file.name)}`, {
       method: "POST",
       headers: { "Content-Type": "application/octet-stream" },
       body: file,
     });
-    const before = state.status?.models.find(({ id }) => id === model.id);
+    const before = known?.find(({ id }) => id === model.id);
     const isNew = JSON.stringify(before?.sessions) !== JSON.stringify(model.sessions);
     await refresh();
     if (state.selected !== model.id) selectModel(model.id);

@@ -5,7 +5,7 @@ import { counted, number, time } from "../common/numbers.mjs";
 import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
 import { detailView } from "./detail.mjs";
-import { fold, icon, line } from "./parts.mjs";
+import { button, fold, icon, line } from "./parts.mjs";
 
 const SUFFIX = /\.(safetensors|ckpt|sft)$/; // every name has one: the room is scarce
 const FEW = 5; // so many are seen at once: no need to search them
@@ -26,15 +26,17 @@ export function modelsView(state, selected, actions) {
     "div",
     { key: "models", class: "hswq-models" },
     shown.length > FEW && toolsView(state.list, actions),
-    items.length ? h("ul", { "aria-label": t("models") }, items) : noneView(shown, reading),
+    items.length
+      ? h("ul", { "aria-label": t("models") }, items)
+      : noneView(shown, reading, actions),
     reading > 0 && line(t("readingMore", { count: reading })),
     others.length > 0 && othersView(others, state, !shown.length, actions),
   );
 }
 
-function noneView(shown, reading) {
+function noneView(shown, reading, actions) {
   if (reading) return null;
-  return shown.length ? line(t("noneFound")) : emptyView();
+  return shown.length ? line(t("noneFound")) : emptyView(actions);
 }
 
 const isRecording = ({ state }) => ["recording", "failed"].includes(state);
@@ -67,13 +69,15 @@ function toolsView(list, actions) {
   return h("div", { class: "hswq-list-tools" }, h("input", search), h("select", order, options));
 }
 
-const emptyView = () =>
+const emptyView = (actions) =>
   h(
     "div",
     { class: "hswq-empty" },
     icon("images"),
     h("p", null, t("empty")),
     h("p", null, t("emptyNext")),
+    button(t("example"), "file", actions.example, { class: "hswq-primary" }),
+    line(t("exampleNext")),
   );
 
 function item(model, state, selected, actions) {

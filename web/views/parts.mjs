@@ -11,6 +11,9 @@ export const line = (...content) => h("p", { class: "hswq-line" }, content);
 /** Parts side by side, as far as there is room. */
 export const row = (...content) => h("div", { class: "hswq-row" }, content);
 
+/** Buttons side by side. */
+export const actionsRow = (...content) => h("div", { class: "hswq-row hswq-actions" }, content);
+
 /** A sign beside a term; pointing at it, or focus, shows what the term means. */
 export function help(name) {
   const text = t(`help ${name}`);

@@ -8,7 +8,7 @@ import { loaderOf } from "../panel/graph.mjs";
 import { isActive } from "../panel/queue.mjs";
 import { canQuantize, chosenLine, chosenPoint } from "../panel/state.mjs";
 import { curveView } from "./curve.mjs";
-import { button, field, line, row } from "./parts.mjs";
+import { actionsRow, button, field, line, row } from "./parts.mjs";
 import { tasksView } from "./task.mjs";
 
 export function pointView(state, model, actions) {
@@ -106,7 +106,7 @@ function searchView({ job }, model, { error, exact }, actions) {
 function doView({ isGone }, model, actions) {
   const disabled = !model.source || isGone;
   const inGraph = model.source && loaderOf(model.source);
-  return row(
+  return actionsRow(
     button(t("apply"), "sliders-h", actions.apply, {
       disabled,
       class: "hswq-primary",

@@ -5,7 +5,7 @@ import { duration, number, size } from "../common/numbers.mjs";
 import { t } from "../common/texts.mjs";
 import { isActive } from "../panel/queue.mjs";
 import { canQuantize } from "../panel/state.mjs";
-import { button, field, icon, line, row } from "./parts.mjs";
+import { actionsRow, button, field, icon, line } from "./parts.mjs";
 
 const TASKS = { HSWQMeasureEffect: "bolt", HSWQVerify: "images" };
 const MOST_SEEDS = 64;
@@ -22,7 +22,7 @@ export function tasksView(state, model, actions) {
     const toggle = () => actions.look(isOpen ? null : node);
     return button(t(`start ${node}`), iconName, toggle, props);
   });
-  return [row(buttons), task && !disabled && taskView(state, model, actions)];
+  return [actionsRow(buttons), task && !disabled && taskView(state, model, actions)];
 }
 
 function taskView(state, model, actions) {
@@ -37,7 +37,7 @@ function taskView(state, model, actions) {
     node === "HSWQVerify" && seedsField(state, actions),
     line(timeOf(state, model)),
     before !== null && line(t(`memory ${node}`, { size: size(before) })),
-    row(
+    actionsRow(
       h("button", { type: "submit", class: "hswq-primary" }, icon("play"), t("begin")),
       button(t("close"), "times", () => actions.look(null), { class: "hswq-quiet" }),
     ),
