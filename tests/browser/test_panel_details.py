@@ -40,6 +40,7 @@ OVERFLOW = """() => [...document.querySelectorAll(".hswq-panel :not(.hswq-hidden
 # What is too small for a finger: WCAG AA asks for 24 pixels. A label belongs to its input.
 SMALL = """() => [...document.querySelectorAll(
     ".hswq-panel :is(a, button, input, select, summary, [tabindex])")]
+    .filter((one) => one.checkVisibility())
     .map((one) => [one, (one.closest("label") ?? one).getBoundingClientRect()])
     .filter(([, { width, height }]) => width < 24 || height < 24)
     .map(([one, { width, height }]) => `${one.outerHTML.slice(0, 99)} ${width} ${height}`)"""
