@@ -36,10 +36,26 @@ def multiplied_in_int8(
     if inputs.requires_grad or (bias is not None and bias.requires_grad):
         return None  # training: rounding has no derivative
     rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
-    outputs = comfy_kitchen.int8_linear(
-        rows, weight._qdata, weight._params.scale, bias, out_dtype=inputs.dtype
-    )
+    product = _compiled_product if torch.compiler.is_compiling() else _product
+    outputs = product(rows, weight._qdata, weight._params.scale, bias)
     return outputs.view(*inputs.shape[:-1], outputs.shape[-1])
+
+
+def _product(
+    rows: torch.Tensor, data: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return comfy_kitchen.int8_linear(rows, data, scale, bias, out_dtype=rows.dtype)
+
+
+_compiled_product = torch.library.custom_op("hswq::int8_linear", _product, mutates_args=())
+"""The same as one step of a compiled graph: a compiler cannot trace comfy_kitchen's choice."""
+
+
+@_compiled_product.register_fake
+def _(
+    rows: torch.Tensor, data: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return rows.new_empty(len(rows), len(data))
 
 
 def multiplies_here(layer: torch.nn.Module, inputs: torch.Tensor) -> bool:

@@ -13,6 +13,7 @@ import comfy.model_management as memory
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ...calibration import monitored_layers
 from ..files.errors import ModelFileError
@@ -49,6 +50,26 @@ def find_layers(file: ModelFile) -> dict[str, torch.Tensor]:
     Raises:
         ModelFileError: the file holds no diffusion model, or one that ComfyUI cannot build.
     """
+    return _built(file)[0]
+
+
+def needed_beside(file: ModelFile, pixels: int = 1024) -> float:
+    """Return the bytes that ComfyUI expects a step to take beside a model's weights.
+
+    The step is that of a picture with cfg, of so many pixels each way.
+
+    Raises:
+        ModelFileError: as find_layers.
+    """
+    model = _built(file)[1].model
+    latent = model.latent_format
+    edge = pixels // latent.spacial_downscale_ratio
+    times = [1] * (latent.latent_dimensions - 2)
+    return model.memory_required([2, latent.latent_channels, *times, edge, edge])
+
+
+def _built(file: ModelFile) -> tuple[dict[str, torch.Tensor], ModelPatcher]:
+    """Return a file's layers as find_layers does, and the model without memory for its weights."""
     layers: dict[str, torch.Tensor] = {}
 
     def note(layer: str, weight: torch.Tensor, _: torch.device) -> torch.Tensor:
@@ -72,7 +93,7 @@ def find_layers(file: ModelFile) -> dict[str, torch.Tensor]:
     if model is None:
         raise ModelFileError(f"{file.name} holds no diffusion model that ComfyUI knows")
     check_whole(file.name, model.model.diffusion_model)
-    return layers
+    return layers, model
 
 
 def check_whole(name: str, network: torch.nn.Module) -> None:

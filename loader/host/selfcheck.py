@@ -58,7 +58,8 @@ QUANTIZING = Part(
         "comfy.model_detection": "convert_diffusers_mmdit model_config_from_diffusers_unet "
         "model_config_from_unet",
         "comfy.model_management": "LoadedModel LoadedModel.model_load OOM_EXCEPTION VRAMState "
-        "VRAMState.LOW_VRAM VRAMState.NO_VRAM current_loaded_models free_memory get_free_memory "
+        "VRAMState.LOW_VRAM VRAMState.NO_VRAM current_loaded_models extra_reserved_memory "
+        "free_memory get_free_memory "
         "get_torch_device get_total_memory lora_compute_dtype minimum_inference_memory "
         "supports_cast supports_fp8_compute throw_exception_if_processing_interrupted unet_dtype "
         "unet_manual_cast unet_offload_device vram_state",

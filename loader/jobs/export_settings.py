@@ -58,7 +58,7 @@ class ExportSettings:
     def by_effect(self) -> dict[str, object]:
         """What a file says of a selection that does not go by keep_ratio."""
         if self.selection != BY_EFFECT:
-            return {}
+            return {} if self.selection == BY_SENSITIVITY else {"selection": self.selection}
         budget = {"fit_gb": self.fit_gb} if self.fit_gb else {"keep_mb": self.keep_mb}
         return {"selection": self.selection, **budget}
 

@@ -12,11 +12,13 @@ from ..files.fingerprints import fingerprint, is_decided, looked_up
 from ..files.model_file import ModelFile
 from ..store.effects import find_effects
 from .also_keep import ENDS, also_kept
+from .card import Card
 from .choice import Choice, choose
 from .search import search_once
 
-BY_SENSITIVITY, BY_EFFECT = "by sensitivity", "by effect"
-SELECTIONS = (BY_SENSITIVITY, BY_EFFECT)
+BY_SENSITIVITY, BY_EFFECT, TO_FIT = "by sensitivity", "by effect", "by effect, to fit this card"
+SELECTIONS = (BY_SENSITIVITY, BY_EFFECT, TO_FIT)
+_NO_EFFECTS = "no effects are known, so keep_ratio decides: run HSWQ Measure Effect first"
 DEFAULT_MB = 80.0
 """3% of SDXL's bytes in FP8."""
 
@@ -31,7 +33,7 @@ class Keeping:
         selection: one of SELECTIONS.
         keep_mb: MiB that layers kept by effect may add.
         fit_gb: GiB that the whole diffusion model may have if layers are kept by effect; with 0,
-            keep_mb decides.
+            keep_mb decides. To fit this card, neither counts (see card.Card).
     """
 
     keep_ratio: float = 0.25
@@ -89,11 +91,19 @@ def choose_keeping(
     if effects is None:
         chosen = chosen_by(BySensitivity(0.0))
         if chosen.decider is None or not chosen.samples or not write:
-            return chosen_by(BySensitivity(keeping.keep_ratio, also))  # no effects are known
+            found = chosen_by(BySensitivity(keeping.keep_ratio, also))
+            return (
+                found
+                if found.decider is None
+                else dataclasses.replace(
+                    found, about="; ".join(filter(None, (_NO_EFFECTS, found.about)))
+                )
+            )
         effects, how = _estimated(file, chosen), "by estimated effect"
     costs = _costs(file, settings, effects)
-    chosen = chosen_by(ByEffect(_budget(file, keeping, costs, also), effects, costs, also))
-    return dataclasses.replace(chosen, about="; ".join(filter(None, (how, chosen.about))))
+    budget, fits = _budget(file, keeping, costs, also)
+    chosen = chosen_by(ByEffect(budget, effects, costs, also))
+    return dataclasses.replace(chosen, about="; ".join(filter(None, (how, fits, chosen.about))))
 
 
 def measured_effects(
@@ -160,20 +170,23 @@ def costs_of(
 
 def _budget(
     file: ModelFile, keeping: Keeping, costs: Mapping[str, int], also: frozenset[str]
-) -> int:
-    """Return the bytes that layers kept by effect may add.
+) -> tuple[int, str]:
+    """Return the bytes that layers kept by effect may add, and what to tell of them.
 
     Raises:
-        ValueError: the model does not fit, however many layers are quantized.
+        ValueError: the model does not fit into `fit_gb`, however many layers are quantized.
     """
-    if not keeping.fit_gb:
-        return int(keeping.keep_mb * (1 << 20))
+    if keeping.selection == BY_EFFECT and not keeping.fit_gb:
+        return int(keeping.keep_mb * (1 << 20)), ""
     whole = 2 * sum(math.prod(entry.shape) for entry in file.own.values())
     least = whole - sum(cost for name, cost in costs.items() if name not in also)
+    if keeping.selection == TO_FIT:
+        card = Card.of(file)
+        return max(0, card.weights - least), card.sentence(least)
     budget = int(keeping.fit_gb * (1 << 30)) - least
     if budget < 0:
         raise ValueError(
             f"{file.name} does not fit into {keeping.fit_gb:g} GiB: with every layer quantized it "
             f"has {least / (1 << 30):.2f} GiB"
         )
-    return budget
+    return budget, ""

@@ -78,7 +78,8 @@ def by_effect_inputs() -> list[io.Input]:
             optional=True,
             tooltip="by sensitivity: keep_ratio of the layers, those whose outputs vary most, as "
             "HSWQ does. by effect: those that change the model's output most for their size, as "
-            "HSWQ Measure Effect found; before it has run, as recorded inputs let expect.",
+            "HSWQ Measure Effect found; before it has run, as recorded inputs let expect. To "
+            "fit this card: as many as it has room for beside a step of 1024 x 1024 pixels.",
         ),
         io.Float.Input(
             "keep_mb",

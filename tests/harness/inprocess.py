@@ -200,3 +200,28 @@ def weight(patcher: ModelPatcher, layer: str) -> Tensor:
     value = comfy.utils.get_attr(patcher.model.diffusion_model, f"{layer}.weight")
     data, *scale = (part.to("cpu", copy=True) for part in parts(value))
     return dequantize(data, scale[0], torch.float32) if scale else data.float()
+
+
+def assert_frees_what_is_asked(patcher: ModelPatcher) -> None:
+    """Check that so much leaves the device as a VAE asks for, and little more.
+
+    ComfyUI goes by the sizes that a model says it has. It frees room for its buffers as well.
+    """
+    loaded = comfy.model_management.LoadedModel(load_partly(patcher, 2))
+    size = patcher.model_size()
+    exact = sum(part.nbytes for all_of_it in held(patcher).values() for part in all_of_it)
+    assert exact <= size * 1.02
+    assert patcher.loaded_size() == size
+    largest = max(entry[0] for entry in patcher._load_list())  # bytes, cast if it must be
+    for asked in (0.1 * size, 0.4 * size):
+        before = patcher.loaded_size()
+        assert not loaded.model_unload(asked)  # not all of it
+        freed = before - patcher.loaded_size()
+        buffers = (comfy.model_management.NUM_STREAMS + 1) * largest
+        assert asked <= freed <= asked + buffers + largest, (asked, freed, largest)
+        away = [
+            comfy.model_management.module_size(module)
+            for module in patcher.model.modules()
+            if hasattr(module, "prev_comfy_cast_weights")
+        ]
+        assert sum(away) == size - patcher.loaded_size()

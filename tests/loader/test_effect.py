@@ -17,9 +17,10 @@ from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.jobs import choice, effect
+from hswq.loader.jobs.card import OTHERS_BYTES, Card
 from hswq.loader.jobs.export import export
 from hswq.loader.jobs.export_settings import ExportSettings
-from hswq.loader.jobs.keeping import BY_EFFECT, Keeping, above_noise, choose_keeping
+from hswq.loader.jobs.keeping import BY_EFFECT, TO_FIT, Keeping, above_noise, choose_keeping
 from hswq.loader.jobs.sampling import Picture
 from hswq.loader.recording.recorder import recorder
 from hswq.loader.recording.unrecorded import unrecorded
@@ -148,10 +149,8 @@ def bytes_of(patcher) -> int:
 
 
 def chosen(trained, **keeping):
-    file = ModelFile(trained.path)
-    return choose_keeping(
-        choice.AUTO, file, SETTINGS, Keeping(selection=BY_EFFECT, **keeping), choice.FAIL
-    )
+    file, wanted = ModelFile(trained.path), Keeping(**{"selection": BY_EFFECT, **keeping})
+    return choose_keeping(choice.AUTO, file, SETTINGS, wanted, choice.FAIL)
 
 
 def load(trained, **keeping):
@@ -192,6 +191,31 @@ class TestLoaded:
         assert 1.15 * least < found <= 1.2 * least
         with pytest.raises(ValueError, match=r"does not fit into 0\.001 GiB: with every layer"):
             chosen(trained, fit_gb=0.001)
+
+    def test_fits_this_card(self, trained, monkeypatch):
+        """ComfyUI's option --reserve-vram makes it a small one here."""
+        total = memory.get_total_memory(memory.get_torch_device())
+        card = Card.of(ModelFile(trained.path))
+        assert card.total == total
+        assert memory.minimum_inference_memory() <= card.beside < total
+        least = bytes_of(load(trained, keep_mb=0))
+        room = total - OTHERS_BYTES - card.beside
+        reserved = memory.EXTRA_RESERVED_VRAM
+        monkeypatch.setattr(memory, "EXTRA_RESERVED_VRAM", reserved + room - 1.05 * 1.2 * least)
+        found = chosen(trained, selection=TO_FIT)
+        assert f"; this card's {total / 2**30:.1f} GiB have room for 0.0" in found.about
+        patcher = load_checkpoint(trained.path, found.decider, only_model=True)[0]
+        assert 1.15 * least < bytes_of(patcher) <= 1.2 * least
+        monkeypatch.setattr(memory, "EXTRA_RESERVED_VRAM", total)
+        found = chosen(trained, selection=TO_FIT)
+        assert "0.00, the model needs 0.00: some layers are streamed" in found.about
+        again = load_checkpoint(trained.path, found.decider, only_model=True)[0]
+        assert bytes_of(again) == least
+
+    def test_a_large_card_has_room_for_16_bit(self, trained):
+        found = chosen(trained, selection=TO_FIT)
+        patcher = load_checkpoint(trained.path, found.decider, only_model=True)[0]
+        assert not patcher.get_attachment(ATTACHMENT).quantized
 
     def test_without_measured_effects_by_what_sketches_say(self, trained):
         wanted = chosen(trained, keep_mb=0.05)

@@ -12,6 +12,7 @@ from comfy.quant_ops import QuantizedTensor
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from harness.inprocess import (
     alike,
+    assert_frees_what_is_asked,
     assert_same_effect,
     distance,
     effect,
@@ -102,6 +103,9 @@ class TestLoading:
         expected = sample(ours)
         unload()
         assert alike(sample(load_partly(ours, share)), expected)
+
+    def test_no_more_leaves_than_a_vae_asks_for(self, ours, legacy):
+        assert_frees_what_is_asked(ours)
 
     def test_a_device_without_fp8_is_told_to_take_it(self, monkeypatch):
         monkeypatch.setattr(comfy.model_management, "supports_cast", lambda *_: False)

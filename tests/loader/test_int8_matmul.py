@@ -48,6 +48,17 @@ def test_are_exact(shape, rows):
     assert ((found.cpu().double() - exact).abs() < 1e-5 * exact.abs().max()).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_compiled_they_are_one_graph(biased):
+    weight = weight_of(40, 64)
+    inputs = torch.randn((2, 33, 64), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    bias = torch.ones(40, device=DEVICE) if biased else None
+    compiled = torch.compile(multiplied, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert compiled(inputs, weight, bias).equal(multiplied(inputs, weight, bias))
+    torch.compiler.reset()
+
+
 def test_only_where_it_was_asked_for():
     weight = weight_of(16, 32)
     inputs = torch.ones(4, 32, device=DEVICE)

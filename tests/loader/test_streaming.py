@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.model_management
 import pytest
 from comfy.model_patcher import ModelPatcher
-from harness.inprocess import load_partly, unload
+from harness.inprocess import assert_frees_what_is_asked, load_partly, unload
 from hswq.loader.engine.streaming import LARGEST_STREAMED, LoadOrder, stream_large_layers
 
 
@@ -45,6 +45,9 @@ class TestPartlyLoaded:
         patcher.partially_unload(patcher.offload_device, 0.3 * patcher.model_size())
         streaming, staying = sizes(patcher)
         assert min(streaming) >= max(staying)
+
+    def test_no_more_leaves_than_a_vae_asks_for(self, models, legacy):
+        assert_frees_what_is_asked(models.quantized.clone())
 
     @pytest.mark.parametrize("how", [{}, {"disable_dynamic": True}, {"force_deepcopy": True}])
     def test_clones_do_the_same(self, models, memory, how):
