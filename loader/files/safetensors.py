@@ -41,6 +41,9 @@ DTYPE_NAMES = {
 }
 """Names of torch's dtypes in safetensors. Older torch lacks some of them."""
 
+DTYPES = {code: dtype for dtype, code in DTYPE_NAMES.items()}
+"""The dtypes by these names."""
+
 
 NARROW = frozenset((
     "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3",
@@ -63,7 +66,19 @@ def is_safetensors(path: str) -> bool:
     return path.lower().endswith((".safetensors", ".sft"))
 
 
+class Header(NamedTuple):
+    """What a safetensors header says: where tensors are, and the file's `__metadata__`."""
+
+    entries: dict[str, TensorEntry]
+    metadata: dict[str, str]
+
+
 def read_header(path: str) -> dict[str, TensorEntry]:
+    """Return the entries of `parse_header`."""
+    return parse_header(path).entries
+
+
+def parse_header(path: str) -> Header:
     """Read and check a safetensors header; offsets are absolute in the file.
 
     Raises:
@@ -76,7 +91,9 @@ def read_header(path: str) -> dict[str, TensorEntry]:
         text = _bounded(file, size, name)
     _judge(path, name)
     try:
-        entries = _entries(json.loads(text), 8 + len(text))
+        table = json.loads(text)
+        metadata = table.pop("__metadata__", None) or {}
+        entries = _entries(table, 8 + len(text))
     except ValueError as error:
         raise ModelFileError(f"{name} has a damaged safetensors header: {error}") from None
     promised = max((entry.end for entry in entries.values()), default=8 + len(text))
@@ -84,7 +101,7 @@ def read_header(path: str) -> dict[str, TensorEntry]:
         raise ModelFileError(
             f"{name} is truncated: by its header it has {promised} bytes, but it has {size}"
         )
-    return entries
+    return Header(entries, metadata)
 
 
 def _bounded(file: BinaryIO, size: int, name: str) -> bytes:
@@ -118,8 +135,6 @@ def _judge(path: str, name: str) -> None:
 def _entries(header: dict, base: int) -> dict[str, TensorEntry]:
     entries = {}
     for name, info in header.items():
-        if name == "__metadata__":
-            continue
         if len(info["shape"]) > MAX_DIMENSIONS:
             raise ValueError(f"tensor {name[:100]!r} has {len(info['shape'])} dimensions")
         start, end = info["data_offsets"]

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from ...calibration import atomic_file
 from ...quant import NumberFormat
@@ -50,7 +49,7 @@ def find(key: str) -> RefinedModel | None:
         found = RefinedModel(path, key)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         logging.warning("HSWQ: the refined model %s is made again: %s", path.name, reason)
         return None

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from ...quant import FP8_SCALED, NUMBER_FORMATS, NumberFormat
-from ..files.safetensors import DTYPE_NAMES, read_header
+from ..files.mapped_file import MappedFile
+from ..files.safetensors import DTYPE_NAMES
 
 FORMAT = "hswq_refined_v1"
 DATA, SCALE, SUMS = ".weight", ".weight_scale", "hswq_sums"
@@ -78,10 +78,11 @@ class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
 
         Raises:
             OSError: it cannot be read; FileNotFoundError: it does not exist.
-            ValueError, SafetensorError: it is damaged, or has another key.
+            ValueError: it is damaged, or has another key.
         """
         self.path, self.is_whole = path, True
-        entries = read_header(str(path))
+        self._file = MappedFile(path)
+        entries = dict(self._file.entries)
         sums = entries.pop(SUMS, None)
         self._names = sorted(name.removesuffix(DATA) for name in entries if name.endswith(DATA))
         wanted: dict[str, tuple] = {}
@@ -94,16 +95,13 @@ class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
             raise ValueError("its tensors are not a quantized model's")
         if sums is None or (sums.dtype, sums.shape) != ("I64", (len(self._names),)):
             raise ValueError("it has no checksum for each layer")
-        self._file = safe_open(path, "pt")
-        if (self._file.metadata() or {}) != {"format": FORMAT, "key": key}:
+        if self._file.metadata != {"format": FORMAT, "key": key}:
             raise ValueError(f"it is not a {FORMAT} file with the key in its name")
-        self._sums = dict(zip(self._names, self._file.get_tensor(SUMS).tolist(), strict=True))
+        self._sums = dict(zip(self._names, self._file.read(SUMS).tolist(), strict=True))
 
     def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         expected = self._sums[name]
-        # Tensors that are read in inference mode cannot become parameters without a copy.
-        with torch.inference_mode(False):
-            data, scale = (self._file.get_tensor(name + part) for part in (DATA, SCALE))
+        data, scale = self._file.read(name + DATA), self._file.read(name + SCALE)
         if checksum(data, scale) != expected or not _is_scale(scale):
             if self.is_whole:
                 logging.warning("HSWQ: %s is made again: %s is damaged", self.path.name, name)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ...calibration import Sketch, Statistics, atomic_file
 from ...calibration.sketch import SIZE as SKETCH_SIZE
+from ..files.mapped_file import MappedFile
+from ..files.safetensors import TensorEntry
 from ..files.tensor_file import lay_out
 from . import locked_file
 from .sketch_sets import Sketches
@@ -133,7 +134,7 @@ def open_beside(
         return SketchFile(path, statistics, recordings, samples)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         logging.warning("HSWQ: %s is not used: %s", path.name, str(error).split("\n", 1)[0])
         return None
 
@@ -157,19 +158,20 @@ class SketchFile(Sketches):
 
         Raises:
             OSError: it cannot be read; FileNotFoundError: it does not exist.
-            ValueError, SafetensorError: it is damaged, or belongs to other statistics.
+            ValueError: it is damaged, or belongs to other statistics.
         """
         self._path = path
         _check_size(path)
-        self._file = safe_open(path, "pt")
-        metadata = self._file.metadata() or {}
+        self._file = MappedFile(path)
+        metadata = self._file.metadata
         self.recordings = _recordings_of(metadata, statistics, recordings, samples)
         self._places = _places(metadata.get("layers", ""))
         count = 1 + max(self._places.values(), default=-1)
         self._channels = [self._channels_of(str(place)) for place in range(count)]
-        self._rows = self._file.get_tensor(_ROWS)
-        if (self._rows.dtype, tuple(self._rows.shape)) != (torch.int64, (count,)):
+        rows = self._file.entries.get(_ROWS)
+        if rows is None or (rows.dtype, rows.shape) != ("I64", (count,)):
             raise ValueError("it has no number of rows for each sketch")
+        self._rows = self._file.read(_ROWS)
         if (self._rows < 0).any() or (self._rows > MAX_ROWS).any():
             raise ValueError(f"it has a sketch of {self._rows.tolist()} rows")
         facts = json.dumps([metadata, self._rows.tolist()], sort_keys=True)
@@ -179,8 +181,8 @@ class SketchFile(Sketches):
     def __getitem__(self, name: str) -> Sketch:
         place = self._places[name]
         rows = self._rows[place].item()
-        scale = self._file.get_tensor(f"{place}{_SCALE}")
-        matrix = self._file.get_tensor(str(place)).to(torch.float32) * scale
+        scale = self._file.read(f"{place}{_SCALE}")
+        matrix = self._file.read(str(place)).to(torch.float32) * scale
         if not rows or not matrix.isfinite().all():
             if rows:
                 logging.warning("HSWQ: %s: the sketch of %s is damaged", self._path.name, name)
@@ -215,10 +217,11 @@ class SketchFile(Sketches):
                 )
 
     def _channels_of(self, key: str) -> int:
-        part, scale = self._file.get_slice(key), self._file.get_slice(key + _SCALE)
-        found = part.get_dtype(), part.get_shape(), scale.get_dtype(), scale.get_shape()
-        channels = (*found[1], 0, 0)[1]
-        if not channels or found != ("I8", [SKETCH_SIZE, channels], "F32", [channels]):
+        nothing = TensorEntry("missing", (), 0, 0)
+        part, scale = (self._file.entries.get(one, nothing) for one in (key, key + _SCALE))
+        channels = (*part.shape, 0, 0)[1]
+        found = part.dtype, part.shape, scale.dtype, scale.shape
+        if not channels or found != ("I8", (SKETCH_SIZE, channels), "F32", (channels,)):
             raise ValueError(f"sketch {key} is {found[0]} and {found[2]} of shape {found[1]}")
         return channels
 

@@ -19,6 +19,10 @@ class Sketches(Mapping[str, Sketch]):
     def key(self, name: str) -> Hashable:
         """Return a key that is equal for layers that share a sketch; None for a layer without."""
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a sketch of a layer, which may be damaged: none is read for it."""
+        return self.key(name) is not None
+
     @abc.abstractmethod
     def channels(self, name: str) -> int:
         """Return the input channels of a layer's sketch."""

@@ -19,6 +19,7 @@ from harness.exports import identical
 from harness.refined import KEY, MODEL, fp8_layers, keep, left
 from harness.sketches import rewritten
 from hswq.calibration import sweep
+from hswq.loader.files.safetensors import read_header
 from hswq.loader.store import refined, refined_file
 from hswq.quant import FP8_SCALED
 
@@ -47,7 +48,7 @@ class TestKept:
     def test_are_mapped_from_the_file(self, layers):
         keep(layers)
         found = refined.find(KEY)
-        entries = refined_file.read_header(str(found.path))
+        entries = read_header(str(found.path))
         one, other = sorted(layers)[:2]
         apart = found[one][0].data_ptr() - found[other][0].data_ptr()
         places = [entries[name + refined_file.DATA].start for name in (one, other)]
@@ -145,7 +146,7 @@ class TestDamage:
     @pytest.mark.parametrize("length", [1, 100])
     def test_of_a_layer_is_the_layers_alone(self, few, length, caplog):
         path = keep(few)
-        place = refined_file.read_header(str(path))["out.2.weight"].start
+        place = read_header(str(path))["out.2.weight"].start
         with open(path, "r+b") as file:
             file.seek(place)
             before = file.read(length)
