@@ -3,7 +3,7 @@
 Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain mappings.
 """
 
-from .by_effect import ByEffect
+from .by_effect import LARGEST_EFFECT, ByEffect
 from .compensate import can_compensate, output_error, quantize_compensated
 from .decider import Decider, KnownPlan, decider_of, stored
 from .dequantizing import dequantize
@@ -35,6 +35,7 @@ __all__ = [
     "FP8_SCALED",
     "INT8",
     "INT8_MAX",
+    "LARGEST_EFFECT",
     "NUMBER_FORMATS",
     "ByEffect",
     "BySensitivity",

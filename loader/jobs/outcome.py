@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Mapping
+from typing import Protocol
 
 from comfy.model_patcher import ModelPatcher
 
-from ...quant import Decider, KnownPlan, NumberFormat, Plan, bytes_of, expected_error
+from ...quant import Decider, KnownPlan, NumberFormat, Plan, bytes_of
 from ..engine.network import own_layers, own_network
 from ..files.model_file import ModelFile
 
@@ -91,7 +91,7 @@ class Outcome:
 
 
 def outcome_of(
-    quantized: Iterable[str],
+    quantized: Collection[str],
     known: Mapping[str, Errors],
     sizes: Sizes,
     number_format: NumberFormat,
@@ -110,27 +110,27 @@ def outcome_of_plan(plan: Plan, sizes: Sizes) -> Outcome:
     )
 
 
-class _Entry(NamedTuple):
-    """A quantized layer: saved bytes, its error and whether that is exact, number of weights."""
-
-    saved: int
-    error: float | None
-    exact: bool
-    weights: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Ledger:
     """What quantizing each layer of a model gives, from which any choice of layers is summed up.
 
+    The panel asks for hundreds of sums at once, so each number has a mapping of its own.
+
     Attributes:
-        entries: by layer name.
+        saved: bytes by layer name.
+        squares: by layer name, the square of its error times the number of its weights; None if
+            the error is not known.
+        exact: names of the layers whose errors are exact.
+        weights: number of weights of all layers.
         before: bytes of the model in 16 bit; None if its sizes are not known.
         samples: number of latent images that the statistics come from.
         title: of the number format.
     """
 
-    entries: Mapping[str, _Entry]
+    saved: Mapping[str, int]
+    squares: Mapping[str, float | None]
+    exact: frozenset[str]
+    weights: int
     before: int | None
     samples: int
     title: str
@@ -153,26 +153,32 @@ class Ledger:
             samples: number of latent images that the statistics come from.
             compensated: names of the layers whose rounding is compensated.
         """
-        entries = {}
+        saved, squares, all_exact, weights = {}, {}, set(), 0
         for name, shape in sizes.layers.items():
-            saved = 2 * math.prod(shape) - bytes_of(number_format, shape)
-            error = error_of(known.get(name), name in compensated)
-            entries[name] = _Entry(saved, *error, math.prod(shape))
+            count = math.prod(shape)
+            error, exact = error_of(known.get(name), name in compensated)
+            saved[name] = 2 * count - bytes_of(number_format, shape)
+            squares[name] = None if error is None else error * error * count
+            weights += count
+            if exact:
+                all_exact.add(name)
         before = 2 * sizes.parameters if sizes.parameters else None
-        return cls(entries, before, samples, number_format.title)
+        told = before, samples, number_format.title
+        return cls(saved, squares, frozenset(all_exact), weights, *told)
 
-    def outcome(self, quantized: Iterable[str]) -> Outcome:
+    def outcome(self, quantized: Collection[str]) -> Outcome:
         """Return the outcome of quantizing these layers."""
-        found = [self.entries.get(name) for name in quantized]
-        if self.before is None or None in found:
+        try:
+            saved = sum(map(self.saved.__getitem__, quantized))
+        except KeyError:
+            saved = None
+        if self.before is None or saved is None:
             return Outcome(None, None, None, False, self.samples, self.title)
-        after = self.before - sum(entry.saved for entry in found)
-        error, exact = None, all(entry.exact for entry in found)
-        if all(entry.error is not None for entry in found):
-            kept = sum(entry.weights for entry in self.entries.values())
-            kept -= sum(entry.weights for entry in found)
-            error = expected_error([(0.0, kept), *((one.error, one.weights) for one in found)])
-        return Outcome(self.before, after, error, exact, self.samples, self.title)
+        squares, error = list(map(self.squares.__getitem__, quantized)), None
+        if None not in squares:  # as quant.expected_error has it
+            error = math.sqrt(math.fsum(squares) / self.weights) if self.weights else 0.0
+        exact = all(map(self.exact.__contains__, quantized))
+        return Outcome(self.before, self.before - saved, error, exact, self.samples, self.title)
 
 
 def error_of(layer: Errors | None, compensated: bool) -> tuple[float | None, bool]:

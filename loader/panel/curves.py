@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...quant import NUMBER_FORMATS, NumberFormat, QuantizeSettings
 from ..files.layer_formats import FILE_FORMATS
@@ -41,7 +41,8 @@ def _by_sensitivity(share: float, _: Basis) -> Keeping:
 
 def _by_effect(share: float, basis: Basis) -> Keeping:
     """Return a budget in whole tenths of a MiB, which is the step of the nodes' input."""
-    tenths = math.ceil(10 * share * sum(basis.costs.values()) / (1 << 20))
+    most = max(0, sum(basis.costs.values()))
+    tenths = math.ceil(10 * share * most / (1 << 20))
     return Keeping(selection=BY_EFFECT, keep_mb=tenths / 10)
 
 
@@ -75,13 +76,12 @@ def curves(model: Model) -> dict:
 
 def _line(basis: Basis, way: Way) -> dict:
     number_format = basis.settings.number_format
-    shares = [step / _STEPS for step in range(_STEPS + 1)]
     return {
         "mode": number_format.name,
         "selection": way.name,
         "inputs": {"mode": number_format.name},
         "formats": _formats(number_format),
-        "points": [_point(basis, way, share) for share in shares],
+        "points": _points(basis, way),
     }
 
 
@@ -94,14 +94,27 @@ def _formats(number_format: NumberFormat) -> list[str]:
     ]
 
 
-def _point(basis: Basis, way: Way, share: float) -> dict:
-    keeping = way.keeping(share, basis)
-    planner = basis.planner(basis.selection(keeping))
+def _points(basis: Basis, way: Way) -> list[dict]:
+    """Return what every share comes to; the layers are ranked once for all of them."""
+    selections = [
+        (keeping, basis.selection(keeping))
+        for keeping in (way.keeping(step / _STEPS, basis) for step in range(_STEPS + 1))
+    ]
+    least = selections[0][1]  # the others keep its layers, and more
+    planner, ranked = basis.planner(least), least.ranked(basis.found.measured)
     quantized = [name for name in basis.names if planner.quantizes(name)]
-    kept = len(basis.names) - len(quantized)
+    points = []
+    for keeping, selection in selections:
+        kept = selection.kept(ranked)
+        its = [name for name in quantized if name not in kept]
+        inputs = {name: getattr(keeping, name) for name in way.inputs}
+        points.append({"inputs": inputs, **_point(basis, its)})
+    return points
+
+
+def _point(basis: Basis, quantized: Sequence[str]) -> dict:
     return {
-        "inputs": {name: getattr(keeping, name) for name in way.inputs},
-        "kept": kept,
+        "kept": len(basis.names) - len(quantized),
         "effect": basis.effect(quantized),
         **basis.ledger.outcome(quantized).to_json(),
     }

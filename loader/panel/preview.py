@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -100,7 +101,7 @@ class Basis:
         """The bytes that keeping a layer adds, for the layers whose effects are measured."""
         return costs_of(self.shapes.sizes.layers, self.settings.number_format, self.effects)
 
-    @property
+    @functools.cached_property
     def has_effects(self) -> bool:
         """Whether layers can be kept by measured effect."""
         return bool(self.costs) and self.costs.keys() == self.effects.keys()
@@ -122,7 +123,7 @@ class Basis:
         """Return the sum of the effects of quantizing these layers; None if not measured."""
         if not self.has_effects:
             return None
-        return math.fsum(self.effects.get(name, 0.0) for name in quantized)
+        return math.fsum(map(self.effects.get, quantized, itertools.repeat(0.0)))
 
     def planner(self, selection: Selection) -> Planner:
         """Return what decides about layers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,15 @@ class TestCurves:
                 }
 
 
+    def test_rank_the_layers_once_for_all_points(self, path, monkeypatch):
+        ranked, rank = [], BySensitivity.ranked
+        monkeypatch.setattr(
+            BySensitivity, "ranked", lambda *its: (ranked.append(1), rank(*its))[1]
+        )
+        lines = curves(model())["lines"]
+        assert 0 < len(ranked) <= 2 * len(lines)  # once to plan without keeping any
+
+
 class TestByEffect:
     @pytest.fixture
     def line(self, path) -> dict:
@@ -245,6 +255,11 @@ class TestByEffect:
             target = tmp_path / f"{point['kept']}.safetensors"
             assert export(path, target, settings).kept == told.kept
             assert told.size == target.stat().st_size
+
+    def test_sums_even_the_largest_effects(self, path, line):
+        layers = dict.fromkeys(model().statistics, sys.float_info.max)
+        keep_effects(fingerprint(path), "scaled", Effects(layers, "", whole=True))
+        assert {line["selection"] for line in curves(model())["lines"]} == {"sensitivity"}
 
     def test_leaves_less_effect_than_by_sensitivity_at_the_same_bytes(self, line):
         other = curves(model())["lines"][0]

@@ -80,3 +80,11 @@ class TestWrongInput:
         selection = ByEffect(100, effects, COSTS)
         effects.clear()
         assert selection.effects == EFFECTS
+
+
+def test_a_layer_that_is_no_larger_in_16_bit_is_kept():
+    costs = {"small": 0, "large": -8, "middle": 100}
+    chosen = ByEffect(0, EFFECTS, costs).choose(statistics(*EFFECTS))
+    assert chosen == {
+        "small": Reason.KEPT_EFFECT, "large": Reason.KEPT_EFFECT, "middle": Reason.QUANTIZED,
+    }  # fmt: skip
