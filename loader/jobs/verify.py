@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -21,6 +23,8 @@ _EXACT_DB = 100.0  # PSNR of equal pictures, which would be infinite
 _GREY = 0.5
 _ROW_PIXELS = 256  # height of a picture on the contact sheet
 _GAP_PIXELS = 4
+_MAX_ROWS = 60  # of the contact sheet: browsers show no picture of more than 16,384 pixels
+_HELD_BYTES = 256 << 20  # of latents that wait for the other model's: 500 of 1024 x 1024 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Verdict:
     @property
     def worst(self) -> Pair:
         """The pair whose latents differ most."""
-        return min(self.pairs, key=lambda pair: pair.cosine)
+        return min(self.pairs, key=_likeness)
 
     def to_json(self) -> dict:
         """Return what the panel shows of it."""
@@ -101,6 +105,9 @@ def verify(
 ) -> tuple[Verdict, torch.Tensor]:
     """Sample seeds with both models, one model after the other, and compare the pictures.
 
+    If there are so many seeds that their latents would take too much memory, they are sampled in
+    several rounds.
+
     Args:
         models: the 16-bit one and the quantized one.
         vae: decodes the latents.
@@ -111,8 +118,8 @@ def verify(
 
     Returns:
         The Verdict; and the contact sheet, an IMAGE (1, height, width, 3) FP32 from 0 to 1. It has
-        a row for each picture, the worst first, with the 16-bit model's picture, the quantized
-        model's, and their difference on grey.
+        a row for each picture, the worst first and at most 60, with the 16-bit model's picture, the
+        quantized model's, and their difference on grey.
 
     Raises:
         ValueError: there are no seeds.
@@ -121,24 +128,44 @@ def verify(
         raise ValueError("there are no seeds to compare")
     # Each step and each decoded picture counts 1, over both models.
     progress = comfy.utils.ProgressBar(2 * len(seeds) * (picture.steps + 1))
+    pairs: list[Pair] = []
+    worst: list[tuple[float, int, torch.Tensor]] = []  # a heap: the most alike comes first
+    for seed, *latents in _sampled(models, picture, seeds, progress):
+        memory.throw_exception_if_processing_interrupted()
+        decoded = [_decoded(vae, latent) for latent in latents]
+        progress.update(2)
+        for original, found, *images in zip(*latents, *decoded, strict=True):
+            pair = Pair(seed, _cosine(original, found), _psnr(*images))
+            add = heapq.heappush if len(worst) < _MAX_ROWS else heapq.heappushpop
+            add(worst, (-_likeness(pair), -len(pairs), _row(*images, amplify)))
+            pairs.append(pair)
+    return Verdict(pairs, threshold), _sheet([row for *_, row in sorted(worst, reverse=True)])
 
-    def sampled(patcher: ModelPatcher) -> Iterator[torch.Tensor]:
-        for seed in seeds:
+
+def _sampled(
+    models: Sequence[ModelPatcher],
+    picture: Picture,
+    seeds: Sequence[int],
+    progress: comfy.utils.ProgressBar,
+) -> Iterator[tuple]:
+    """Yield each seed with the latents of every model, on the CPU."""
+
+    def sampled(patcher: ModelPatcher, some: Sequence[int]) -> Iterator[torch.Tensor]:
+        for seed in some:
             memory.throw_exception_if_processing_interrupted()
             yield picture.sample(patcher, seed, lambda: progress.update(1)).cpu()
 
-    latents = [list(sampled(patcher)) for patcher in models]
-    pairs: list[Pair] = []
-    rows: list[torch.Tensor] = []
-    for seed, *pair in zip(seeds, *latents, strict=True):
-        memory.throw_exception_if_processing_interrupted()
-        decoded = [_decoded(vae, latent) for latent in pair]
-        progress.update(2)
-        for original, found, *images in zip(*pair, *decoded, strict=True):
-            pairs.append(Pair(seed, _cosine(original, found), _psnr(*images)))
-            rows.append(_row(*images, amplify))
-    order = sorted(range(len(pairs)), key=lambda number: pairs[number].cosine)
-    return Verdict(pairs, threshold), _sheet([rows[number] for number in order])
+    count = max(1, _HELD_BYTES // (len(models) * picture.latent["samples"].nbytes))
+    for first in range(0, len(seeds), count):
+        some = seeds[first : first + count]
+        latents = [list(sampled(patcher, some)) for patcher in models]
+        while latents[0]:
+            yield some[-len(latents[0])], *(its.pop(0) for its in latents)
+
+
+def _likeness(pair: Pair) -> float:
+    """Return how alike two latents are; those that are not finite are the least alike."""
+    return -math.inf if math.isnan(pair.cosine) else pair.cosine
 
 
 def _decoded(vae: VAE, latent: torch.Tensor) -> torch.Tensor:

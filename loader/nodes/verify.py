@@ -47,7 +47,7 @@ class HSWQVerify(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="sheet",
-                    tooltip="A row a picture, the worst first: 16 bit, quantized, difference.",
+                    tooltip="A row a picture, the worst 60 first: 16 bit, quantized, difference.",
                 ),
                 io.Int.Output(display_name="same", tooltip="How many pictures are the same."),
                 io.Float.Output(display_name="cosine", tooltip="Mean cosine of the latents."),

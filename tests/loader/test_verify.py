@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -75,6 +76,36 @@ class TestVerdict:
         assert verify.Verdict(pairs).same == 2
         assert verify.Verdict(pairs, 0.9).same == 3
         assert verify.Verdict(pairs).worst.seed == 2
+
+    def test_a_picture_that_is_not_finite_is_the_worst(self):
+        pairs = [
+            verify.Pair(seed, cosine, 30.0) for seed, cosine in enumerate((0.9, math.nan, 0.1))
+        ]
+        assert verify.Verdict(pairs).worst.seed == 1
+        assert verify.Verdict(pairs).same == 0
+
+    def test_holds_no_more_than_it_needs(self, models, vae, monkeypatch):
+        """As if memory were full after three latents, and the sheet after two rows."""
+        monkeypatch.setattr(verify, "_HELD_BYTES", 3 * 2 * 2 * 4 * EDGE * EDGE * 4)
+        monkeypatch.setattr(verify, "_MAX_ROWS", 2)
+        sampled = []
+
+        def noted(name):
+            return lambda its: (sampled.append(name), its["denoised"])[1]
+
+        pair = models.sixteen_bit, models.quantized
+        for name, one in zip("ab", pair, strict=True):
+            one.set_model_sampler_post_cfg_function(noted(name))
+        whole = picture(1, batch=2)
+        verdict, sheet = verify.verify(pair, vae, whole, range(4))
+        assert [len(list(run)) for _, run in itertools.groupby(sampled)] == [3, 3, 1, 1]
+        assert [one.seed for one in verdict.pairs] == [0, 0, 1, 1, 2, 2, 3, 3]
+        order = sorted(range(8), key=lambda number: verdict.pairs[number].cosine)
+        assert sheet.shape[1] == 2 * (8 * EDGE + 4)
+        for row, number in zip(sheet[0].split(8 * EDGE + 4), order, strict=False):
+            latents = (whole.sample(one, verdict.pairs[number].seed) for one in pair)
+            images = (verify._decoded(vae, its)[number % 2] for its in latents)
+            assert (row - verify._row(*images, 4.0)).abs().mean() < 0.02
 
     def test_without_seeds(self, models, vae):
         with pytest.raises(ValueError, match="no seeds"):
