@@ -20,6 +20,7 @@ from ..host import folders
 from ..store import refined
 from ..store.search_cache import find_findings, findings_key, keep_findings, note_use
 from ..store.totals import is_of
+from .allowed import check_choice
 
 AUTO = "auto"
 _ROUNDING_VERSION = 1
@@ -126,10 +127,12 @@ def choose(
         write: False writes no milestone that is not on disk yet: the panel only looks.
 
     Raises:
+        ValueError: `without` is another word.
         StatisticsError: the statistics are damaged or another model's; or not enough was recorded
             and `without` is "fail".
         FileNotFoundError: there is no such statistics file.
     """
+    check_choice("without_statistics", without, WITHOUT_STATISTICS)
     statistics = _statistics(choice, fingerprint, name, write)
     if statistics and (choice != AUTO or store.is_usable(statistics)):
         key = None

@@ -6,6 +6,7 @@ import dataclasses
 
 from ...quant import Plan
 from ..files.layer_formats import FILE_FORMATS, FileFormat
+from .allowed import check_choice
 from .choice import FAIL, QUANTIZE_UNIFORMLY
 from .keeping import BY_EFFECT, BY_SENSITIVITY, DEFAULT_MB, Keeping
 from .outcome import Outcome
@@ -42,12 +43,8 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         """Refuse what a node's linked input may bring."""
-        for value, allowed in (
-            (self.format, list(FILE_FORMATS)),
-            (self.without, [FAIL, QUANTIZE_UNIFORMLY]),
-        ):
-            if value not in allowed:
-                raise ValueError(f"expected one of {allowed}, got {value!r}")
+        check_choice("format", self.format, FILE_FORMATS)
+        check_choice("without_statistics", self.without, (FAIL, QUANTIZE_UNIFORMLY))
 
     @property
     def keeping(self) -> Keeping:

@@ -11,6 +11,7 @@ from ..engine.model_structure import find_layers
 from ..files.fingerprints import fingerprint, is_decided, looked_up
 from ..files.model_file import ModelFile
 from ..store.effects import find_effects
+from .allowed import check_choice
 from .also_keep import ENDS, also_kept
 from .card import Card
 from .choice import Choice, choose
@@ -21,6 +22,8 @@ SELECTIONS = (BY_SENSITIVITY, BY_EFFECT, TO_FIT)
 _NO_EFFECTS = "no effects are known, so keep_ratio decides: run HSWQ Measure Effect first"
 DEFAULT_MB = 80.0
 """3% of SDXL's bytes in FP8."""
+MOST_MB, MOST_GB = 1e6, 1e4
+"""Largest keep_mb and fit_gb."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +47,13 @@ class Keeping:
 
     def __post_init__(self) -> None:
         """Refuse other values, which a node's linked input may have."""
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"selection must be one of {SELECTIONS}, got {self.selection!r}")
-        for name in ("keep_mb", "fit_gb"):
+        check_choice("selection", self.selection, SELECTIONS)
+        if not isinstance(self.also_keep, str):
+            raise ValueError(f"also_keep must be a text, got {self.also_keep!r:.40}")
+        for name, most in (("keep_mb", MOST_MB), ("fit_gb", MOST_GB)):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of 0 or more, got {value!r}")
+            if not isinstance(value, (int, float)) or not 0 <= value <= most:
+                raise ValueError(f"{name} must be a number from 0 to {most:.0f}, got {value!r:.40}")
 
 
 def choose_keeping(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...quant import NUMBER_FORMATS, BySensitivity, QuantizeSettings, SearchSettings
+from ...quant import BySensitivity, QuantizeSettings, SearchSettings
 from ..engine.adopt import ATTACHMENT
 from ..engine.converter import convert
 from ..engine.identity import identity
@@ -18,6 +18,7 @@ from .inputs import (
     keep_ratio_input,
     line,
     mode_input,
+    number_format_of,
     statistics_input,
     summary,
 )
@@ -77,7 +78,7 @@ class HSWQConverter(io.ComfyNode):
         refinements: int,
     ) -> io.NodeOutput:
         search = SearchSettings(bins, candidates, refinements)
-        settings = QuantizeSettings(NUMBER_FORMATS[mode], BySensitivity(keep_ratio), search)
+        settings = QuantizeSettings(number_format_of(mode), BySensitivity(keep_ratio), search)
         its = identity(model)
         watch.note(choice.statistics_state, statistics, its and its.fingerprint)
         name = its.name if its else type(model.model).__name__

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from server import PromptServer
 
-from ...quant import NUMBER_FORMATS, QuantizeSettings
+from ...quant import QuantizeSettings
 from ..jobs.effect import measure_effects
 from ..jobs.sampling import Picture
 from ..recording.reasons import unrecordable
@@ -24,8 +24,10 @@ from .inputs import (
     CATEGORY,
     COMPENSATED,
     SCALED,
+    is_compensated,
     line,
     mode_input,
+    number_format_of,
     rounding_input,
     statistics_input,
 )
@@ -82,6 +84,7 @@ class HSWQMeasureEffect(io.ComfyNode):
         rounding: str = COMPENSATED,
         seed: int = 0,
     ) -> io.NodeOutput:
+        settings = QuantizeSettings(number_format_of(mode), compensated=is_compensated(rounding))
         reason = unrecordable(model)
         if reason is not None:
             raise ValueError(f"the effects of this model cannot be measured: {reason}")
@@ -91,7 +94,7 @@ class HSWQMeasureEffect(io.ComfyNode):
             Picture(positive, negative, latent_image, cfg=cfg),
             seed,
             statistics,
-            QuantizeSettings(NUMBER_FORMATS[mode], compensated=rounding == COMPENSATED),
+            settings,
             lambda text: PromptServer.instance.send_progress_text(text, node_id),
         )
         return io.NodeOutput(ui=line(text))

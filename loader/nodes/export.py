@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..files.layer_formats import FILE_FORMATS, SCALED
 from ..jobs import choice
+from ..jobs.allowed import check_choice
 from ..jobs.also_keep import ENDS
 from ..jobs.export import export
 from ..jobs.export_settings import MODEL_ONLY, WHAT, ExportSettings
@@ -19,6 +20,7 @@ from .inputs import (
     COMPENSATED,
     also_keep_input,
     by_effect_inputs,
+    is_compensated,
     keep_ratio_input,
     line,
     rounding_input,
@@ -110,6 +112,7 @@ class HSWQExport(io.ComfyNode):
         rounding: str = COMPENSATED,
         **by_effect,
     ) -> io.NodeOutput:
+        check_choice("what", what, WHAT)
         path = source_path(source)
         settings = ExportSettings(
             format,
@@ -118,7 +121,7 @@ class HSWQExport(io.ComfyNode):
             without_statistics,
             what == MODEL_ONLY,
             also_keep,
-            rounding == COMPENSATED,
+            is_compensated(rounding),
             **by_effect,
         )
         folder = "diffusion_models" if what == MODEL_ONLY else source.partition("/")[0]

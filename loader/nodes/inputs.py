@@ -6,10 +6,11 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ...quant import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, Plan
+from ...quant import FP8_PLAIN, FP8_SCALED, NUMBER_FORMATS, NumberFormat, Plan
 from ..jobs import choice
+from ..jobs.allowed import check_choice
 from ..jobs.also_keep import ENDS
-from ..jobs.keeping import BY_SENSITIVITY, DEFAULT_MB, SELECTIONS
+from ..jobs.keeping import BY_SENSITIVITY, DEFAULT_MB, MOST_GB, MOST_MB, SELECTIONS
 from ..jobs.outcome import Outcome
 
 CATEGORY = "HSWQ"
@@ -43,6 +44,16 @@ def mode_input(default: str) -> io.Combo.Input:
     )
 
 
+def number_format_of(mode: object) -> NumberFormat:
+    """Return the number format of a mode, which may be linked.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    check_choice("mode", mode, NUMBER_FORMATS)
+    return NUMBER_FORMATS[mode]
+
+
 def also_keep_input() -> io.String.Input:
     """Return the also_keep input."""
     return io.String.Input(
@@ -68,6 +79,16 @@ def rounding_input() -> io.Combo.Input:
     )
 
 
+def is_compensated(rounding: object) -> bool:
+    """Whether a rounding, which may be linked, is the compensated one.
+
+    Raises:
+        ValueError: there is no such rounding.
+    """
+    check_choice("rounding", rounding, (COMPENSATED, NEAREST))
+    return rounding == COMPENSATED
+
+
 def by_effect_inputs() -> list[io.Input]:
     """Return selection, keep_mb and fit_gb."""
     return [
@@ -85,7 +106,7 @@ def by_effect_inputs() -> list[io.Input]:
             "keep_mb",
             default=DEFAULT_MB,
             min=0.0,
-            max=1e6,
+            max=MOST_MB,
             step=0.1,
             optional=True,
             tooltip="By effect: MiB that layers in 16 bit may add. 80 is 3% of SDXL in FP8.",
@@ -94,7 +115,7 @@ def by_effect_inputs() -> list[io.Input]:
             "fit_gb",
             default=0.0,
             min=0.0,
-            max=1e4,
+            max=MOST_GB,
             step=0.1,
             optional=True,
             tooltip="By effect: GiB that the whole diffusion model may have, in place of keep_mb. "

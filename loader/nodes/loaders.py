@@ -33,9 +33,11 @@ from .inputs import (
     SCALED,
     also_keep_input,
     by_effect_inputs,
+    is_compensated,
     keep_ratio_input,
     line,
     mode_input,
+    number_format_of,
     rounding_input,
     statistics_input,
     summary,
@@ -125,7 +127,7 @@ class _Wanted(NamedTuple):
     def choose(self, file: ModelFile) -> choice.Choice:
         """Decide how a file is quantized."""
         settings = QuantizeSettings(
-            NUMBER_FORMATS[self.mode], compensated=self.rounding == COMPENSATED
+            number_format_of(self.mode), compensated=is_compensated(self.rounding)
         )
         keeping = Keeping(
             self.keep_ratio, self.also_keep, self.selection, self.keep_mb, self.fit_gb

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...quant import NUMBER_FORMATS
 from ..jobs.model_files import source_path, sources
 from ..jobs.search import search_all
-from .inputs import CATEGORY, SCALED, line, mode_input, statistics_input
+from .inputs import CATEGORY, SCALED, line, mode_input, number_format_of, statistics_input
 
 
 class HSWQPlan(io.ComfyNode):
@@ -42,5 +41,5 @@ class HSWQPlan(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, statistics: str, mode: str) -> io.NodeOutput:
-        text = search_all(source_path(source), statistics, NUMBER_FORMATS[mode])
+        text = search_all(source_path(source), statistics, number_format_of(mode))
         return io.NodeOutput(ui=line(text))
