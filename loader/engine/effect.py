@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from ...quant import LARGEST_EFFECT
 from .network import own_layers, own_network
 from .replay import Replay
 
@@ -75,7 +75,7 @@ class EffectMeasurer:
                 with replay.until(name), self._in_place(name, layer):
                     change = forward() - expected
                 found = change.square().sum(dtype=torch.float64).item() / power
-                self.effects[name] = found if math.isfinite(found) else sys.float_info.max
+                self.effects[name] = found if found < LARGEST_EFFECT else LARGEST_EFFECT
             self._measured(self.effects, number, len(layers))
         return expected
 

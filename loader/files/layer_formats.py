@@ -23,6 +23,8 @@ _INPUT_SCALE_KEYS = ("input_scale", "scale_input")
 """Keys of an input's scale, for products in FP8: ComfyUI's, and its old one."""
 
 _LEAST_INPUT_AMAX = 1e-30
+_MAX_MARKER_BYTES = 1 << 12  # ComfyUI's have some 70
+_MAX_SHOWN = 60  # characters of what a file says
 
 DTYPE_KEY = "hswq.dtype"
 """Key of a file's metadata: the dtype, by safetensors' name, of most weights before they were FP8.
@@ -139,13 +141,15 @@ def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.T
         prefix: of the layer's keys, with its dot.
 
     Raises:
-        ModelFileError: the layer is in a format that HSWQ does not know.
+        ModelFileError: the layer is in a format that HSWQ does not know, or has no rows.
     """
     name = prefix.rstrip(".")
     weight = state_dict[f"{prefix}weight"]
     expected = STORED.get(weight.dtype)
     if expected is None:
         raise ModelFileError(f"{name} is stored as {weight.dtype}, not as float8_e4m3fn or int8")
+    if not weight.ndim:
+        raise ModelFileError(f"{name} is stored as a single number")
     marker = state_dict.get(f"{prefix}comfy_quant")
     if marker is not None:
         _check_format(name, expected, _read_marker(name, marker))
@@ -155,8 +159,9 @@ def stored_scale(state_dict: Mapping[str, torch.Tensor], prefix: str) -> torch.T
             raise ModelFileError(f"{name} is stored as INT8 without a weight_scale")
         return torch.ones((), dtype=torch.float32)
     scale, rows = scales[0], len(weight) if weight.dtype is torch.int8 else 1
-    numbers = scale.to(torch.float32, copy=True) if scale.is_floating_point() else torch.zeros(1)
-    if numbers.numel() not in (1, rows) or not ((numbers > 0) & numbers.isfinite()).all():
+    fits = scale.is_floating_point() and scale.numel() in (1, rows)
+    numbers = scale.to(torch.float32, copy=True) if fits else torch.zeros(1)
+    if not ((numbers > 0) & numbers.isfinite()).all():
         wanted = "a single positive number" if rows == 1 else f"1 or {rows} positive numbers"
         raise ModelFileError(f"{name} has a weight_scale that is not {wanted}")
     if weight.dtype is torch.int8:
@@ -190,13 +195,16 @@ def _check_format(name: str, expected: str, marker: Mapping) -> None:
     """Refuse a layer whose comfy_quant marker says another format than its dtype does."""
     kind = marker.get("format")
     if kind != expected:
-        raise ModelFileError(f"{name} is stored in the format {kind!r}, not in {expected}")
+        shown = repr(kind)[:_MAX_SHOWN]
+        raise ModelFileError(f"{name} is stored in the format {shown}, not in {expected}")
     inner = marker.get("params")
     if any(isinstance(one, Mapping) and one.get("convrot") for one in (marker, inner)):
         raise ModelFileError(f"{name} is stored with rotated inputs (convrot), which HSWQ lacks")
 
 
 def _read_marker(name: str, marker: torch.Tensor) -> Mapping:
+    if marker.nbytes > _MAX_MARKER_BYTES:
+        raise ModelFileError(f"{name} has a comfy_quant marker of {marker.nbytes} bytes")
     try:
         found = json.loads(marker.numpy().tobytes())
     except (ValueError, TypeError, RecursionError) as error:

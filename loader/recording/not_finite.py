@@ -11,6 +11,7 @@ from ..engine.alive import ATTACHMENT
 from ..engine.identity import identity
 from ..files.layer_formats import only_ours
 from ..files.model_file import ModelFile
+from ..files.safetensors import is_safetensors
 from .status import FAILED, ModelStatus, StatusTable
 
 _REASONS = {  # the panel has a text for each
@@ -34,8 +35,8 @@ def explain(table: StatusTable, patcher: ModelPatcher, latent: torch.Tensor) -> 
         if patcher.get_attachment(ATTACHMENT) is not None or latent.isfinite().all():
             return
         its = identity(patcher)
-        if its is None or its.path is None:
-            return
+        if its is None or its.path is None or not is_safetensors(its.path):
+            return  # the formats are of safetensors; another file would be read whole
         reason = _REASONS.get(only_ours(ModelFile(its.path).own))
     except Exception as error:  # no error here may prevent the picture
         logging.info("HSWQ: a result that is not finite could not be explained: %s", error)

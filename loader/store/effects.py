@@ -11,10 +11,10 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from ...quant import LARGEST_EFFECT, NUMBER_FORMATS
 from ..files import kept_json
 from ..host.events import changed
 from ..host.folders import statistics_folder
@@ -78,10 +78,11 @@ def keep_effects(fingerprint: str, mode: str, effects: Effects) -> None:
 def measured_in(fingerprint: str) -> dict[str, str]:
     """Return when all effects of a model were measured (ISO 8601), by number format."""
     found = {}
-    for path in sorted(_folder().glob(f"{fingerprint[:SHORT]}.*.whole.json")):
-        with contextlib.suppress(OSError):  # just removed
-            time = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc)
-            found[path.name.split(".")[1]] = time.isoformat()
+    for mode in sorted(NUMBER_FORMATS):
+        with contextlib.suppress(OSError):  # nothing was measured
+            status = _path(fingerprint, mode, whole=True).stat()
+            time = datetime.datetime.fromtimestamp(status.st_mtime, datetime.timezone.utc)
+            found[mode] = time.isoformat()
     return found
 
 
@@ -101,7 +102,7 @@ def _checked(content: dict, fingerprint: str) -> Effects:
     if (content["version"], content["fingerprint"]) != (_VERSION, fingerprint):
         raise ValueError("they belong to another model or version")
     layers = {str(name): float(effect) for name, effect in content["layers"].items()}
-    if not all(math.isfinite(effect) and effect >= 0 for effect in layers.values()):
+    if not all(0 <= effect <= LARGEST_EFFECT for effect in layers.values()):
         raise ValueError("an effect is out of range")
     return Effects(layers, str(content["of"]), bool(content["whole"]))
 

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import sys
 from pathlib import Path
 
 from ...quant import Findings, Plan, QuantizeSettings, int8
@@ -21,6 +20,7 @@ from ..host.events import changed
 from ..host.folders import statistics_folder
 from .paths import SHORT
 
+_LARGEST = 1e100  # BF16 ends at 3e38, and a variance is a square; sums of such squares are finite
 _KEPT_FILES = 64
 _VERSION = 5  # of the algorithm and the file
 _SHARES = frozenset(range(1, int8.SHARES + 1))
@@ -70,7 +70,7 @@ def _checked(found: Findings) -> Findings:
 
 
 def _in_range(number: float | None) -> bool:
-    return number is None or 0 <= number <= sys.float_info.max
+    return number is None or 0 <= number <= _LARGEST
 
 
 def keep_findings(key: str, plan: Plan, samples: int) -> None:

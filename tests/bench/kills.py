@@ -10,7 +10,7 @@ from pathlib import Path
 
 import common
 
-KINDS = ("sampling", "export", "compensation", "caches")
+KINDS = ("sampling", "export", "compensation", "effects", "caches")
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
@@ -40,6 +40,8 @@ def victim(kind: str, checkpoint: Path) -> kills.Victim:
         return kills.Exporting(checkpoint, statistics)
     if kind == "compensation":
         return kills.Compensation(checkpoint)
+    if kind == "effects":
+        return kills.Measuring()
     return kills.Caches(Path(BASE.name) / "source")
 
 

@@ -23,7 +23,7 @@ from hswq.loader.files.whole_hash import background
 from hswq.loader.jobs.export import export
 from hswq.loader.jobs.leftovers import sweep_folders
 from hswq.loader.recording.recorder import Recorder
-from hswq.loader.store import heads, refined, search_cache
+from hswq.loader.store import effects, heads, refined, search_cache
 from hswq.quant import make_plan
 
 from harness import inprocess
@@ -110,6 +110,25 @@ class Compensation(Victim):
                 assert one[name][0].view(torch.uint8).equal(data.view(torch.uint8))
                 assert one[name][1].equal(scale)
             one.close()
+
+
+class Measuring(Victim):
+    """Effects of layers are kept while they are measured, and when all are."""
+
+    def __init__(self) -> None:
+        self._layers = {f"layer{n}": 1.0 / (1 + n) for n in range(800)}
+        self._begun = dict(list(self._layers.items())[:400])
+
+    def work(self, number: int) -> None:
+        for layers, whole in ((self._begun, False), (self._layers, True)):
+            effects.keep_effects(FINGERPRINT, "scaled", effects.Effects(layers, "", whole))
+
+    def check(self, done: int) -> None:
+        whole = effects.find_effects(FINGERPRINT, "scaled")
+        begun = effects.find_effects(FINGERPRINT, "scaled", whole=False)
+        assert (whole is not None) >= (done > 0)
+        assert whole is None or whole.layers == self._layers
+        assert begun is None or begun.layers == self._begun
 
 
 class Caches(Victim):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from hswq.loader.files import fingerprints, kept_json, owners
 from hswq.loader.files.whole_hash import background
 from hswq.loader.host.settings import Settings, SettingsFile
-from hswq.loader.store import heads, refined, search_cache
-from hswq.quant import make_plan
+from hswq.loader.jobs.keeping import above_noise
+from hswq.loader.store import effects, heads, refined, search_cache
+from hswq.quant import LARGEST_EFFECT, make_plan
 
 from harness import mutations
 from harness.modelfiles import model_file
@@ -57,6 +59,25 @@ def sealed_plans(folder: Path, numbers: random.Random) -> Attack:
         return found is not None and bool(json.dumps(found.to_json()))
 
     return Attack(attack.path, lambda: sealed(good, numbers), is_believed)
+
+
+def measured_effects(folder: Path, numbers: random.Random) -> Attack:
+    """Mutate measured effects, mostly under right checksums."""
+    layers = {f"layer{n}": 0.5**n for n in range(LAYERS)}
+    effects.keep_effects(MODEL, "scaled", effects.Effects(layers, "a way", whole=True))
+    path = effects._path(MODEL, "scaled", whole=True)
+    good = path.read_bytes()
+
+    def is_believed(_: Path) -> bool:
+        found = effects.find_effects(MODEL, "scaled")
+        assert list(effects.measured_in(MODEL)) == ["scaled"]
+        if found is None:
+            return False
+        assert found.whole
+        assert all(0 <= effect <= LARGEST_EFFECT for effect in found.layers.values())
+        return math.isfinite(math.fsum(above_noise(found.layers).values()))
+
+    return Attack(path, lambda: sealed(good, numbers), is_believed)
 
 
 def refined_models(folder: Path, numbers: random.Random) -> Attack:
@@ -155,7 +176,8 @@ def settings(folder: Path, numbers: random.Random) -> Attack:
 KINDS = {
     "statistics": mutations.statistics, "pickles": mutations.pickles,
     "sketches": mutations.sketches, "headers": mutations.headers, "plans": plans,
-    "sealed plans": sealed_plans, "heads": kept_heads, "refined models": refined_models,
+    "sealed plans": sealed_plans, "effects": measured_effects, "heads": kept_heads,
+    "refined models": refined_models,
     "fingerprints": kept_fingerprints, "owners": kept_owners, "settings": settings,
     "INT8 layers": mutations.int8_layers,
 }  # fmt: skip

@@ -173,7 +173,7 @@ def _are_layers(path: Path) -> bool:
     assert isinstance(file.is_quantized, bool)
     tensors = file.tensors
     for key, weight in tensors.items():
-        if not key.endswith("weight") or weight.dtype.itemsize > 1 or weight.ndim < 2:
+        if not key.endswith("weight") or weight.dtype.itemsize > 1:
             continue
         try:
             scale = stored_scale(tensors, key.removesuffix("weight"))

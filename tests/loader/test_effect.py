@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import comfy.model_management as memory
 import pytest
@@ -13,6 +14,7 @@ from harness.trained import sample
 from hswq.calibration import monitored_layers
 from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
+from hswq.loader.engine.effect import EffectMeasurer
 from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
@@ -24,8 +26,16 @@ from hswq.loader.jobs.keeping import BY_EFFECT, TO_FIT, Keeping, above_noise, ch
 from hswq.loader.jobs.sampling import Picture
 from hswq.loader.recording.recorder import recorder
 from hswq.loader.recording.unrecorded import unrecorded
-from hswq.loader.store.effects import Effects, find_effects, forget_effects, keep_effects
-from hswq.quant import BySensitivity, QuantizeSettings, Reason, dequantize, stored
+from hswq.loader.store.effects import (
+    Effects,
+    _checked,
+    _path,
+    find_effects,
+    forget_effects,
+    keep_effects,
+    measured_in,
+)
+from hswq.quant import LARGEST_EFFECT, BySensitivity, QuantizeSettings, Reason, dequantize, stored
 
 SETTINGS = QuantizeSettings(compensated=True)
 EDGE = 8  # latent pixels: measuring takes a forward a layer
@@ -121,6 +131,33 @@ class TestMeasured:
         keep_effects("ab" * 32, "scaled", Effects({"a": 1.0}, "", whole=True))
         assert find_effects("ab" * 32, "scaled").layers == {"a": 1.0}
         assert find_effects("ab" * 31 + "cd", "scaled") is None
+
+    def test_an_output_that_is_not_finite_is_the_largest_effect(self, trained, picture):
+        names = ("middle_block.1.proj_in", "out.2")
+        known = dict.fromkeys(monitored_layers(trained.patcher.model.diffusion_model), 0.0)
+        for name in names:
+            del known[name]
+
+        def quantized(_: str, weight: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(weight, math.inf)
+
+        measurer = EffectMeasurer(quantized, known)
+        how = dataclasses.replace(picture, steps=effect.STEPS)
+        how.sample(measurer.on(unrecorded(trained.patcher), 0), 5, last_step=1)
+        assert {measurer.effects[name] for name in names} == {LARGEST_EFFECT}
+        assert math.isfinite(math.fsum(measurer.effects.values()))
+
+    @pytest.mark.parametrize("wrong", [1e101, math.inf, math.nan, -1.0])
+    def test_an_effect_out_of_range_counts_as_damaged(self, wrong):
+        its = {"layers": {"a": wrong}, "of": "", "whole": True}
+        with pytest.raises(ValueError, match="out of range"):
+            _checked({"version": 1, "fingerprint": "ab", **its}, "ab")
+
+    def test_is_told_of_number_formats_alone(self):
+        keep_effects("cd" * 32, "int8", Effects({"a": 1.0}, "", whole=True))
+        path = _path("cd" * 32, "int8", whole=True)
+        path.with_name(path.name.replace("int8", "<b>")).write_bytes(b"")
+        assert list(measured_in("cd" * 32)) == ["int8"]
 
 
 def step(trained, picture, layer=None, weight=None) -> torch.Tensor:
@@ -234,7 +271,13 @@ class TestLoaded:
         read = load_checkpoint(str(tmp_path / "exported.safetensors"), None, only_model=True)[0]
         assert not same(held(read), held(load(trained, keep_mb=0.1, also_keep="")))
 
-    @pytest.mark.parametrize("wrong", [{"keep_mb": -1}, {"fit_gb": float("nan")}, {"selection": 1}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"keep_mb": -1}, {"keep_mb": 1e308}, {"fit_gb": float("nan")}, {"fit_gb": 10**400},
+            {"selection": 1}, {"also_keep": ["first"]},
+        ],
+    )  # fmt: skip
     def test_refuses_what_makes_no_sense(self, wrong):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Keeping(**wrong)

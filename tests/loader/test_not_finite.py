@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import comfy.sd
 import pytest
+import torch
 from comfy.model_patcher import ModelPatcher
 from harness.exports import wanted, written
 from harness.inprocess import sample
@@ -11,6 +14,7 @@ from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files.layer_formats import FILE_FORMATS, only_ours
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.recording.status import FAILED
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("folders")
 
@@ -50,3 +54,13 @@ def test_is_not_said_of_our_loaders_nor_of_other_files(recorder, recorded):
     for model in (ours, black(ours), by_stock(recorded), black(by_stock(recorded))):
         sample(model)
         assert "only HSWQ" not in (recorder.status()[-1].reason or "")
+
+
+def test_reads_no_checkpoint_whole_for_it(recorder, recorded, tmp_path, caplog):
+    path = tmp_path / "toy.ckpt"
+    torch.save(load_file(recorded), path)
+    patcher = black(by_stock(path))
+    path.unlink()
+    with caplog.at_level(logging.INFO):
+        sample(patcher)
+    assert "could not be explained" not in caplog.text

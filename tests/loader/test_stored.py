@@ -13,6 +13,7 @@ from harness.inprocess import alike, held, same, sample
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
 from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.layer_formats import stored_scale
 from hswq.loader.files.model_file import ModelFile
 from hswq.quant import Plan, fp8_format, quantize
 from safetensors.torch import load_file, save_file
@@ -159,3 +160,26 @@ class TestRefused:
         assert ModelFile(str(path)).is_quantized
         with pytest.raises(ModelFileError, match=r"v1\.safetensors is quantized already"):
             load_checkpoint(str(path), plan)
+
+
+INT8_MARKER = marker({"format": "int8_tensorwise"})
+
+
+@pytest.mark.parametrize(
+    ("weight", "scale", "its_marker", "reason"),
+    [
+        (torch.tensor(1, dtype=torch.int8), torch.ones(1), INT8_MARKER, "a single number"),
+        (torch.ones(2, 2).to(torch.int8), torch.ones(3), INT8_MARKER, "1 or 2 positive numbers"),
+        (torch.ones(2, 2).to(torch.int8), torch.ones(1), torch.full((5000,), 91, dtype=torch.uint8),
+         "a comfy_quant marker of 5000 bytes"),
+        (torch.ones(2, 2).to(torch.int8), torch.ones(1), torch.full((4000,), 91, dtype=torch.uint8),
+         "a damaged comfy_quant marker"),
+        (torch.ones(2, 2).to(torch.int8), torch.ones(1), marker({"format": "x" * 3000}),
+         "stored in the format 'xxx"),
+    ],
+)  # fmt: skip
+def test_a_forged_layer_is_refused_in_a_short_sentence(weight, scale, its_marker, reason):
+    layer = {"a.weight": weight, "a.weight_scale": scale, "a.comfy_quant": its_marker}
+    with pytest.raises(ModelFileError, match=reason) as caught:
+        stored_scale(layer, "a.")
+    assert len(str(caught.value)) < 200

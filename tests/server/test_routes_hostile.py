@@ -77,6 +77,8 @@ def test_a_get_changes_nothing(server, panel: Panel, ready: str):
     status, before = panel.status(), everything(server)  # the first question fills a cache
     for path in ("status", "statistics", f"statistics/{ready}",
                  f"statistics/{ready}/plan?mode=scaled&keep_ratio=0.5",
+                 f"statistics/{ready}/plan?mode=int8&keep_mb=0.5", f"statistics/{ready}/curves",
+                 f"statistics/{ready}/export?format=int8&what=full%20checkpoint&keep_ratio=0.5",
                  f"statistics/{ready}/file?session=recorded"):  # fmt: skip
         for rest in ("", "&" if "?" in path else "?"):
             query = rest and f"{rest}_method=DELETE&session=null"
