@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -72,7 +71,7 @@ class Verdict:
     @property
     def worst(self) -> Pair:
         """The pair whose latents differ most."""
-        return min(self.pairs, key=_likeness)
+        return min(self.pairs, key=lambda pair: pair.cosine)
 
     def to_json(self) -> dict:
         """Return what the panel shows of it."""
@@ -137,7 +136,7 @@ def verify(
         for original, found, *images in zip(*latents, *decoded, strict=True):
             pair = Pair(seed, _cosine(original, found), _psnr(*images))
             add = heapq.heappush if len(worst) < _MAX_ROWS else heapq.heappushpop
-            add(worst, (-_likeness(pair), -len(pairs), _row(*images, amplify)))
+            add(worst, (-pair.cosine, -len(pairs), _row(*images, amplify)))
             pairs.append(pair)
     return Verdict(pairs, threshold), _sheet([row for *_, row in sorted(worst, reverse=True)])
 
@@ -161,11 +160,6 @@ def _sampled(
         latents = [list(sampled(patcher, some)) for patcher in models]
         while latents[0]:
             yield some[-len(latents[0])], *(its.pop(0) for its in latents)
-
-
-def _likeness(pair: Pair) -> float:
-    """Return how alike two latents are; those that are not finite are the least alike."""
-    return -math.inf if math.isnan(pair.cosine) else pair.cosine
 
 
 def _decoded(vae: VAE, latent: torch.Tensor) -> torch.Tensor:
@@ -192,7 +186,7 @@ def _finite(likeness: torch.Tensor) -> float:
 def _row(original: torch.Tensor, found: torch.Tensor, amplify: float) -> torch.Tensor:
     """Return two pictures (height, width, 3) and their difference, side by side."""
     difference = (_GREY + amplify * (found - original)).clamp(0, 1)
-    pictures = torch.stack([original, found, difference])[..., :3].movedim(-1, 1)
+    pictures = torch.stack([original, found, difference])[..., :3].movedim(-1, 1).nan_to_num()
     height, width = pictures.shape[2:]
     scale = min(1.0, _ROW_PIXELS / height)
     size = max(1, round(height * scale)), max(1, round(width * scale))

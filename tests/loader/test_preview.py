@@ -208,12 +208,9 @@ class TestCurves:
                     key: point[key] for key in (*told["outcome"], "kept")
                 }
 
-
     def test_rank_the_layers_once_for_all_points(self, path, monkeypatch):
         ranked, rank = [], BySensitivity.ranked
-        monkeypatch.setattr(
-            BySensitivity, "ranked", lambda *its: (ranked.append(1), rank(*its))[1]
-        )
+        monkeypatch.setattr(BySensitivity, "ranked", lambda *its: (ranked.append(1), rank(*its))[1])
         lines = curves(model())["lines"]
         assert 0 < len(ranked) <= 2 * len(lines)  # once to plan without keeping any
 
