@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -114,6 +115,11 @@ class Statistics(Mapping[str, LayerStatistics]):
     def samples(self) -> int:
         """Number of latent images that were measured; 0 if the file does not say."""
         return self.meta.get("samples", 0)
+
+    @functools.cached_property
+    def fewest_calls(self) -> int:
+        """How often the least measured layer was measured; 0 without layers."""
+        return min((layer.calls for layer in self.values()), default=0)
 
     @property
     def fingerprint(self) -> str | None:

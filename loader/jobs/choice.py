@@ -161,7 +161,7 @@ def _recorded(statistics: Statistics | None) -> str:
     return {
         store.IMAGES: f"{statistics.samples} of {store.USABLE_SAMPLES} images",
         store.LAYERS: f"{layers} of {layers + store.missing_layers(statistics)} layers",
-        store.CALLS: f"{store.fewest_calls(statistics)} of {store.USABLE_CALLS} calls of a layer",
+        store.CALLS: f"{statistics.fewest_calls} of {store.USABLE_CALLS} calls of a layer",
         store.NOISE: f"{seen_levels(statistics.meta)} of {store.USABLE_LEVELS} noise levels",
     }[store.missing(statistics)]
 

@@ -120,7 +120,7 @@ class Model:
             "sampling": is_sampling(self.fingerprint),
             "loaded": _loaded(self.alive, self.source),
             "samples": 0 if self.statistics is None else self.statistics.samples,
-            "calls": 0 if self.statistics is None else store.fewest_calls(self.statistics),
+            "calls": 0 if self.statistics is None else self.statistics.fewest_calls,
             "levels": 0 if self.statistics is None else seen_levels(self.statistics.meta),
             "layers": 0 if self.statistics is None else len(self.statistics),
             "total_layers": self.total_layers,
@@ -227,7 +227,7 @@ def _missing(statistics: Statistics | None) -> dict | None:
     """Return what other than images is missing until a model is ready, and how much it has."""
     what = None if statistics is None else store.missing(statistics)
     if what == store.CALLS:
-        return {"what": what, "has": store.fewest_calls(statistics), "needs": store.USABLE_CALLS}
+        return {"what": what, "has": statistics.fewest_calls, "needs": store.USABLE_CALLS}
     if what == store.NOISE:
         return {"what": what, "has": seen_levels(statistics.meta), "needs": store.USABLE_LEVELS}
     return None

@@ -1,8 +1,8 @@
 """Heads: what a model's statistics files hold, without the channels' importances.
 
 Importances are most of a file (8 MiB for SDXL) and needed only for quantizing, while the rest is
-asked for often. So the rest is kept in memory, and on disk in one `.heads` file a model. It is
-valid as long as the same statistics files are there, unchanged.
+asked for often. So the rest is kept in memory, and on disk in one `.heads` file a model
+(heads_file.py). It is valid as long as the same statistics files are there, unchanged.
 """
 
 from __future__ import annotations
@@ -10,82 +10,25 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
-import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
-
 from ...calibration import LayerStatistics, Statistics, StatisticsError, load_statistics
-from ..files import kept_json, owners
+from ..files import owners
 from ..host.folders import statistics_folder
-from . import locked_file
+from . import heads_file, locked_file
+from .heads_file import FILE, NOTHING, Head, Heads, Session, Version
 from .paths import SHORT
 from .totals import OTHER_WEIGHTS, is_of, total_of
 
 ID_DIGITS = SHORT
 """Digits of a model's id: those of its fingerprint that are in the names of its files."""
 
-_FILE = re.compile(r".+\.(?P<id>[0-9a-f]{16})\.(?P<session>[A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
-_FORMAT = 1
 _FILES_IN_MEMORY = 64
-
-Version = owners.Version
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """One statistics file.
-
-    Attributes:
-        path: of the file.
-        size: of the file in bytes.
-        about: statistics with the file's meta and no layers.
-    """
-
-    path: Path
-    size: int
-    about: Statistics
-
-    @property
-    def name(self) -> str:
-        """The session's name."""
-        return _FILE.fullmatch(self.path.name)["session"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """What the statistics files of one model hold.
-
-    Attributes:
-        fingerprint: of the model's weights.
-        sessions: its files, in the order of their names.
-        total: their sums by total_of; every layer's importance has no channels.
-    """
-
-    fingerprint: str
-    sessions: tuple[Session, ...]
-    total: Statistics
-
-
-@dataclasses.dataclass(frozen=True)
-class Heads:
-    """What all statistics files with the same id hold.
-
-    Attributes:
-        versions: of the files, by name (see files.versions).
-        models: one for each model that they were recorded of; more than one if an id was forged.
-        problems: a sentence about each file that cannot be read.
-    """
-
-    versions: Mapping[str, Version]
-    models: tuple[Head, ...]
-    problems: tuple[str, ...] = ()
 
 
 class LateError(Exception):
@@ -101,7 +44,7 @@ def ids() -> dict[str, list[Path]]:
     """Return all statistics files by their models' ids, ordered by the files' names."""
     found: dict[str, list[Path]] = {}
     for path in sorted(statistics_folder().glob("*.pt")):
-        match = _FILE.fullmatch(path.name)
+        match = FILE.fullmatch(path.name)
         if match is not None:
             found.setdefault(match["id"], []).append(path)
     return found
@@ -133,18 +76,18 @@ def heads_of(
     """
     if paths is None:
         paths = sorted(statistics_folder().glob(f"*.{its_id}.*.pt"))
-        paths = [path for path in paths if _FILE.fullmatch(path.name)]
+        paths = [path for path in paths if FILE.fullmatch(path.name)]
     versions, problems = _versions(paths)
     where = _path(its_id)
     if where not in _known and time.monotonic() > until:
         raise LateError
-    for heads in (_known.get(where), _kept(where) if where not in _known else None):
+    for heads in (_known.get(where), heads_file.read(where) if where not in _known else None):
         if heads is not None and heads.versions == versions and not problems and _agree(heads):
             _known[where] = heads
             return heads
     heads = _known[where] = _read(its_id, versions, problems, until)
     if keep and heads.models and not heads.problems:
-        _keep(where, heads)
+        heads_file.write(where, heads)
     return heads
 
 
@@ -232,66 +175,9 @@ def _without_importances(path: Path, version: Version) -> Statistics | str | Non
     return found
 
 
-@functools.cache
-def _nothing() -> torch.Tensor:
-    return torch.empty(0, dtype=torch.float64)
-
-
 def _bare(layer: LayerStatistics) -> LayerStatistics:
-    return dataclasses.replace(layer, importance_sum=_nothing())
+    return dataclasses.replace(layer, importance_sum=NOTHING)
 
 
 def _path(its_id: str) -> Path:
     return statistics_folder() / "plans" / f"{its_id}.heads"
-
-
-def _keep(path: Path, heads: Heads) -> None:
-    """Write heads to disk. If that fails, the files are read again after the next start."""
-    models = [
-        {
-            "fingerprint": head.fingerprint,
-            "sessions": {one.path.name: dict(one.about.meta) for one in head.sessions},
-            "meta": dict(head.total.meta),
-            "layers": {name: _numbers(layer) for name, layer in head.total.items()},
-        }
-        for head in heads.models
-    ]
-    content = {"format": _FORMAT, "versions": heads.versions, "models": models}
-    try:
-        kept_json.write(path, content)
-    except (OSError, ValueError) as error:
-        logging.debug("HSWQ: heads are not kept: %s", error)
-
-
-def _kept(path: Path) -> Heads | None:
-    """Read what `_keep` has written; None if there is nothing, or it is damaged."""
-    try:
-        content = kept_json.read(path)
-        if content["format"] != _FORMAT:
-            return None
-        versions = {name: tuple(version) for name, version in content["versions"].items()}
-        models = [_model(one, versions) for one in content["models"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return Heads(versions, tuple(models))
-
-
-def _model(one: Mapping, versions: Mapping[str, Version]) -> Head:
-    folder = statistics_folder()
-    sessions = [
-        Session(folder / name, versions[name][1], Statistics(meta=meta))
-        for name, meta in one["sessions"].items()
-    ]
-    layers = {name: _layer(*numbers) for name, numbers in one["layers"].items()}
-    return Head(one["fingerprint"], tuple(sessions), Statistics(layers, one["meta"]))
-
-
-def _numbers(layer: LayerStatistics) -> tuple:
-    sums = layer.output_sum, layer.output_square_sum, layer.output_calls
-    return *sums, layer.input_calls, layer.input_amax
-
-
-def _layer(
-    total: float, squares: float, calls: int, input_calls: int, amax: float | None
-) -> LayerStatistics:
-    return LayerStatistics(total, squares, calls, _nothing(), input_calls, amax)

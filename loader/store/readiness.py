@@ -26,11 +26,6 @@ def missing_layers(statistics: Statistics) -> int:
     return max(0, layers - len(statistics)) if type(layers) is int else 0
 
 
-def fewest_calls(statistics: Statistics) -> int:
-    """Return how often the least measured layer was measured; 0 without layers."""
-    return min((layer.calls for layer in statistics.values()), default=0)
-
-
 def missing(statistics: Statistics) -> str | None:
     """Return what is missing before the model can be quantized: IMAGES, LAYERS, CALLS or NOISE.
 
@@ -43,7 +38,7 @@ def missing(statistics: Statistics) -> str | None:
         return IMAGES
     if samples < 2 * target() and missing_layers(statistics):
         return LAYERS
-    if samples < 2 * target() and fewest_calls(statistics) < USABLE_CALLS:
+    if samples < 2 * target() and statistics.fewest_calls < USABLE_CALLS:
         return CALLS
     if samples < target() and seen_levels(statistics.meta) < USABLE_LEVELS:
         return NOISE

@@ -13,7 +13,7 @@ from hswq.loader.files import fingerprints, kept_json, owners
 from hswq.loader.files.whole_hash import background
 from hswq.loader.host.settings import Settings, SettingsFile
 from hswq.loader.jobs.keeping import above_noise
-from hswq.loader.store import effects, heads, refined, search_cache
+from hswq.loader.store import effects, heads, heads_file, refined, search_cache
 from hswq.quant import LARGEST_EFFECT, make_plan
 
 from harness import mutations
@@ -116,7 +116,7 @@ def kept_heads(folder: Path, numbers: random.Random) -> Attack:
 
     def is_believed(path: Path) -> bool:
         heads._known.clear()
-        believed = heads._kept(path)
+        believed = heads_file.read(path)
         assert heads.heads_of(MODEL[:16]).models[0].total.samples == known.models[0].total.samples
         return believed is not None
 

@@ -12,7 +12,7 @@ from hswq.loader import store
 from hswq.loader.host import events
 from hswq.loader.panel import catalogue
 from hswq.loader.panel.catalogue import Catalogue
-from hswq.loader.store import heads, locked_file
+from hswq.loader.store import heads, heads_file, locked_file
 
 OTHER = "cd" * 32
 SESSIONS = 8  # more than are kept in memory whole
@@ -106,6 +106,21 @@ class TestReading:
         restart()
         assert Catalogue(list).status() == first
         assert not reads
+
+    def test_after_a_restart_a_status_builds_no_layers(self, many, restart, monkeypatch):
+        built, build = [], heads_file._layer
+        monkeypatch.setattr(heads_file, "_layer", lambda *of: (built.append(of), build(*of))[1])
+        first = Catalogue(list).status()
+        before = store.head_of(FINGERPRINT).total
+        restart()
+        assert Catalogue(list).status() == first
+        total = store.head_of(FINGERPRINT).total
+        assert not built
+        assert (len(total), total.fewest_calls) == (len(before), before.fewest_calls)
+        assert list(total) == list(before)
+        assert len(built) == len(before)
+        for name, layer in before.items():
+            assert (layer.output_sum, layer.calls) == (total[name].output_sum, total[name].calls)
 
     def test_a_sampling_reads_its_own_session_alone(self, many, reads, restart):
         Catalogue(list).status()
