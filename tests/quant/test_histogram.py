@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 from helpers import DTYPES, IMPORTANCES, WEIGHTS, gaussian, importance_of, weight_of
-from hswq.quant import weighted_histogram
+from hswq.quant import histogram, weighted_histogram
 from hswq.quant.histogram import ALL_ZERO_AMAX, fit_importance
 
 
@@ -31,6 +31,15 @@ class TestWeightedHistogram:
     def test_weights(self, kind, dtype, device):
         weight = weight_of(kind, (24, 10), dtype)
         assert_is_the_reference(weight, importance_of("random", 10), 64, device)
+
+    @pytest.mark.parametrize("shape", [(48, 10), (12, 10, 2, 2), (480,)])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_in_pieces_it_is_the_same(self, shape, weighted, monkeypatch):
+        weight = gaussian(*shape)
+        importance = importance_of("random", 10) if weighted else None
+        whole = weighted_histogram(weight, importance, 64)
+        monkeypatch.setattr(histogram, "_PIECE", 50)
+        assert all(map(torch.equal, weighted_histogram(weight, importance, 64), whole))
 
     @pytest.mark.parametrize("kind", IMPORTANCES)
     def test_importances(self, kind, device):
