@@ -93,12 +93,13 @@ class DeviceSums:
             self._layers.items(), self._parts(buffer), strict=True
         ):
             if name in self._other:
-                moments, importance = layer.moments.cpu(), layer.importance.to("cpu", copy=True)
+                moments, importance = layer.moments.cpu(), layer.importance.cpu()
             if layer.calls:
                 mean, square, _ = moments.sum(0).tolist()
                 amax = moments[:, 2].amax().item()
                 calls = layer.calls
-                found[name] = LayerStatistics(mean, square, calls, importance, calls, amax)
+                # A view would keep the sums of all layers, even if only a few were called.
+                found[name] = LayerStatistics(mean, square, calls, importance.clone(), calls, amax)
         return found
 
 

@@ -257,6 +257,13 @@ class TestDualMonitor:
             outputs += [model[0](values) for values in inputs[2:]]
         assert_is_the_reference(monitor.statistics()["0"], inputs, outputs)
 
+    def test_statistics_hold_no_more_memory_than_their_layers_need(self, model):
+        with DualMonitor(model) as monitor:
+            model[0](activation((5, 6)))
+        (layer,) = monitor.statistics().values()
+        importance = layer.importance_sum
+        assert importance.untyped_storage().nbytes() == importance.nbytes
+
     def test_statistics_so_far_do_not_change_later(self, model):
         with DualMonitor(model) as monitor:
             model(activation((5, 6)))
