@@ -50,7 +50,7 @@ environment variables:
 # A worker starts its own ComfyUI, which takes 1.5 GB. It takes whole files: their tests share one.
 CORES = os.cpu_count() or 1
 COUNT = min(4, CORES)
-WORKERS = ("-n", str(COUNT), "--dist", "loadfile")
+WORKERS = ("-n", str(COUNT), "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 def demo(host: Host, arguments: list[str]) -> int:

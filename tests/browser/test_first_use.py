@@ -43,8 +43,10 @@ class User:
 
 @contextmanager
 def empty(browser: Browser, host: ComfyUIServer) -> Iterator[PanelPage]:
-    """The page of a ComfyUI in which nothing was done yet."""
+    """The page of a ComfyUI in which nothing was done yet, with one checkpoint."""
     forget_statistics(host)
+    for path in (host.base / "output").rglob("*.safetensors"):
+        path.unlink()
     with open_page(browser, host) as page:
         yield PanelPage(page)
 

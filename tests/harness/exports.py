@@ -16,6 +16,7 @@ from hswq.loader.engine.model_structure import layers_of
 from hswq.loader.engine.quantizer import quantizing_device
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
+from hswq.loader.files.whole_hash import background
 from hswq.loader.host.folders import register_folder
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import export
@@ -35,6 +36,7 @@ def folders(tmp_path, monkeypatch):
 
 def use_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give ComfyUI such folders until the patch is undone."""
+    background.join()  # it would write what it found for an earlier test
     paths = {
         "checkpoints": ([str(tmp_path / "output" / "checkpoints")], {".safetensors"}),
         "diffusion_models": ([str(tmp_path / "output" / "diffusion_models")], {".safetensors"}),
