@@ -44,6 +44,7 @@ class TestKilled:
     @pytest.mark.parametrize("name", STARTS)
     def test_while_a_job_runs(self, large: PanelPage, server: ComfyUIServer, name: str):
         """It is lost, and can be done again; nothing of it is left, and nothing else is lost."""
+        exported(server)  # removes what other tests have exported
         Client(server.url).run(text_to_latent(stock_loader(), steps=1))
         large.expect_file()
         STARTS[name](large)

@@ -148,9 +148,17 @@ def custom_sampler(prompt: Prompt) -> Prompt:
     }
 
 
+def wait_for_run(panel: PanelPage, seed: int) -> None:
+    """Wait until the history has a run: ComfyUI tells of its end before that."""
+    panel.page.wait_for_function(
+        f"async (file) => (await ({LAST})(file))?.seed === {seed}", arg=CHECKPOINT
+    )
+
+
 class TestLastWorkflow:
     def test_of_a_custom_sampler(self, panel: PanelPage, server: ComfyUIServer):
         Client(server.url).run(custom_sampler(text_to_latent(stock_loader(), batch=2)))
+        wait_for_run(panel, seed=11)
         found = panel.page.evaluate(LAST, CHECKPOINT)
         assert (found["cfg"], found["seed"], found["steps"]) == (3, 11, 2)
         assert (found["sampler_name"], found["scheduler"]) == ("heun", "simple")
@@ -166,7 +174,7 @@ class TestLastWorkflow:
         save = node("SaveLatent", samples=["second", 0], filename_prefix="latents/test")
         both = {"second": node("KSampler", **{**second, "denoise": 0.5}), **prompt, "save": save}
         Client(server.url).run(both)
-        assert panel.page.evaluate(LAST, CHECKPOINT)["seed"] == 5
+        wait_for_run(panel, seed=5)
 
     def test_of_another_model_does_not_count(self, panel: PanelPage, server: ComfyUIServer):
         connection = Connection(server.url)
