@@ -13,11 +13,9 @@ from ...quant import Clipping, Plan
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
 from ..files.model_file import ModelFile
-from ..files.safetensors import DTYPE_NAMES, is_safetensors
+from ..files.safetensors import DTYPES, is_safetensors
 from ..files.versions import version_of
 from ..host import settings
-
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 class Originals:
@@ -106,7 +104,7 @@ class Originals:
             with open(self._path, "rb") as file:
                 file.seek(entry.start)
                 whole = file.readinto(data.numpy()) == data.numel()
-            return data.view(_DTYPES[entry.dtype]).view(entry.shape) if whole else None
+            return data.view(DTYPES[entry.dtype]).view(entry.shape) if whole else None
         except (OSError, KeyError, ModelFileError):
             return None
 

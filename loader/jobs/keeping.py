@@ -95,19 +95,17 @@ def choose_keeping(
     if effects is None:
         chosen = chosen_by(BySensitivity(0.0))
         if chosen.decider is None or not chosen.samples or not write:
-            found = chosen_by(BySensitivity(keeping.keep_ratio, also))
-            return (
-                found
-                if found.decider is None
-                else dataclasses.replace(
-                    found, about="; ".join(filter(None, (_NO_EFFECTS, found.about)))
-                )
-            )
+            chosen = chosen_by(BySensitivity(keeping.keep_ratio, also))
+            return chosen if chosen.decider is None else _told(chosen, _NO_EFFECTS)
         effects, how = _estimated(file, chosen), "by estimated effect"
     costs = _costs(file, settings, effects)
     budget, fits = _budget(file, keeping, costs, also)
-    chosen = chosen_by(ByEffect(budget, effects, costs, also))
-    return dataclasses.replace(chosen, about="; ".join(filter(None, (how, fits, chosen.about))))
+    return _told(chosen_by(ByEffect(budget, effects, costs, also)), how, fits)
+
+
+def _told(chosen: Choice, *first: str) -> Choice:
+    """Return a Choice whose line for users begins with some texts, of which some may be empty."""
+    return dataclasses.replace(chosen, about="; ".join(filter(None, (*first, chosen.about))))
 
 
 def measured_effects(

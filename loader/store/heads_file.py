@@ -133,6 +133,9 @@ def _model(one: Mapping, versions: Mapping[str, Version]) -> Head:
         Session(folder / name, versions[name][1], Statistics(meta=meta))
         for name, meta in one["sessions"].items()
     ]
+    kinds = {"count": int, "fewest_calls": int, "layers": str}
+    if not all(isinstance(one[key], kind) for key, kind in kinds.items()):
+        raise TypeError("the sums are not as they were written")
     total = _KeptSums(one["count"], one["fewest_calls"], one["layers"], one["meta"])
     return Head(one["fingerprint"], tuple(sessions), total)
 
