@@ -9,8 +9,9 @@ from harness.client import Client
 from harness.fixtures import (
     ENOUGH_STEPS,
     client,
-    forget_statistics,
     pytest_runtest_makereport,
+    reset_settings,
+    start_over,
     toy_server,
 )
 from harness.panelpage import PanelPage
@@ -58,7 +59,7 @@ def pinned_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIS
 @pytest.fixture(scope="session")
 def statistics(server: ComfyUIServer) -> tuple[str, bytes]:
     """Name and bytes of a file of 40 recorded images; recorded once for all tests."""
-    forget_statistics(server)
+    start_over(server)
     Client(server.url).run(text_to_latent(stock_loader(), batch=40, steps=ENOUGH_STEPS))
     (path,) = (server.models / "hswq").glob("*.pt")
     return path.name, path.read_bytes()
@@ -67,7 +68,7 @@ def statistics(server: ComfyUIServer) -> tuple[str, bytes]:
 @pytest.fixture
 def panel(statistics: tuple[str, bytes], server: ComfyUIServer, page: Page) -> PanelPage:
     """The panel, not open yet, of a server that has recorded 40 images of the toy."""
-    forget_statistics(server)
+    start_over(server)
     name, content = statistics
     (server.models / "hswq" / name).write_bytes(content)
     return PanelPage(page)
@@ -76,6 +77,7 @@ def panel(statistics: tuple[str, bytes], server: ComfyUIServer, page: Page) -> P
 @pytest.fixture
 def page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
     """ComfyUI's page, ready. A script error, or a console error of this extension, fails a test."""
+    reset_settings(server)
     with open_page(browser, server) as page:
         yield page
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from harness.fixtures import ENOUGH_STEPS, forget_statistics
+from harness.fixtures import ENOUGH_STEPS, start_over
 from harness.panelpage import JOB_MILLISECONDS, PanelPage
 from harness.server import ComfyUIServer
 from playwright.sync_api import Browser, expect
@@ -44,7 +44,7 @@ class User:
 @contextmanager
 def empty(browser: Browser, host: ComfyUIServer) -> Iterator[PanelPage]:
     """The page of a ComfyUI in which nothing was done yet, with one checkpoint."""
-    forget_statistics(host)
+    start_over(host)
     for path in (host.base / "output").rglob("*.safetensors"):
         path.unlink()
     with open_page(browser, host) as page:

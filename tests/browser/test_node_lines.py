@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from harness.fixtures import change_settings, forget_statistics
+from harness.fixtures import change_settings, start_over
 from harness.prompts import hswq_loader, node, text_to_latent, through
 from harness.server import ComfyUIServer
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -50,7 +50,7 @@ def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
     """ComfyUI's page, which keeps its workflow over a reload, as users' pages do."""
     name, nodes_2 = request.param
     host: ComfyUIServer = request.getfixturevalue(name)
-    forget_statistics(host)
+    start_over(host)
     settings = {"Comfy.Workflow.Persist": True, "Comfy.VueNodes.Enabled": nodes_2}
     change_settings(host, settings)
     with open_page(browser, host) as page:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from harness.client import Client
-from harness.fixtures import ENOUGH_STEPS, forget_statistics
+from harness.fixtures import ENOUGH_STEPS, start_over
 from harness.lines import QUARTER_KEPT, sentence
 from harness.panelpage import PanelPage
 from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
@@ -41,7 +41,7 @@ def host(request: pytest.FixtureRequest) -> ComfyUIServer:
 @pytest.fixture
 def panel(browser: Browser, host: ComfyUIServer) -> Iterator[PanelPage]:
     """The panel, of a server that has recorded nothing."""
-    forget_statistics(host)
+    start_over(host)
     with open_page(browser, host) as page:
         yield PanelPage(page)
 
@@ -209,7 +209,7 @@ def delete(panel: PanelPage, host: ComfyUIServer) -> None:
 def test_a_point_by_effect_is_applied_and_exported(
     statistics: tuple[str, bytes], server: ComfyUIServer, page: Page
 ):
-    forget_statistics(server)
+    start_over(server)
     name, content = statistics
     (server.models / "hswq" / name).write_bytes(content)
     measure_effects(server)

@@ -1,6 +1,5 @@
 """The panel's details: files, table, settings, what it leaves behind, and who can use it."""
 
-import json
 import re
 import time
 from pathlib import Path
@@ -82,10 +81,6 @@ def asked_by(page: Page) -> list[str]:
     return addresses
 
 
-def settings_of(server: ComfyUIServer) -> dict:
-    return json.loads((server.base / "user" / "default" / "comfy.settings.json").read_text())
-
-
 class TestFiles:
     def test_come_and_go(self, panel: PanelPage, server: ComfyUIServer, statistics):
         folder, (_, content) = server.models / "hswq", statistics
@@ -162,7 +157,7 @@ class TestRecording:
 
     def expect_setting(self, server: ComfyUIServer, value: bool) -> None:
         end = time.monotonic() + 30
-        while settings_of(server).get("HSWQ.Record") is not value:
+        while Client(server.url).get_json("/settings")["HSWQ.Record"] is not value:
             assert time.monotonic() < end, f"the setting does not become {value}"
             time.sleep(0.05)
 

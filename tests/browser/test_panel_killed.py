@@ -46,6 +46,7 @@ class TestKilled:
         """It is lost, and can be done again; nothing of it is left, and nothing else is lost."""
         exported(server)  # removes what other tests have exported
         Client(server.url).run(text_to_latent(stock_loader(), steps=1))
+        large.expect_samples(41)
         large.expect_file()
         STARTS[name](large)
         bar = large.job.get_by_role("progressbar", name=name)

@@ -37,13 +37,13 @@ def toy_server(base: Path, options: tuple[str, ...] = ()) -> ComfyUIServer:
     """Return such a server, not started; with options of ComfyUI's command line."""
     server = ComfyUIServer(base, {"hswq_probe": PROBE_NODES}, options)
     make_checkpoint(server.models / "checkpoints" / CHECKPOINT)
-    record_every_layer(server)
+    reset_settings(server)
     return server
 
 
-def record_every_layer(server: ComfyUIServer) -> None:
-    """Let one step of a sampling be enough, where users' samplings share the layers out."""
-    change_settings(server, {"HSWQ.Budget": 100})
+def reset_settings(server: ComfyUIServer) -> None:
+    """Record by default. One step is enough here, where users' samplings share the layers out."""
+    change_settings(server, {"HSWQ.Record": True, "HSWQ.Target": 256, "HSWQ.Budget": 100})
 
 
 def change_settings(server: ComfyUIServer, settings: dict) -> None:
@@ -51,7 +51,9 @@ def change_settings(server: ComfyUIServer, settings: dict) -> None:
     path = server.base / "user" / "default" / "comfy.settings.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**known, **settings}))
+    whole = path.with_suffix(".new")  # nobody reads half of it
+    whole.write_text(json.dumps({**known, **settings}))
+    whole.replace(path)
 
 
 @pytest.fixture
@@ -65,12 +67,16 @@ def recorded(client: Client) -> Client:
 @pytest.fixture
 def client(server: ComfyUIServer) -> Client:
     """A user of a server that has no statistics, and no models or results in memory."""
-    forget_statistics(server)
+    start_over(server)
     return Client(server.url)
 
 
-def forget_statistics(server: ComfyUIServer) -> None:
-    """Delete all that was recorded and searched, files and memory of it; nothing runs by then."""
+def start_over(server: ComfyUIServer) -> None:
+    """Delete all that was recorded and searched, files and memory of it; nothing runs by then.
+
+    What an earlier test has chosen in the settings is undone.
+    """
+    reset_settings(server)
     free(Client(server.url))
     connection = Connection(server.url)
     for model in connection.ask("GET", "/hswq/status").json()["models"]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy.checkpoint import make_checkpoint
 
-from harness.fixtures import PROBE_NODES, record_every_layer
+from harness.fixtures import PROBE_NODES, reset_settings
 from harness.prompts import CHECKPOINT
 from harness.server import ROOT, ComfyUIServer
 
@@ -62,6 +62,6 @@ def packed_server(
     (custom_nodes / "hswq").unlink()
     pack.extractall(custom_nodes / NAME)
     make_checkpoint(server.models / "checkpoints" / CHECKPOINT)
-    record_every_layer(server)
+    reset_settings(server)
     with server:
         yield server

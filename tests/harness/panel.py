@@ -12,7 +12,7 @@ import pytest
 from hswq.calibration import load_statistics
 
 from harness.client import Client
-from harness.fixtures import ENOUGH_STEPS, forget_statistics
+from harness.fixtures import ENOUGH_STEPS, start_over
 from harness.http import BYTES, JSON, Answer, Connection
 from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
@@ -73,7 +73,7 @@ def panel(server: ComfyUIServer, client: Client) -> Panel:
 def content(server: ComfyUIServer) -> bytes:
     """A statistics file of the toy, with enough samples to load it in FP8."""
     client, panel = Client(server.url), Panel(server.url)
-    forget_statistics(server)
+    start_over(server)
     sampled(client, 32, seed=5)
     return panel.get(f"file?session={SESSION}").body
 

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 from harness.client import Client, InterruptedPromptError
-from harness.fixtures import change_settings, free, record_every_layer
+from harness.fixtures import change_settings, free
 from harness.prompts import Prompt, node, stock_loader, text_to_latent, through
 from harness.server import ComfyUIServer
 
@@ -113,11 +113,8 @@ class TestStatistics:
     ):
         """A twentieth of the layers in each step on a CPU, so all of them once in 20 steps."""
         change_settings(server, {"HSWQ.Budget": 2.0})
-        try:
-            for seed, steps in ((1, 13), (2, 7)):
-                client.run(probed(sampling(PASSIVE, steps=steps, seed=seed), "turns"))
-        finally:
-            record_every_layer(server)
+        for seed, steps in ((1, 13), (2, 7)):
+            client.run(probed(sampling(PASSIVE, steps=steps, seed=seed), "turns"))
         found, calls = recorded(server, PASSIVE)["layers"], measured(server, "turns")
         assert_measured(found, calls)
         times = [found[name]["out_count"] if name in found else 0 for name in calls]
@@ -161,12 +158,6 @@ class TestStatistics:
 
 class TestSettings:
     """As ComfyUI's dialog changes them, while it runs."""
-
-    @pytest.fixture(autouse=True)
-    def settings(self, server: ComfyUIServer):
-        yield
-        change_settings(server, {"HSWQ.Record": True})
-        record_every_layer(server)
 
     def test_off_is_off_at_once(self, server: ComfyUIServer, client: Client):
         assert is_patched(client)

@@ -60,12 +60,9 @@ class TestStatus:
     def test_complete_at_the_target_and_off(self, server, panel: Panel, ready: str):
         assert panel.model()["state"] == "ready"
         change_settings(server, {"HSWQ.Target": 32, "HSWQ.Record": False})
-        try:
-            status = panel.status()
-            assert (status["recording"], status["target"]) == (False, 32)
-            assert status["models"][0]["state"] == "complete"
-        finally:
-            change_settings(server, {"HSWQ.Target": 256, "HSWQ.Record": True})
+        status = panel.status()
+        assert (status["recording"], status["target"]) == (False, 32)
+        assert status["models"][0]["state"] == "complete"
 
     def test_of_a_merge(self, panel: Panel, client: Client):
         merged = node("ModelMergeSimple", model1=["loader", 0], model2=["loader", 0], ratio=0.5)

@@ -2,7 +2,6 @@
 
 import pytest
 from harness.client import Client
-from harness.fixtures import change_settings, record_every_layer
 from harness.server import ComfyUIServer
 from harness.soak import Soak
 
@@ -14,14 +13,8 @@ WARM_UP, MORE = 18, 12
 GROWTH, OBJECTS = 128 << 10, 5000
 
 
-@pytest.fixture
-def soak(server: ComfyUIServer, client: Client):
-    yield Soak(server, client)
-    change_settings(server, {"HSWQ.Target": 256})
-    record_every_layer(server)
-
-
-def test_stays_as_it_was(soak: Soak):
+def test_stays_as_it_was(server: ComfyUIServer, client: Client):
+    soak = Soak(server, client)
     soak.run(WARM_UP)
     before, objects = soak.memory(), soak.objects()
     soak.run(MORE)
