@@ -41,6 +41,7 @@ class Choice:
         key: under which search results are cached; None caches nothing.
         sketches: used for compensated rounding; None rounds to the nearest. The cache of rounded
             layers depends on their version.
+        by_statistics: whether statistics rank the layers. Without them a selection keeps none.
     """
 
     decider: Decider | None
@@ -48,6 +49,7 @@ class Choice:
     samples: int = 0
     key: str | None = None
     sketches: store.Sketches | None = None
+    by_statistics: bool = False
 
     def keep(self, plan: Plan) -> None:
         """Cache what was found for a Plan, for the next load."""
@@ -204,7 +206,8 @@ def _measured(
     about = ""
     if planner.samples < store.target():  # the user would wait in vain: only 16 bit is measured
         about = f"sampling with a 16-bit loader adds more, up to {store.target()} images"
-    return Choice(_decider(planner, key, sketches), about, planner.samples, key, sketches)
+    decider = _decider(planner, key, sketches)
+    return Choice(decider, about, planner.samples, key, sketches, by_statistics=True)
 
 
 def _decider(

@@ -19,7 +19,7 @@ from .search import search_once
 
 BY_SENSITIVITY, BY_EFFECT, TO_FIT = "by sensitivity", "by effect", "by effect, to fit this card"
 SELECTIONS = (BY_SENSITIVITY, BY_EFFECT, TO_FIT)
-_NO_EFFECTS = "no effects are known, so keep_ratio decides: run HSWQ Measure Effect first"
+NOT_MEASURED = "no effects of this model's layers are measured in this format"
 DEFAULT_MB = 80.0
 """3% of SDXL's bytes in FP8."""
 MOST_MB, MOST_GB = 1e6, 1e4
@@ -68,7 +68,8 @@ def choose_keeping(
     """Decide how a model file is quantized, with the layers kept that a user wants in 16 bit.
 
     By effect, the measured effects decide. If none were measured, the output errors decide that the
-    sketches give: for that, all layers are rounded once, and the errors are kept.
+    sketches give: for that, all layers are rounded once, and the errors are kept. Without
+    statistics, only the layers of `also_keep` are kept.
 
     Args:
         statistics: see `choose`.
@@ -79,7 +80,8 @@ def choose_keeping(
         write: False writes nothing and searches nothing, as the panel wants.
 
     Raises:
-        ValueError: also_keep names no layer; or the model does not fit into `fit_gb`.
+        ValueError: also_keep names no layer; or the model does not fit into `fit_gb`; or its
+            effects would have to be estimated, which takes a search, but `write` is False.
         StatisticsError, FileNotFoundError: as for `choose`.
     """
     also = also_kept(keeping.also_keep, file)
@@ -93,14 +95,16 @@ def choose_keeping(
         return chosen_by(BySensitivity(keeping.keep_ratio, also))
     effects, how = measured_effects(its[0], settings.number_format), "by measured effect"
     if effects is None:
-        chosen = chosen_by(BySensitivity(0.0))
-        if chosen.decider is None or not chosen.samples or not write:
-            chosen = chosen_by(BySensitivity(keeping.keep_ratio, also))
-            return chosen if chosen.decider is None else _told(chosen, _NO_EFFECTS)
+        if not write:
+            raise ValueError(NOT_MEASURED)
+        chosen = chosen_by(BySensitivity(0.0, also))
+        if not chosen.by_statistics:
+            return chosen
         effects, how = _estimated(file, chosen), "by estimated effect"
     costs = _costs(file, settings, effects)
     budget, fits = _budget(file, keeping, costs, also)
-    return _told(chosen_by(ByEffect(budget, effects, costs, also)), how, fits)
+    chosen = chosen_by(ByEffect(budget, effects, costs, also))
+    return _told(chosen, how, fits) if chosen.by_statistics else chosen
 
 
 def _told(chosen: Choice, *first: str) -> Choice:

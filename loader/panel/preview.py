@@ -21,7 +21,7 @@ from ...quant import (
 )
 from .. import store
 from ..jobs.choice import AUTO, statistics_version
-from ..jobs.keeping import BY_EFFECT, Keeping, costs_of, measured_effects
+from ..jobs.keeping import BY_EFFECT, NOT_MEASURED, Keeping, costs_of, measured_effects
 from ..jobs.model_files import Shapes, shapes_of
 from ..jobs.outcome import Ledger, Sizes, error_of
 from ..store import milestones
@@ -116,7 +116,7 @@ class Basis:
         if keeping.selection != BY_EFFECT:
             return BySensitivity(keeping.keep_ratio, ends)
         if not self.has_effects:
-            raise ValueError("no effects of this model's layers are measured in this format")
+            raise ValueError(NOT_MEASURED)
         return ByEffect(int(keeping.keep_mb * (1 << 20)), self.effects, self.costs, ends)
 
     def effect(self, quantized: Iterable[str]) -> float | None:

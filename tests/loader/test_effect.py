@@ -185,9 +185,9 @@ def bytes_of(patcher) -> int:
     return sum(part.nbytes for parts in held(patcher).values() for part in parts)
 
 
-def chosen(trained, **keeping):
+def chosen(trained, without=choice.FAIL, **keeping):
     file, wanted = ModelFile(trained.path), Keeping(**{"selection": BY_EFFECT, **keeping})
-    return choose_keeping(choice.AUTO, file, SETTINGS, wanted, choice.FAIL)
+    return choose_keeping(choice.AUTO, file, SETTINGS, wanted, without)
 
 
 def load(trained, **keeping):
@@ -261,6 +261,21 @@ class TestLoaded:
         assert Reason.KEPT_EFFECT in {layer.reason for layer in plan.layers.values()}
         unknown = {name for name in plan.quantized if plan.layers[name].output_error is None}
         assert len(unknown) < 0.1 * len(plan.quantized), unknown
+
+    @pytest.mark.parametrize("measured", [True, False])
+    def test_without_statistics_none_is_kept_for_its_effect(self, trained, folder, measured):
+        if measured:
+            layers = dict.fromkeys(monitored_layers(trained.patcher.model.diffusion_model), 1.0)
+            keep_effects(fingerprint(trained.path), "scaled", Effects(layers, "", whole=True))
+        for without, about in (
+            (choice.QUANTIZE_UNIFORMLY, "without statistics (0 of 32 images recorded)"),
+            (choice.KEEP_16_BIT, "16 bit for now: 0 of 32 images recorded"),
+        ):
+            wanted = chosen(trained, without, selection=TO_FIT)
+            assert wanted.about.startswith(about)
+            if wanted.decider is not None:
+                patcher = load_checkpoint(trained.path, wanted.decider, only_model=True)[0]
+                assert patcher.get_attachment(ATTACHMENT).kept == ["input_blocks.0.0", "out.2"]
 
     def test_is_what_is_exported(self, trained, tmp_path):
         settings = ExportSettings(

@@ -276,3 +276,9 @@ class TestExport:
         assert (told.quantized, told.kept) == (written.quantized, written.kept)
         assert told.outcome.after == written.outcome.after
         assert planned(path, settings).outcome == written.outcome
+
+    def test_refuses_to_tell_what_only_a_search_could(self, path):
+        """The panel does not ask for it, but its route takes any request."""
+        settings = wanted(selection=BY_EFFECT, also_keep=ENDS)
+        with pytest.raises(ValueError, match="no effects of this model's layers are measured"):
+            planned(path, settings)
