@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import comfy.model_detection
@@ -13,7 +14,7 @@ import comfy.model_management as memory
 import comfy.sd
 import comfy.utils
 import torch
-from comfy.model_patcher import ModelPatcher
+from comfy import supported_models_base
 
 from ...calibration import monitored_layers
 from ..files.errors import ModelFileError
@@ -50,26 +51,6 @@ def find_layers(file: ModelFile) -> dict[str, torch.Tensor]:
     Raises:
         ModelFileError: the file holds no diffusion model, or one that ComfyUI cannot build.
     """
-    return _built(file)[0]
-
-
-def needed_beside(file: ModelFile, pixels: int = 1024) -> float:
-    """Return the bytes that ComfyUI expects a step to take beside a model's weights.
-
-    The step is that of a picture with cfg, of so many pixels each way.
-
-    Raises:
-        ModelFileError: as find_layers.
-    """
-    model = _built(file)[1].model
-    latent = model.latent_format
-    edge = pixels // latent.spacial_downscale_ratio
-    times = [1] * (latent.latent_dimensions - 2)
-    return model.memory_required([2, latent.latent_channels, *times, edge, edge])
-
-
-def _built(file: ModelFile) -> tuple[dict[str, torch.Tensor], ModelPatcher]:
-    """Return a file's layers as find_layers does, and the model without memory for its weights."""
     layers: dict[str, torch.Tensor] = {}
 
     def note(layer: str, weight: torch.Tensor, _: torch.device) -> torch.Tensor:
@@ -93,7 +74,7 @@ def _built(file: ModelFile) -> tuple[dict[str, torch.Tensor], ModelPatcher]:
     if model is None:
         raise ModelFileError(f"{file.name} holds no diffusion model that ComfyUI knows")
     check_whole(file.name, model.model.diffusion_model)
-    return layers, model
+    return layers
 
 
 def check_whole(name: str, network: torch.nn.Module) -> None:
@@ -149,6 +130,7 @@ class Structure(NamedTuple):
         layers: number of weights of each layer by name, for tensors with more than one axis.
         first: name of the projection from the latent; None if its shape does not identify it.
         last: name of the projection back to the latent; None as for `first`.
+        config: ComfyUI's configuration of the model, set to build all of it but the network.
     """
 
     dtype: torch.dtype
@@ -156,6 +138,7 @@ class Structure(NamedTuple):
     layers: dict[str, int]
     first: str | None
     last: str | None
+    config: supported_models_base.BASE
 
 
 def detect(file: ModelFile) -> Structure:
@@ -192,7 +175,10 @@ def _detect(file: ModelFile) -> Structure:
         if name.endswith(".weight") and len(entry.shape) > 1
     }
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    return Structure(dtype, compute not in (None, dtype), sizes, *_ends(shapes, config.unet_config))
+    ends = _ends(shapes, config.unet_config)
+    config.set_inference_dtype(dtype, compute, device=memory.get_torch_device())
+    config.unet_config["disable_unet_model_creation"] = True  # ComfyUI's own option
+    return Structure(dtype, compute not in (None, dtype), sizes, *ends, config)
 
 
 def _ends(shapes: dict[str, tuple[int, ...]], numbers: dict) -> tuple[str | None, str | None]:
@@ -216,6 +202,24 @@ def _ends(shapes: dict[str, tuple[int, ...]], numbers: dict) -> tuple[str | None
         return None
 
     return only(1, entering), only(0, leaving)
+
+
+def needed_beside(file: ModelFile, pixels: int = 1024) -> float:
+    """Return the bytes that ComfyUI expects a step to take beside a model's weights.
+
+    The step is that of a picture with cfg, of so many pixels each way.
+
+    Raises:
+        ModelFileError: ComfyUI does not know the model, or cannot build it.
+    """
+    structure = detect(file)
+    with explained(file):
+        model = structure.config.get_model(file.tensors, file.prefix)
+    model.diffusion_model = SimpleNamespace(dtype=structure.dtype)
+    latent = model.latent_format
+    edge = pixels // latent.spacial_downscale_ratio
+    times = [1] * (latent.latent_dimensions - 2)
+    return model.memory_required([2, latent.latent_channels, *times, edge, edge])
 
 
 def sixteen_bit_options(file: ModelFile) -> dict[str, torch.dtype]:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import comfy.model_management as memory
 import comfy.sample
 import comfy.sd
 import comfy.supported_models
@@ -25,7 +26,7 @@ from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.converter import convert
 from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
-from hswq.loader.engine.model_structure import detect
+from hswq.loader.engine.model_structure import detect, needed_beside
 from hswq.loader.files.errors import ModelFileError
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.layer_formats import FILE_FORMATS
@@ -297,6 +298,22 @@ def weights(model: comfy.sd.CLIP | comfy.sd.VAE | None) -> dict[str, torch.Tenso
     found = {} if network is None else network.state_dict()
     # It is in no file, so nobody sets it.
     return {key: value for key, value in found.items() if "clip_l.transformer.text_proj" not in key}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_a_step_needs_is_known_before_a_load(entries, tmp_path, monkeypatch, name, alone):
+    """As ComfyUI asks the model that it has loaded."""
+    its = ARCHITECTURES[name]
+    path = its.write(tmp_path / "model.safetensors", model_only=alone)
+    if alone:
+        loaded = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": its.dtype})
+    else:
+        loaded = stock(path, its.dtype)
+    for counts_dtype in (False, True):
+        monkeypatch.setattr(memory, "xformers_enabled", lambda counts=counts_dtype: counts)
+        expected = loaded.model.memory_required([2, its.latent, 128, 128])
+        assert needed_beside(ModelFile(path)) == expected > 0
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -14,13 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from hswq.loader.engine import model_structure
 from hswq.loader.engine.loading import load_checkpoint
 from hswq.loader.files import model_file
 from hswq.loader.files.errors import ModelFileError
+from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.files.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, read_header
+from hswq.loader.jobs.keeping import SELECTIONS
 from hswq.loader.nodes import loaders
+from hswq.loader.store.effects import Effects, keep_effects
 from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
@@ -230,10 +234,10 @@ class TestOpenedOnce:
 
     @staticmethod
     def counting(function, calls):
-        def counting(*args):
+        def counting(*args, **kwargs):
             if threading.current_thread() is threading.main_thread():  # not what hashes files
                 calls[function.__name__] += 1
-            return function(*args)
+            return function(*args, **kwargs)
 
         return counting
 
@@ -241,8 +245,15 @@ class TestOpenedOnce:
         load_checkpoint(ModelFile(checkpoint), planner())
         assert counted == {"read_header": 1, "diffusion_model_prefix": 1, "_detect": 1}
 
-    def test_by_a_node(self, folder, recorded, counted):
-        wanted = loaders._Wanted("auto", "scaled", 0.25, "fail")
+    @pytest.mark.parametrize("selection", SELECTIONS)
+    def test_by_a_node(self, folder, recorded, statistics, counted, selection, monkeypatch):
+        """It builds one network, also where it must know beforehand what a step will take."""
+        effects = Effects(dict.fromkeys(statistics, 1.0), "", whole=True)
+        keep_effects(fingerprint(recorded), "scaled", effects)
+        building = self.counting(UNetModel.__init__, counted)
+        monkeypatch.setattr(UNetModel, "__init__", building)
+        wanted = loaders._Wanted("auto", "scaled", 0.25, "fail", selection=selection)
         name = os.path.basename(recorded)
         loaders._load("checkpoints", name, wanted, load_checkpoint, load_checkpoint)
-        assert counted == {"read_header": 1, "diffusion_model_prefix": 1, "_detect": 1}
+        once = {"read_header": 1, "diffusion_model_prefix": 1, "_detect": 1}
+        assert counted == {**once, "__init__": 1}
