@@ -51,14 +51,17 @@ class EffectMeasurer:
 
     def on(self, patcher: ModelPatcher, step: int) -> ModelPatcher:
         """Return a clone that measures in one step of its sampling, counted from 0."""
-        clone = patcher.clone()
 
         def predict(executor: Callable, *args, **kwargs) -> torch.Tensor:
             now, self._step = self._step, self._step + 1
             if now != step:
                 return executor(*args, **kwargs)
-            return self._measure(clone, lambda: executor(*args, **kwargs))
+            # Not the clone below: it would hold itself until garbage collection, and then ComfyUI
+            # takes its model for leaked.
+            sampled = executor.class_obj.model_patcher
+            return self._measure(sampled, lambda: executor(*args, **kwargs))
 
+        clone = patcher.clone()
         clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, predict)
         return clone
 

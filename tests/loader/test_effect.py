@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 
 import comfy.model_management as memory
@@ -95,6 +96,12 @@ class TestMeasured:
         assert store.statistics_of(fingerprint(trained.path)).samples == images
         modules = trained.patcher.model.diffusion_model.modules()
         assert not any("forward" in vars(module) for module in modules)
+
+    def test_leaves_no_clone_in_comfyuis_list(self, trained, picture):
+        """One whose clones only garbage collection ends is a memory leak to ComfyUI from then on."""
+        measure(trained, picture)
+        gc.collect()
+        assert None not in [one.model for one in memory.current_loaded_models]
 
     def test_goes_on_after_an_interrupt(self, trained, picture):
         measure(trained, picture)
