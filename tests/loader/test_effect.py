@@ -98,7 +98,7 @@ class TestMeasured:
         assert not any("forward" in vars(module) for module in modules)
 
     def test_leaves_no_clone_in_comfyuis_list(self, trained, picture):
-        """One whose clones only garbage collection ends is a memory leak to ComfyUI from then on."""
+        """ComfyUI would tell of a memory leak from then on."""
         measure(trained, picture)
         gc.collect()
         assert None not in [one.model for one in memory.current_loaded_models]
