@@ -1,4 +1,4 @@
-"""Processes killed at random moments: what they have left, and what the next start removes."""
+"""Processes killed while they write: what they have left, and what the next start removes."""
 
 import argparse
 import logging
@@ -54,13 +54,14 @@ def main() -> None:
     checkpoint = make_checkpoint(Path(BASE.name) / "models" / "checkpoints" / "toy.safetensors")
     for kind in chosen.only:
         began = time.monotonic()
-        done = kills.kill(victim(kind, checkpoint), chosen.count, chosen.seed)
+        when = kills.kill(victim(kind, checkpoint), chosen.count, chosen.seed)
         there, left = kills.left_after_a_start()
         assert left == [], left
         print(
-            f"{kind}: seed {chosen.seed}, {chosen.count} kills, {done} pieces of work done, "
-            f"{there} temporary files, none after the next start, "
-            f"{time.monotonic() - began:.0f} s",
+            f"{kind}: seed {chosen.seed}, {chosen.count} kills, {when.pieces} pieces of work done; "
+            f"{when.before} before a piece's first file was opened, {when.writing} before its "
+            f"first was in place, {when.between} before its end, {when.after} after it; "
+            f"{there} temporary files, none after the next start, {time.monotonic() - began:.0f} s",
             flush=True,
         )
 

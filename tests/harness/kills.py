@@ -5,17 +5,21 @@ Each is forked from a process that has ComfyUI in memory, so that hundreds take 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import random
 import signal
+import statistics
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
 import torch
-from hswq.calibration import load_statistics
+from hswq.calibration import Statistics, load_statistics
 from hswq.loader import store
 from hswq.loader.files import fingerprints, owners
 from hswq.loader.files.versions import version_of
@@ -32,6 +36,9 @@ from harness.exports import record, target_of, wanted
 from harness.modelfiles import model_file
 from harness.mutations import made_up
 from harness.sums import FINGERPRINT, delta
+
+WRITES, PLACED, DONE, FAILED = b"w", b"p", b".", b"x"
+"""What a process tells: it opens a file to write it, puts it in its place, has done a piece."""
 
 OLD = 120
 """Seconds after which nobody can be about to lock a temporary file that he has just made."""
@@ -76,9 +83,9 @@ class Sampling(Victim):
 class Exporting(Victim):
     """The toy is exported to some files, over and over."""
 
-    def __init__(self, checkpoint: Path, statistics) -> None:
+    def __init__(self, checkpoint: Path, sums: Statistics) -> None:
         self._path, self._settings = str(checkpoint), wanted()
-        record(self._path, statistics)
+        record(self._path, sums)
         first = target_of(self._settings, "first")
         export(self._path, first, self._settings)
         self._digest = _digest(first)
@@ -163,44 +170,104 @@ class Caches(Victim):
             assert owners.whole_of(path, version_of(path)) == whole
 
 
-def kill(victim: Victim, count: int, seed: int) -> int:
-    """Kill processes at random moments of their work; return how many pieces were done.
+@dataclasses.dataclass
+class Moments:
+    """When processes were killed.
 
-    Each says so after every piece that it has done.
+    Attributes:
+        pieces: whole pieces of work that all of them had done.
+        before: kills before the piece that was to be hit had opened a file to write it.
+        writing: kills after that, while no file of the piece was in its place.
+        between: kills after the first file of the piece was in its place; the piece was not done.
+        after: kills when it was done.
     """
-    chance, total, seconds = random.Random(seed), 0, 0.0
+
+    pieces: int = 0
+    before: int = 0
+    writing: int = 0
+    between: int = 0
+    after: int = 0
+
+    def note(self, told: bytes, target: int) -> int:
+        """Count a kill by what its process has told; return how many pieces it had done."""
+        *whole, rest = told.split(DONE)
+        self.pieces += len(whole)
+        if len(whole) > target:
+            self.after += 1
+        elif PLACED in rest:
+            self.between += 1
+        elif WRITES in rest:
+            self.writing += 1
+        else:
+            self.before += 1
+        return len(whole)
+
+
+def kill(victim: Victim, count: int, seed: int) -> Moments:
+    """Kill processes while they write, in their first or second piece of work.
+
+    The moment is drawn over the time from the first file that the piece opens to its end, as long
+    as that took for earlier pieces.
+    """
+    chance, found, spans = random.Random(seed), Moments(), []
     background.join()
     for _ in range(count):
-        reading, writing = os.pipe()
-        child, began = os.fork(), time.monotonic()
-        if not child:
-            _work(victim.work, writing, total)
-        os.close(writing)
-        found = b"" if seconds else os.read(reading, 1)
-        seconds = seconds or time.monotonic() - began  # of one piece
-        time.sleep(chance.uniform(0, 2 * seconds))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        while more := os.read(reading, 1000):
-            found += more
-        os.close(reading)
-        assert b"x" not in found, "the work has failed by itself"
-        victim.check(len(found))
-        total += len(found)
-    return total
+        target = chance.choice((0, 0, 1)) if spans else 1
+        told = _killed(victim.work, found.pieces, target, spans, chance)
+        assert FAILED not in told, "the work has failed by itself"
+        victim.check(found.note(told, target))
+    return found
+
+
+def _killed(
+    work: Callable[[int], None], number: int, target: int, spans: list[float], chance: random.Random
+) -> bytes:
+    """Kill a process in a piece of its work; return what it has told, and append to `spans`."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        _work(work, writing, number)
+    os.close(writing)
+    told, began = b"", 0.0
+    while told.count(DONE) < target or told[-1:] in (b"", DONE):
+        one = os.read(reading, 1)
+        if not one:
+            break  # it has failed
+        if one == WRITES and told[-1:] in (b"", DONE):
+            began = time.monotonic()
+        elif one == DONE and began:
+            spans.append(time.monotonic() - began)
+        told += one
+    time.sleep(chance.uniform(0, statistics.median(spans[-20:])))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while more := os.read(reading, 1000):
+        told += more
+    os.close(reading)
+    return told
 
 
 def _work(work: Callable[[int], None], writing: int, number: int) -> None:
+    """Work on until killed, and tell of files that are opened for writing, or put in place."""
+    folders = folder_paths.models_dir, folder_paths.get_output_directory()
+
+    def tell(event: str, arguments: tuple) -> None:
+        if event in ("os.rename", "os.link"):
+            os.write(writing, PLACED)
+        elif event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+            path = str(arguments[0])
+            if path.startswith(folders) and not path.endswith(".lock"):
+                os.write(writing, WRITES)
+
     try:
+        sys.addaudithook(tell)
         while True:
             work(number)
-            os.write(writing, b".")
+            os.write(writing, DONE)
             number += 1
     except BaseException:
-        import traceback
-
         traceback.print_exc()
-        os.write(writing, b"x")
+        os.write(writing, FAILED)
     finally:
         os._exit(1)
 
