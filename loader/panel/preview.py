@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -19,7 +20,6 @@ from ...quant import (
     Selection,
     is_finite,
 )
-from .. import store
 from ..jobs.choice import AUTO, statistics_version
 from ..jobs.keeping import BY_EFFECT, NOT_MEASURED, Keeping, costs_of, measured_effects
 from ..jobs.model_files import Shapes, shapes_of
@@ -29,6 +29,7 @@ from ..store.search_cache import find_findings, findings_key
 from .catalogue import Model
 
 _KINDS = {2: "Linear", 4: "Conv2d"}
+_KNOWN = 4  # statistics of SDXL have 8 MiB
 
 
 def rows(model: Model) -> list[dict]:
@@ -81,9 +82,8 @@ class Basis:
         """
         kept = milestones.kept_of(model.fingerprint, model.statistics)
         statistics = model.statistics if kept is None else kept
-        version = statistics_version(AUTO, statistics)
+        measured, version = _measured(statistics)
         found = find_findings(findings_key(model.fingerprint, version, settings))
-        measured = {name: _without_importance(one) for name, one in statistics.items()}
         names = list(found.layers) if found is not None else _names(measured, _shapes(model))
         return cls(
             settings,
@@ -91,7 +91,7 @@ class Basis:
             Findings(measured, statistics.samples) if found is None else found,
             names,
             _shapes(model),
-            _sketched(model) if settings.compensated else frozenset(),
+            _sketched(kept) if settings.compensated else frozenset(),
             statistics.samples if found is None else found.samples,
             measured_effects(model.fingerprint, settings.number_format) or {},
         )
@@ -184,13 +184,35 @@ def _layer(basis: Basis, planner: Planner, name: str) -> dict:
     }
 
 
+_known: collections.OrderedDict[int, tuple[Statistics, dict, str]] = collections.OrderedDict()
+"""What was found about the statistics that were asked for last, by their ids, which they keep."""
+
+
+def _measured(statistics: Statistics) -> tuple[dict[str, LayerFinding], str]:
+    """Return the layers of some statistics without importances, and the statistics' version.
+
+    To look at every importance takes most of the time of a preview, so that is done once.
+    """
+    known = _known.get(id(statistics))
+    if known is None:
+        measured = {name: _without_importance(one) for name, one in statistics.items()}
+        known = statistics, measured, statistics_version(AUTO, statistics)
+        _known[id(statistics)] = known
+        while len(_known) > _KNOWN:
+            _known.popitem(last=False)
+    return known[1:]
+
+
 def _without_importance(measured: LayerStatistics) -> LayerFinding:
     return LayerFinding(measured.sensitivity if is_finite(measured) else math.nan)
 
 
-def _sketched(model: Model) -> frozenset[str]:
-    """Return the layers that have sketches by which the loader rounds."""
-    sketches = store.quantizing_sketches(model.fingerprint, write=False)
+def _sketched(kept: Statistics | None) -> frozenset[str]:
+    """Return the layers that have sketches by which the loader rounds, of a milestone that is kept.
+
+    Where none is kept yet, there are none: to add up all files would take seconds.
+    """
+    sketches = None if kept is None else milestones.kept_sketches(kept)
     if sketches is None:
         return frozenset()
     try:

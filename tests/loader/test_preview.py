@@ -77,6 +77,21 @@ def test_looking_changes_nothing_on_disk(path, folders):
     assert not list(kept.glob("weights.cache"))
 
 
+def test_looks_at_importances_once(path, statistics, monkeypatch):
+    looked, look = [], sys.modules["hswq.loader.panel.preview"]._without_importance
+    count = lambda one: (looked.append(one), look(one))[1]  # noqa: E731
+    monkeypatch.setattr("hswq.loader.panel.preview._without_importance", count)
+    for ratio in RATIOS:
+        told = preview(model(), settings_of(True, ratio))
+    assert len(looked) == len(statistics) - 1
+    delta = Statistics(dict(statistics), {"samples": 8 * SAMPLES, "total_steps": 1})
+    store.add_statistics(
+        store.NewSums(delta, fingerprint(path), store.PASSIVE_SESSION, "toy.safetensors")
+    )
+    assert len(preview(model(), settings_of(True, 0.5))["layers"]) == len(told["layers"])
+    assert len(looked) == 2 * len(statistics) - 1
+
+
 def model() -> Model:
     """Return the only model."""
     (found,) = Catalogue(list).models()
