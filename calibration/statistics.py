@@ -68,11 +68,14 @@ class LayerStatistics:
                 f"cannot add statistics of {other.importance_sum.numel()} input channels "
                 f"to statistics of {self.importance_sum.numel()}"
             )
+        importance = self.importance_sum
+        if importance.numel():  # not of heads, of which there are many
+            importance = importance + other.importance_sum
         return LayerStatistics(
             self.output_sum + other.output_sum,
             self.output_square_sum + other.output_square_sum,
             self.output_calls + other.output_calls,
-            self.importance_sum + other.importance_sum,
+            importance,
             self.input_calls + other.input_calls,
             _larger(self.input_amax, other.input_amax),
         )

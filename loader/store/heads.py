@@ -1,8 +1,9 @@
 """Heads: what a model's statistics files hold, without the channels' importances.
 
 Importances are most of a file (8 MiB for SDXL) and needed only for quantizing, while the rest is
-asked for often. So the rest is kept in memory, and on disk in one `.heads` file a model
-(heads_file.py). It is valid as long as the same statistics files are there, unchanged.
+asked for often. So the rest is kept in memory, and on disk in two files a model (heads_file.py):
+`.heads` has the total, and is valid as long as the same statistics files are there, unchanged.
+`.files` has each file's own sums, from which a total is made when some of the files have changed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ID_DIGITS = SHORT
 """Digits of a model's id: those of its fingerprint that are in the names of its files."""
 
 _FILES_IN_MEMORY = 64
+_FILES = ".files"
 
 
 class LateError(Exception):
@@ -37,6 +39,9 @@ class LateError(Exception):
 
 _known: dict[Path, Heads] = {}
 _files: collections.OrderedDict[Path, tuple[Version, Statistics | str]] = collections.OrderedDict()
+_on_disk: dict[Path, dict[str, Version]] = {}
+"""Versions of the statistics files whose sums are kept, by the file that keeps them."""
+
 _lock = threading.Lock()  # for _files: the panel and samplings read in different threads
 
 
@@ -85,7 +90,7 @@ def heads_of(
         if heads is not None and heads.versions == versions and not problems and _agree(heads):
             _known[where] = heads
             return heads
-    heads = _known[where] = _read(its_id, versions, problems, until)
+    heads = _known[where] = _read(its_id, versions, problems, until, keep=keep)
     if keep and heads.models and not heads.problems:
         heads_file.write(where, heads)
     return heads
@@ -95,8 +100,10 @@ def forget(fingerprint: str) -> None:
     """Remove a model's heads from memory and disk."""
     path = _path(fingerprint[:ID_DIGITS])
     _known.pop(path, None)
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+    for one in (path, path.with_suffix(_FILES)):
+        _on_disk.pop(one, None)
+        with contextlib.suppress(OSError):
+            one.unlink(missing_ok=True)
 
 
 def _versions(paths: Iterable[Path]) -> tuple[dict[str, Version], list[str]]:
@@ -111,35 +118,61 @@ def _versions(paths: Iterable[Path]) -> tuple[dict[str, Version], list[str]]:
     return found, problems
 
 
-def _read(its_id: str, versions: Mapping[str, Version], problems: list[str], until: float) -> Heads:
-    """Read the files of an id, and sum them up by model."""
+def _read(
+    its_id: str, versions: Mapping[str, Version], problems: list[str], until: float, *, keep: bool
+) -> Heads:
+    """Read the files of an id as far as their sums are not known, and sum them up by model."""
     models: dict[str, list[tuple[Session, Statistics]]] = {}
-    problems = list(problems)
-    for name, version in versions.items():
-        path = statistics_folder() / name
-        if time.monotonic() > until and _is_left(path, version, len(versions)):
-            raise LateError
-        statistics = _without_importances(path, version)
+    problems, found = list(problems), _sums_of(its_id, versions, until, keep=keep)
+    for name, statistics in found.items():
         if isinstance(statistics, str):
             problems.append(statistics)
-        elif statistics is None or not (statistics.fingerprint or "").startswith(its_id):
+        elif not (statistics.fingerprint or "").startswith(its_id):
             continue
         elif not is_of(statistics, statistics.fingerprint):
             problems.append(f"{name} {OTHER_WEIGHTS}")
         else:
-            session = Session(path, version[1], Statistics(meta=statistics.meta))
+            path, about = statistics_folder() / name, Statistics(meta=statistics.meta)
+            session = Session(path, versions[name][1], about)
             models.setdefault(statistics.fingerprint, []).append((session, statistics))
     heads = [
-        Head(its, tuple(one for one, _ in found), total_of([sums for _, sums in found]))
-        for its, found in models.items()
+        Head(its, tuple(one for one, _ in of), total_of([sums for _, sums in of]))
+        for its, of in models.items()
     ]
     return Heads(dict(versions), tuple(heads), tuple(problems))
 
 
-def _is_left(path: Path, version: Version, count: int) -> bool:
-    """Whether a file must be read, and what was read of its model so far is not lost by waiting."""
-    known = _files.get(path)
-    return count <= _FILES_IN_MEMORY and (known is None or known[0] != version)
+def _sums_of(
+    its_id: str, versions: Mapping[str, Version], until: float, *, keep: bool
+) -> dict[str, Statistics | str]:
+    """Return files' sums without importances, by the files' names: from memory, disk, or the file.
+
+    A file that cannot be read gives a sentence that says why; one that is gone gives nothing.
+    If `keep`, and more files have changed than the one that a sampling changes, they are kept.
+    """
+    found, where = {}, _path(its_id).with_suffix(_FILES)
+    kept = None
+    for name, version in versions.items():
+        path = statistics_folder() / name
+        statistics = _in_memory(path, version)
+        if statistics is None:
+            if kept is None:
+                kept = heads_file.read_files(where)
+                _on_disk[where] = {its: of for its, (of, _) in kept.items()}
+            before, statistics = kept.get(name, (None, None))
+            if before != version:
+                if time.monotonic() > until and len(versions) <= _FILES_IN_MEMORY:
+                    raise LateError  # what was read so far is not lost by waiting
+                statistics = _without_importances(path)
+            _remember(path, version, statistics)
+        if statistics is not None:
+            found[name] = statistics
+    whole = {its: (versions[its], of) for its, of in found.items() if not isinstance(of, str)}
+    changed = [its for its, (of, _) in whole.items() if _on_disk.get(where, {}).get(its) != of]
+    if keep and len(changed) > 1:
+        heads_file.write_files(where, whole)
+        _on_disk[where] = {its: of for its, (of, _) in whole.items()}
+    return found
 
 
 def _agree(heads: Heads) -> bool:
@@ -149,30 +182,44 @@ def _agree(heads: Heads) -> bool:
     return all(owners.agrees(*one) for one in stated)
 
 
-def _without_importances(path: Path, version: Version) -> Statistics | str | None:
-    """Return a file's sums without importances.
-
-    A file that cannot be read gives a sentence that says why; one that is gone gives None.
-    """
+def _in_memory(path: Path, version: Version) -> Statistics | str | None:
+    """Return a file's sums without importances, or what is wrong with it; None if unknown."""
     with _lock:
         known = _files.get(path)
         if known is not None and known[0] == version:
             _files.move_to_end(path)
             return known[1]
-    try:
-        statistics = locked_file.known(path) or load_statistics(path)
-    except FileNotFoundError:
-        return None
-    except (StatisticsError, OSError) as error:
-        found = locked_file.unreadable(path, error)
-        logging.warning("HSWQ: %s", found)
-    else:
-        found = Statistics({n: _bare(layer) for n, layer in statistics.items()}, statistics.meta)
+    with contextlib.suppress(OSError):
+        whole = locked_file.known(path)
+        if whole is not None:
+            _remember(path, version, bare := _without(whole))
+            return bare
+    return None
+
+
+def _remember(path: Path, version: Version, found: Statistics | str | None) -> None:
+    if found is None:
+        return
     with _lock:
         _files[path] = version, found
         while len(_files) > _FILES_IN_MEMORY:
             _files.popitem(last=False)
-    return found
+
+
+def _without_importances(path: Path) -> Statistics | str | None:
+    """Read a file. If it cannot be read, return a sentence that says why; None if it is gone."""
+    try:
+        return _without(load_statistics(path))
+    except FileNotFoundError:
+        return None
+    except (StatisticsError, OSError) as error:
+        problem = locked_file.unreadable(path, error)
+        logging.warning("HSWQ: %s", problem)
+        return problem
+
+
+def _without(statistics: Statistics) -> Statistics:
+    return Statistics({n: _bare(layer) for n, layer in statistics.items()}, statistics.meta)
 
 
 def _bare(layer: LayerStatistics) -> LayerStatistics:

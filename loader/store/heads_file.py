@@ -1,4 +1,4 @@
-"""The file of heads: what is kept on disk of a model's statistics files (see heads.py)."""
+"""What is kept of a model's statistics files on disk: heads, and sums of each (see heads.py)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,10 @@ from types import MappingProxyType
 
 import torch
 
-from ...calibration import LayerStatistics, Statistics
+from ...calibration import LayerStatistics, Statistics, StatisticsError
 from ..files import kept_json, owners
 from ..host.folders import statistics_folder
+from .paths import SHORT
 
 FILE = re.compile(r".+\.(?P<id>[0-9a-f]{16})\.(?P<session>[A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
 """Names of statistics files."""
@@ -23,7 +25,7 @@ FILE = re.compile(r".+\.(?P<id>[0-9a-f]{16})\.(?P<session>[A-Za-z0-9][A-Za-z0-9_
 NOTHING = torch.empty(0, dtype=torch.float64)
 """In place of a layer's importances."""
 
-_FORMAT = 2
+_FORMAT = 3
 
 Version = owners.Version
 
@@ -79,15 +81,33 @@ class Heads:
 
 
 class _KeptSums(Statistics):
-    """Sums whose layers are built when somebody asks for one: a status of many models does not."""
+    """Sums whose layers are built when somebody asks for one: a status of many models does not.
+
+    Attributes:
+        text: the layers as they are on disk.
+    """
 
     def __init__(self, count: int, fewest_calls: int, layers: str, meta: Mapping) -> None:
+        """Take what `_sums` returns.
+
+        Raises:
+            TypeError: it is of other kinds.
+        """
+        kinds = (count, int), (fewest_calls, int), (layers, str), (meta, dict)
+        if not all(isinstance(*one) for one in kinds):
+            raise TypeError("the sums are not as they were written")
         self.meta = MappingProxyType(dict(meta))
-        self.fewest_calls, self._count, self._text = fewest_calls, count, layers
+        self.fewest_calls, self._count, self.text = fewest_calls, count, layers
 
     @functools.cached_property
     def _layers(self) -> Mapping[str, LayerStatistics]:
-        return {name: _layer(*numbers) for name, numbers in json.loads(self._text).items()}
+        try:
+            return {name: _layer(*numbers) for name, numbers in json.loads(self.text).items()}
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            its_id = str(self.fingerprint)[:SHORT]
+            raise StatisticsError(
+                f"what is kept of the statistics of {its_id} was forged: delete plans/{its_id}.*"
+            ) from error
 
     def __len__(self) -> int:
         return self._count
@@ -115,16 +135,35 @@ def read(path: Path) -> Heads | None:
     return Heads(versions, tuple(models))
 
 
+def write_files(path: Path, files: Mapping[str, tuple[Version, Statistics]]) -> None:
+    """Write the sums of each statistics file, without importances, by the file's name.
+
+    With them, a sampling that changes one file need not read the others to sum up all.
+    """
+    try:
+        found = {name: [version, _sums(sums)] for name, (version, sums) in files.items()}
+        kept_json.write(path, {"format": _FORMAT, "files": found})
+    except (OSError, ValueError) as error:
+        logging.debug("HSWQ: sums of files are not kept: %s", error)
+
+
+def read_files(path: Path) -> dict[str, tuple[Version, Statistics]]:
+    """Read what `write_files` has written; empty if there is nothing, or it is damaged."""
+    try:
+        content = kept_json.read(path)
+        if content["format"] != _FORMAT:
+            return {}
+        return {
+            name: (tuple(version), _KeptSums(**sums))
+            for name, (version, sums) in content["files"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
 def _described(head: Head) -> dict:
-    layers = {name: _numbers(layer) for name, layer in head.total.items()}
-    return {
-        "fingerprint": head.fingerprint,
-        "sessions": {one.path.name: dict(one.about.meta) for one in head.sessions},
-        "meta": dict(head.total.meta),
-        "count": len(layers),
-        "fewest_calls": head.total.fewest_calls,
-        "layers": json.dumps(layers, allow_nan=False),  # as text, which is parsed when needed
-    }
+    sessions = {one.path.name: dict(one.about.meta) for one in head.sessions}
+    return {"fingerprint": head.fingerprint, "sessions": sessions, "sums": _sums(head.total)}
 
 
 def _model(one: Mapping, versions: Mapping[str, Version]) -> Head:
@@ -133,11 +172,18 @@ def _model(one: Mapping, versions: Mapping[str, Version]) -> Head:
         Session(folder / name, versions[name][1], Statistics(meta=meta))
         for name, meta in one["sessions"].items()
     ]
-    kinds = {"count": int, "fewest_calls": int, "layers": str}
-    if not all(isinstance(one[key], kind) for key, kind in kinds.items()):
-        raise TypeError("the sums are not as they were written")
-    total = _KeptSums(one["count"], one["fewest_calls"], one["layers"], one["meta"])
-    return Head(one["fingerprint"], tuple(sessions), total)
+    return Head(one["fingerprint"], tuple(sessions), _KeptSums(**one["sums"]))
+
+
+def _sums(sums: Statistics) -> dict:
+    """Return sums without importances. The layers are a text, which is parsed when needed."""
+    if isinstance(sums, _KeptSums):
+        text = sums.text
+    else:
+        layers = {name: _numbers(layer) for name, layer in sums.items()}
+        text = json.dumps(layers, allow_nan=False)
+    facts = {"count": len(sums), "fewest_calls": sums.fewest_calls}
+    return {**facts, "layers": text, "meta": dict(sums.meta)}
 
 
 def _numbers(layer: LayerStatistics) -> tuple:
@@ -148,4 +194,7 @@ def _numbers(layer: LayerStatistics) -> tuple:
 def _layer(
     total: float, squares: float, calls: int, input_calls: int, amax: float | None
 ) -> LayerStatistics:
+    numbers = total, squares, amax or 0.0
+    if not (type(calls) is type(input_calls) is int and all(map(math.isfinite, numbers))):
+        raise TypeError("a layer's sums are not as they were written")
     return LayerStatistics(total, squares, calls, NOTHING, input_calls, amax)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...calibration import LayerStatistics, Statistics, StatisticsError
 from ..host.events import changed
 from ..host.folders import statistics_folder
-from . import heads, locked_file, milestones, refined, sketch_file, waiting
+from . import heads, later, locked_file, milestones, refined, sketch_file, waiting
 from .paths import SHORT, statistics_files, statistics_path
 from .readiness import milestone, target
 from .sketches import hold_sketches, replace_sketches
@@ -35,6 +35,7 @@ def statistics_of(fingerprint: str) -> Statistics | None:
     """
     found = []
     for path in statistics_files(fingerprint):
+        later.go_on()
         try:
             statistics = locked_file.read(path)
         except (StatisticsError, OSError) as error:
@@ -58,6 +59,9 @@ def quantizing_statistics(
     if head is None or not milestone(head.total):
         return head and head.total
     kept = milestones.kept_of(fingerprint, head.total)
+    if kept is None:
+        later.wait_for(fingerprint)
+        kept = milestones.kept_of(fingerprint, head.total)
     if kept is not None:
         return kept
     total = statistics_of(fingerprint)  # only now are all files read
@@ -158,8 +162,24 @@ def _keep_heads(fingerprint: str) -> None:
 def _keep_milestone(fingerprint: str, patience: float | None = None) -> None:
     """Keep a copy of the statistics if a milestone was reached.
 
-    Errors are only logged, because the new sums are on disk already.
+    Where many files must be read for that, it is done later.
     """
+    if len(statistics_files(fingerprint)) <= _MANY:
+        _keep_now(fingerprint, patience)
+        return
+
+    def work() -> None:
+        _keep_now(fingerprint)
+        changed()
+
+    head = heads.head_of(fingerprint)
+    reached = head is not None and milestone(head.total)
+    if reached and milestones.kept_of(fingerprint, head.total) is None:
+        later.do_later(fingerprint, work)
+
+
+def _keep_now(fingerprint: str, patience: float | None = None) -> None:
+    """Errors are only logged, because the new sums are on disk already."""
     try:
         quantizing_statistics(fingerprint, patience)
     except (OSError, ValueError) as error:  # about the model's other sessions
@@ -189,6 +209,7 @@ def remove_statistics(fingerprint: str, session: str | None = None) -> int:
         OSError: a file cannot be removed, or another process holds its lock.
     """
     removed, failed = 0, []
+    later.wait_for(fingerprint)
     waiting.forget(fingerprint, session)
     for path in statistics_files(fingerprint):
         if session is None or path.name.endswith(f".{session}.pt"):

@@ -3,7 +3,6 @@
 import argparse
 import io
 import logging
-import secrets
 import struct
 import sys
 import tempfile
@@ -31,7 +30,7 @@ package.__path__ = [str(common.ROOT)]
 sys.modules["hswq"] = package
 
 import torch  # noqa: E402
-from hswq.calibration import LayerStatistics, Statistics, save_statistics  # noqa: E402
+from hswq.calibration import LayerStatistics, Statistics, load_statistics, save_statistics  # noqa: E402
 from hswq.loader import store  # noqa: E402
 from hswq.loader.files.fingerprints import fingerprint, looked_up  # noqa: E402
 from hswq.loader.files.versions import version_of  # noqa: E402
@@ -62,22 +61,23 @@ def make(base: Path) -> list[str]:
             continue
         save_file({"model.diffusion_model.a.weight": torch.full((8, 8), float(number))}, path)
         its = looked_up(str(path))
-        meta = {"fingerprint": its, "model": path.name, "recording": "0" * 16}
+        meta = {"fingerprint": its, "model": path.name, "recording": "f" * 16}
         one = folder / f"m{number}.{its[:16]}.s0.pt"
         save_statistics(Statistics(sums, {**sums.meta, **meta}), one)
         content = one.read_bytes()
         for session in range(chosen.files):
-            one.with_name(f"m{number}.{its[:16]}.s{session}.pt").write_bytes(another(content))
+            path = one.with_name(f"m{number}.{its[:16]}.s{session}.pt")
+            path.write_bytes(another(content, f"{session:016x}"))
         found.append(its)
     return found
 
 
-def another(content: bytes) -> bytes:
-    """Return the same file with a recording of its own: written anew, each would take long."""
+def another(content: bytes, recording: str) -> bytes:
+    """Return the same file with another recording's id: written anew, each would take long."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
         before = archive.read(name)
-    after = before.replace(b"0" * 16, secrets.token_hex(8).encode())
+    after = before.replace(b"f" * 16, recording.encode())
     sums = [struct.pack("<I", zlib.crc32(data)) for data in (before, after)]
     return content.replace(before, after).replace(*sums)
 
@@ -87,7 +87,8 @@ def keep_heads(models: list[str]) -> None:
     sums = statistics()
     for number, its in enumerate(models):
         for path in statistics_folder().glob(f"*.{its[:16]}.*.pt"):
-            meta = {"fingerprint": its, "model": f"m{number}.safetensors", "recording": path.name}
+            recording = f"{int(path.stem.rpartition('.s')[2]):016x}"
+            meta = {"fingerprint": its, "model": f"m{number}.safetensors", "recording": recording}
             bare = {name: heads._bare(layer) for name, layer in sums.items()}
             known = Statistics(bare, {**sums.meta, **meta})
             heads._files[path] = version_of(path), known
@@ -102,19 +103,28 @@ def timed(what: str, question: Callable) -> object:
     return answer
 
 
+opened: list[Path] = []
+
+
 def forget() -> None:
-    """Know no more than after a restart."""
-    for cache in (locked_file._cache, heads._known, heads._files):
+    """Know no more than after a restart; count the statistics files that are read from then on."""
+    for cache in (locked_file._cache, heads._known, heads._files, heads._on_disk, opened):
         cache.clear()
 
 
+def counted(path: Path) -> Statistics:
+    opened.append(path)
+    return load_statistics(path)
+
+
 def show(catalogue: Catalogue, its: str) -> None:
-    preview(catalogue.model(its[:16]), QuantizeSettings())
+    preview(catalogue.model(its[:16]), QuantizeSettings(compensated=True))
 
 
 def main() -> None:
     logging.disable(logging.WARNING)
     register_folder()
+    heads.load_statistics = locked_file.load_statistics = counted
     models = make(BASE)
     print(f"{chosen.models} models of {chosen.files} files each")
     first = Catalogue(list)
@@ -129,10 +139,13 @@ def main() -> None:
     store.quantizing_statistics(models[0])
     for which in ("first", "next", "next"):
         timed(f"{which} preview", lambda: show(later, models[0]))
-    sums = statistics()
+    store.quantizing_statistics(models[1])
+    store.add_statistics(store.NewSums(statistics(), models[1], "s0", "m1"))
+    forget()
     for which in ("first", "next", "next"):
-        add = (sums, models[1], "s0", "m1")
-        timed(f"{which} sampling added", lambda add=add: store.add_statistics(store.NewSums(*add)))
+        add = store.NewSums(statistics(), models[1], "s0", "m1")
+        timed(f"{which} sampling added", lambda add=add: store.add_statistics(add))
+    print(f"{len(opened)} statistics files read for them")
     timed("status after a sampling", later.status)
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
 from harness.sums import FINGERPRINT, delta, samples_of
 from hswq import calibration
+from hswq.calibration import StatisticsError
 from hswq.loader import store
+from hswq.loader.files import kept_json
 from hswq.loader.host import events
 from hswq.loader.panel import catalogue
 from hswq.loader.panel.catalogue import Catalogue
-from hswq.loader.store import heads, heads_file, locked_file
+from hswq.loader.panel.preview import preview
+from hswq.loader.store import heads, heads_file, locked_file, milestones
+from hswq.quant import QuantizeSettings
 
 OTHER = "cd" * 32
 SESSIONS = 8  # more than are kept in memory whole
@@ -20,11 +25,12 @@ SESSIONS = 8  # more than are kept in memory whole
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Notes which statistics files are read."""
+    """Notes which statistics files are read while somebody waits for it."""
     found = []
 
     def noted(path):
-        found.append(path)
+        if threading.current_thread() is threading.main_thread():
+            found.append(path)
         return calibration.load_statistics(path)
 
     for module in (heads, locked_file):
@@ -37,15 +43,15 @@ def restart(reads: list[Path]):
     """Forgets what is in memory, and what was read before."""
 
     def forget() -> None:
-        for cache in (heads._known, heads._files, locked_file._cache):
+        for cache in (heads._known, heads._files, heads._on_disk, locked_file._cache):
             cache.clear()
         reads.clear()
 
     return forget
 
 
-def add(of: str = FINGERPRINT, session: str = "recorded"):
-    return store.add_statistics(store.NewSums(delta(), of, session, "toy.safetensors"))
+def add(of: str = FINGERPRINT, session: str = "recorded", **meta):
+    return store.add_statistics(store.NewSums(delta(**meta), of, session, "toy.safetensors"))
 
 
 @pytest.fixture
@@ -54,8 +60,13 @@ def many(folder: Path, restart) -> None:
     for of in (FINGERPRINT, OTHER):
         for number in range(SESSIONS):
             add(of, f"s{number}")
-        kept(folder, of).unlink()
+        for one in (folder / "plans").glob("*"):
+            one.unlink()
     restart()
+
+
+def kept_files(folder: Path, of: str = FINGERPRINT) -> Path:
+    return folder / "plans" / f"{of[:16]}.files"
 
 
 def kept(folder: Path, of: str = FINGERPRINT) -> Path:
@@ -123,14 +134,61 @@ class TestReading:
             assert (layer.output_sum, layer.calls) == (total[name].output_sum, total[name].calls)
 
     def test_a_sampling_reads_its_own_session_alone(self, many, reads, restart):
+        """And the one that was recorded into before ComfyUI ended, if its sums are not kept."""
+        Catalogue(list).status()
+        for session, others in (("s1", set()), ("recorded", {"s1"}), ("s1", {"recorded"})):
+            restart()
+            add(session=session)
+            assert {path.name.split(".")[2] for path in reads} <= {session, *others}
+            reads.clear()
+            add(session=session)
+            assert not reads
+        assert store.head_of(FINGERPRINT).total.samples == SESSIONS + 6
+
+    def test_a_sampling_reads_none_that_changed_while_comfyui_ran(self, folder, reads, restart):
+        """The sums of each are kept when they change, and not anew with every sampling."""
+        for number in range(SESSIONS):
+            add(session=f"s{number}")
+        add(session="s1")
+        before = kept_files(folder).read_bytes()
+        add(session="s1")
+        assert kept_files(folder).read_bytes() == before
+        restart()
+        add(session="s2")
+        assert {path.name.split(".")[2] for path in reads} <= {"s1", "s2"}
+
+    def test_at_a_milestone_nobody_waits_for_all_files(self, many, reads, restart, choose):
+        choose(Target=32)
         Catalogue(list).status()
         restart()
-        add()
-        assert {path.name.split(".")[2] for path in reads} == {f"s{n}" for n in range(SESSIONS)}
-        reads.clear()
-        add()
-        assert store.head_of(FINGERPRINT).total.samples == SESSIONS + 2
+        add(session="s1", samples=32)
+        assert {path.name.split(".")[2] for path in reads} == {"s1"}
+        assert store.quantizing_statistics(FINGERPRINT).samples == SESSIONS + 32
+        before = milestones._path(FINGERPRINT).read_bytes()
+        restart()
+        add(session="s1")
+        assert {path.suffix for path in reads} == {".pt", ".milestone"}
+        assert len(set(reads)) == 2
+        assert milestones._path(FINGERPRINT).read_bytes() == before
+
+    def test_a_preview_adds_up_no_files(self, many, reads, restart, choose):
+        """Where no milestone is kept yet, as of files that were copied here: a GET writes none."""
+        choose(Target=32)
+        add(session="s1", samples=32)
+        store.quantizing_statistics(FINGERPRINT)
+        milestones.forget(FINGERPRINT)
+        restart()
+        told = preview(Catalogue(list).model(FINGERPRINT[:16]), QuantizeSettings(compensated=True))
+        assert len(told["layers"]) == 3
         assert not reads
+
+    def test_a_model_that_is_deleted_at_a_milestone_leaves_nothing(self, many, folder, choose):
+        choose(Target=32)
+        add(session="s1", samples=32)
+        store.remove_statistics(FINGERPRINT)
+        assert not [
+            path for path in folder.rglob(f"*{FINGERPRINT[:16]}.*") if path.suffix != ".lock"
+        ]
 
     def test_one_that_has_changed_is_read_again(self, many, folder, reads, restart):
         known = Catalogue(list)
@@ -140,9 +198,8 @@ class TestReading:
         kept(folder).write_bytes(before)  # as where another ComfyUI recorded
         restart()
         assert samples(Catalogue(list)) == SESSIONS + 1
-        assert len(reads) == SESSIONS
         assert samples(Catalogue(list), OTHER) == SESSIONS
-        assert len(reads) == SESSIONS
+        assert {path.name.split(".")[2] for path in reads} == {"s3"}
 
     def test_one_that_is_gone_counts_no_more(self, many, folder, restart):
         assert samples(Catalogue(list)) == SESSIONS
@@ -153,8 +210,11 @@ class TestReading:
 
 
 class TestKept:
-    def test_is_what_the_files_say(self, many, restart):
+    @pytest.mark.parametrize("which", [kept, kept_files])
+    def test_is_what_the_files_say(self, many, folder, restart, which):
         Catalogue(list).status()
+        for one in {kept(folder), kept_files(folder)} - {which(folder)}:
+            one.unlink()
         restart()
         total, head = store.statistics_of(FINGERPRINT), store.head_of(FINGERPRINT)
         assert samples_of(total) == SESSIONS
@@ -165,17 +225,44 @@ class TestKept:
             assert bare.sensitivity == layer.sensitivity
             assert (bare.calls, bare.input_calls) == (layer.calls, layer.input_calls)
 
-    def test_where_it_is_damaged_it_is_made_anew(self, many, folder, restart):
+    @pytest.mark.parametrize("which", [kept, kept_files])
+    def test_where_it_is_damaged_it_is_made_anew(self, many, folder, restart, which):
         expected = Catalogue(list).status()
-        whole = kept(folder).read_bytes()
+        whole = which(folder).read_bytes()
         chance = random.Random(0)
         for _ in range(50):
             damaged = bytearray(whole)
             damaged[chance.randrange(len(whole))] ^= chance.randrange(1, 256)
             cut = chance.choice([len(whole), chance.randrange(len(whole))])
-            kept(folder).write_bytes(damaged[:cut])
+            if which is kept_files:
+                kept(folder).unlink()
+            which(folder).write_bytes(damaged[:cut])
             restart()
             assert Catalogue(list).status() == expected
+
+    @pytest.mark.parametrize("which", [kept, kept_files])
+    @pytest.mark.parametrize(
+        "layers",
+        [
+            '{"layer0": [1]}',
+            '{"layer0": [1, 2, "3", 4, 5]}',
+            '{"layer0": [1e999, 2, 3, 4, 5]}',
+            "7",
+        ],
+    )
+    def test_where_it_is_forged_a_sentence_says_so(self, many, folder, restart, which, layers):
+        """Who may write there may do anything, but nobody gets a traceback."""
+        Catalogue(list).status()
+        content = kept_json.read(which(folder))
+        if which is kept:
+            content["models"][0]["sums"]["layers"] = layers
+        else:
+            next(iter(content["files"].values()))[1]["layers"] = layers
+            kept(folder).unlink()
+        kept_json.write(which(folder), content)
+        restart()
+        with pytest.raises(StatisticsError, match=rf"delete plans/{FINGERPRINT[:16]}\.\*"):
+            dict(Catalogue(list).model(FINGERPRINT[:16]).statistics)
 
     def test_is_removed_with_the_model(self, many, folder):
         Catalogue(list).status()
