@@ -6,7 +6,9 @@ import { request } from "./common/request.mjs";
 import { sentence } from "./common/sentence.mjs";
 import { loadTexts, t } from "./common/texts.mjs";
 import { orderExamples } from "./examples.mjs";
+import { takeFromTab, takeJobProgress } from "./panel/jobs.mjs";
 import { takeProgress, takeStatus } from "./panel/questions.mjs";
+import { listenToTabs } from "./panel/queue.mjs";
 import { mount, toggle, unmount } from "./panel/sidebar.mjs";
 import { change, state } from "./panel/state.mjs";
 import { nodeLines } from "./nodes/lines.mjs";
@@ -26,6 +28,8 @@ api.addEventListener("hswq.status", ({ detail }) => {
   if (before) newlyReady(before, detail.models).forEach(announce);
 });
 api.addEventListener("hswq.progress", ({ detail }) => takeProgress(detail));
+api.addEventListener("progress", ({ detail }) => takeJobProgress(detail)); // other tabs show it, too
+listenToTabs(takeFromTab);
 api.addEventListener("reconnecting", () => change({ isGone: true }));
 api.addEventListener("reconnected", () => change({ isGone: false }));
 

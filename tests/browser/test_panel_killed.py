@@ -33,10 +33,16 @@ def start_exporting(panel: PanelPage) -> None:
     panel.export("killed")
 
 
+def start_verifying(panel: PanelPage) -> None:
+    panel.button("Verify …").click()
+    panel.button("Start").click()
+
+
 STARTS = {
     "Measure effect": start_measuring,
     "Search": start_searching,
     "Export": start_exporting,
+    "Verify": start_verifying,
 }
 
 
@@ -102,12 +108,15 @@ def opened(page: Page, server: ComfyUIServer) -> PanelPage:
 
 
 class TestTabs:
-    def test_see_what_the_other_does(self, tabs: list[PanelPage], server: ComfyUIServer):
+    def test_see_what_the_other_does(
+        self, large: PanelPage, tabs: list[PanelPage], server: ComfyUIServer
+    ):
         one, other = tabs
-        one.export("by_a_tab")
-        one.expect_job("done")
-        expect(other.job).to_have_count(0)
-        expect(other.fact("sentence")).to_contain_text("error")  # the export has searched
+        self.cancel_what_the_other_tab_does(one, other, server)
+        one.button("Search").click()
+        for tab in tabs:
+            tab.expect_job("done")
+            expect(tab.fact("sentence")).to_contain_text("error")
         measure_effects(server)
         Client(server.url).run(text_to_latent(stock_loader(), steps=1))  # tells of a change
         for tab in tabs:
@@ -116,5 +125,18 @@ class TestTabs:
         other.confirm("Delete all statistics of this model")
         expect(one.models).to_have_count(0)
         expect(one.job).to_have_attribute("data-state", "done")
-        assert exported(server) == ["by_a_tab.safetensors"]
+        other.button("Dismiss").click()
+        expect(one.job).to_have_count(0)
         expect(one.problem).to_have_count(0)
+
+    def cancel_what_the_other_tab_does(
+        self, one: PanelPage, other: PanelPage, server: ComfyUIServer
+    ) -> None:
+        one.export("by_a_tab")
+        bar = other.job.get_by_role("progressbar", name="Export")
+        expect(bar).to_have_attribute("aria-valuenow", re.compile(r"[1-9]\d?"))
+        expect(other.button("Export")).to_be_disabled()
+        other.button("Cancel").click()
+        for tab in (one, other):
+            tab.expect_job("cancelled")
+        assert exported(server) == []

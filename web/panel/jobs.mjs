@@ -12,8 +12,9 @@ import {
   isActive,
   queuePrompt,
   refreshed,
+  tellTabs,
 } from "./queue.mjs";
-import { attempt, change, selectedModel, state } from "./state.mjs";
+import { attempt, change, isOpen, selectedModel, state, tried } from "./state.mjs";
 
 /** Queue a prompt whose result is a node's. `promptOf` makes it for the selected model's file. */
 export async function startJob(node, promptOf) {
@@ -73,8 +74,22 @@ export async function resumeJob() {
 }
 
 /** Take ComfyUI's event of a prompt's progress. */
-export function takeJobProgress({ detail: { prompt_id, value, max } }) {
-  if (prompt_id !== state.job?.id) return;
+export function takeJobProgress({ prompt_id: id, value, max }) {
+  if (id !== state.job?.id) return;
+  tellTabs({ progress: { id, value, max } });
+  showProgress({ id, value, max });
+}
+
+/** Take what another tab tells. A job of this tab is shown until its end. */
+export function takeFromTab({ job, progress }) {
+  if (progress) return showProgress(progress);
+  if (isActive(state.job)) return;
+  change({ job });
+  if (isOpen()) tried(refreshJob); // it may have begun, or ended, before this tab was told
+}
+
+function showProgress({ id, value, max }) {
+  if (id !== state.job?.id || !isActive(state.job)) return; // it may come after the job's end
   const isNew = max !== state.job.max; // another node of it has begun
   const began = isNew ? { value, at: Date.now() } : state.job.began;
   change({ job: { ...state.job, state: "running", value, max, began } });

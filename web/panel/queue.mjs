@@ -16,13 +16,21 @@ const REMEMBERED = "HSWQ.job";
 // ComfyUI's names of a job's states where ours are different.
 const STATES = { in_progress: "running", completed: "done" };
 const MOST_LETTERS = 200; // of what ComfyUI says: it lists every model where one is not found
+const tabs = new BroadcastChannel(REMEMBERED);
 
 export const isActive = (job) => ["pending", "running"].includes(job?.state);
 export const cancel = (job) => api.fetchApi(`/jobs/${job.id}/cancel`, { method: "POST" });
 export const isOwn = (id) => id.startsWith(PREFIX);
 /** Return the id of a node in our prompts. ComfyUI's own ":" stands between subgraphs. */
 export const idOf = (name) => PREFIX + name.replaceAll(":", ".");
-export const forget = () => localStorage.removeItem(REMEMBERED);
+
+/**
+ * Tell the other tabs of this browser of a new `job` (null where it was dismissed), or of a job's
+ * `progress`, which ComfyUI tells only the tab that has queued it.
+ */
+export const tellTabs = (message) => tabs.postMessage(message);
+/** Call a function with what other tabs tell. */
+export const listenToTabs = (take) => (tabs.onmessage = ({ data }) => take(data));
 
 /** A prompt that ComfyUI refuses because there is no such model file. */
 export class NoSuchFileError extends Error {}
@@ -42,7 +50,14 @@ export async function queuePrompt(node, prompt, { source, server }) {
   if (!response.ok) return { ...job, state: "failed", error: refusal(answer) };
   const queued = { ...job, id: answer.prompt_id };
   localStorage.setItem(REMEMBERED, JSON.stringify(queued));
+  tellTabs({ job: queued });
   return queued;
+}
+
+/** Forget the job that was queued last. */
+export function forget() {
+  localStorage.removeItem(REMEMBERED);
+  tellTabs({ job: null });
 }
 
 /** Return what ComfyUI says of a prompt that it does not accept. */

@@ -6,7 +6,7 @@ import { patch } from "../common/dom.mjs";
 import { loadTexts } from "../common/texts.mjs";
 import { panelView } from "../views/panel.mjs";
 import { actions } from "./actions.mjs";
-import { refreshJob, resumeJob, takeJobProgress } from "./jobs.mjs";
+import { refreshJob, resumeJob } from "./jobs.mjs";
 import { askModel, firstRecorded, refresh, selectModel, stopAsking } from "./questions.mjs";
 import { selectedModel, showBy, state, tried } from "./state.mjs";
 
@@ -17,7 +17,6 @@ let root = null;
 // ComfyUI's events while the panel is open. A status event says that its queue has changed.
 const listeners = {
   status: ({ detail }) => detail && tried(refreshJob),
-  progress: takeJobProgress,
   reconnected: () => tried(catchUp),
 };
 
