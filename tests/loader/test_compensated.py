@@ -6,6 +6,7 @@ import dataclasses
 
 import comfy.model_management as memory
 import comfy.sd
+import folder_paths
 import pytest
 import torch
 from harness import inprocess
@@ -14,8 +15,9 @@ from harness.trained import load, sample
 from hswq.calibration import monitored_layers
 from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
-from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
 from hswq.loader.files.fingerprints import fingerprint
+from hswq.loader.files.layer_formats import FILE_FORMATS
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.host import settings
 from hswq.loader.jobs import choice
@@ -23,9 +25,10 @@ from hswq.loader.jobs.also_keep import ENDS, also_kept
 from hswq.loader.jobs.export import export
 from hswq.loader.jobs.export_settings import ExportSettings
 from hswq.loader.store import refined
-from hswq.quant import FP8_SCALED, BySensitivity, QuantizeSettings, Reason
+from hswq.quant import FP8_SCALED, INT8, BySensitivity, QuantizeSettings, Reason
 from hswq.quant.compensate import CHECKED
 from hswq.quant.formats import fp8 as formats_fp8
+from nodes import CheckpointLoaderSimple, UNETLoader
 
 NEAREST = QuantizeSettings(selection=BySensitivity(0.0))
 COMPENSATED = dataclasses.replace(NEAREST, compensated=True)
@@ -180,6 +183,41 @@ class TestExport:
         ends = also_kept(ENDS, ModelFile(trained.path))
         kept = dataclasses.replace(COMPENSATED, selection=BySensitivity(0.0, ends))
         assert not same(held(read), held(load(trained, kept)))
+
+    @pytest.mark.parametrize(
+        ("kind", "model_only"), [("scaled", False), ("scaled", True), ("int8", False)]
+    )
+    def test_is_drawn_by_stock_comfyui_as_by_the_loader(
+        self, trained, tmp_path, monkeypatch, kind, model_only
+    ):
+        """Of what the loader has kept, with its very bytes; convolutions are 16 bit there."""
+        number_format, folder = FILE_FORMATS[kind].number_format, ([str(tmp_path)], set())
+        for place in ("checkpoints", "diffusion_models"):
+            monkeypatch.setitem(folder_paths.folder_names_and_paths, place, folder)
+        wanted = dataclasses.replace(COMPENSATED, number_format=number_format)
+        own = held(load(trained, wanted, keep=True))
+        path = tmp_path / "exported.safetensors"
+        settings = ExportSettings(
+            kind, choice.AUTO, 0.0, choice.FAIL, model_only=model_only, compensated=True
+        )
+        assert export(trained.path, path, settings).plan.output_error is not None
+        products = {"int8_matmul": True}  # stock rounds the inputs of INT8 layers, in any case
+        if model_only:
+            stock = UNETLoader().load_unet(path.name, "default")[0]
+            ours = load_diffusion_model(str(path), None, **products)
+        else:
+            stock = CheckpointLoaderSimple().load_checkpoint(path.name)[0]
+            ours = load_checkpoint(str(path), None, only_model=True, **products)[0]
+        theirs = held(stock)
+        quantized = [name for name, (data, *_) in theirs.items() if data.dtype.itemsize == 1]
+        assert len(quantized) > 50
+        assert not [
+            name for name in quantized if not all(map(torch.equal, theirs[name], own[name]))
+        ]
+        pictures = [inprocess.sample(one, trained.prompt, steps=4) for one in (stock, ours)]
+        limit = 0.02 if torch.cuda.is_available() else 1e-3 if number_format is INT8 else 0
+        assert distance(*pictures) <= limit
+        memory.unload_all_models()
 
 
 def test_without_sketches_it_is_published_hswq(trained):
