@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -23,11 +24,13 @@ from hswq.loader.jobs.effect import measure_effects
 from hswq.loader.jobs.keeping import BY_EFFECT, Keeping, choose_keeping
 from hswq.loader.jobs.sampling import Picture
 from hswq.loader.recording.unrecorded import unrecorded
+from hswq.loader.store import quantizing_statistics
 from hswq.loader.store.effects import forget_effects
 from hswq.quant import (
     FP8_SCALED,
     INT8,
     NUMBER_FORMATS,
+    BySensitivity,
     KnownPlan,
     LayerPlan,
     Plan,
@@ -35,6 +38,9 @@ from hswq.quant import (
 )
 
 JITTER = 0.02  # of amax, up and down: it changes which way every weight is rounded
+
+
+MEASURED, ESTIMATED, SENSITIVITY = "measured", "estimated", "sensitivity"
 
 
 class Method(NamedTuple):
@@ -45,9 +51,9 @@ class Method(NamedTuple):
         also_keep: names further ones.
         compensated: rounding is compensated; else to the nearest.
         largest: amax is each layer's largest weight, instead of what HSWQ searches.
-        share: layers are kept by effect, and add this share of all layers' bytes in FP8; None keeps
+        share: layers are kept so that they add this share of all layers' bytes in FP8; None keeps
             them by keep_ratio.
-        estimated: effects are what the sketches let expect; else they are measured.
+        by: what ranks the layers of a share: MEASURED or ESTIMATED effect, or SENSITIVITY.
         mode: the number format.
     """
 
@@ -56,7 +62,7 @@ class Method(NamedTuple):
     compensated: bool = False
     largest: bool = False
     share: float | None = None
-    estimated: bool = False
+    by: str = MEASURED
     mode: str = FP8_SCALED.name
 
     @property
@@ -90,13 +96,11 @@ METHODS: dict[str, Method | None] = {
     "by effect, 10%": Method(also_keep=ENDS, compensated=True, share=0.1),
     "by effect, 25%": Method(also_keep=ENDS, compensated=True, share=0.25),
     "by effect, 47%": Method(also_keep=ENDS, compensated=True, share=0.47),
-    "by estimated effect, 3%": Method(also_keep=ENDS, compensated=True, share=0.03, estimated=True),
-    "by estimated effect, 25%": Method(
-        also_keep=ENDS, compensated=True, share=0.25, estimated=True
-    ),
-    "by estimated effect, 47%": Method(
-        also_keep=ENDS, compensated=True, share=0.47, estimated=True
-    ),
+    "by estimated effect, 3%": Method(also_keep=ENDS, compensated=True, share=0.03, by=ESTIMATED),
+    "by estimated effect, 25%": Method(also_keep=ENDS, compensated=True, share=0.25, by=ESTIMATED),
+    "by estimated effect, 47%": Method(also_keep=ENDS, compensated=True, share=0.47, by=ESTIMATED),
+    "by sensitivity, 3%": Method(also_keep=ENDS, compensated=True, share=0.03, by=SENSITIVITY),
+    "by sensitivity, 25%": Method(also_keep=ENDS, compensated=True, share=0.25, by=SENSITIVITY),
     "INT8, keep 0": Method(mode=INT8.name),
     "INT8, keep 0, ends, nearest": Method(also_keep=ENDS, mode=INT8.name),
     "INT8, keep 0, compensated": Method(compensated=True, mode=INT8.name),
@@ -114,7 +118,7 @@ class Loader:
         self._reference, self._picture = reference, picture
         layers = monitored_layers(reference.model.diffusion_model)
         self._largest = {name: one.weight.abs().max().item() for name, one in layers.items()}
-        self._bytes = sum(one.weight.numel() for one in layers.values())
+        self._sizes = {name: one.weight.numel() for name, one in layers.items()}
 
     def load(self, method: Method | None, draw: int) -> ModelPatcher:
         """Return the model.
@@ -149,14 +153,24 @@ class Loader:
         settings = QuantizeSettings(NUMBER_FORMATS[method.mode], compensated=method.compensated)
         keeping = Keeping(method.keep_ratio, method.also_keep)
         if method.share is not None:
-            megabytes = method.share * self._bytes / 2**20
-            keeping = Keeping(0.0, method.also_keep, BY_EFFECT, megabytes)
-            self._measure(method, settings)
+            budget = method.share * sum(self._sizes.values())
+            if method.by == SENSITIVITY:
+                keeping = Keeping(self._ratio(budget), method.also_keep)
+            else:
+                keeping = Keeping(0.0, method.also_keep, BY_EFFECT, budget / 2**20)
+                self._measure(method, settings)
         return choose_keeping(choice.AUTO, self._file, settings, keeping, choice.FAIL)
+
+    def _ratio(self, budget: float) -> float:
+        """Return the largest keep_ratio whose layers add no more bytes."""
+        statistics = quantizing_statistics(fingerprint(self._file))
+        ranked = BySensitivity().ranked(statistics)
+        sums = itertools.accumulate(self._sizes[name] for name in ranked)
+        return (sum(one <= budget for one in sums) + 0.5) / len(ranked)
 
     def _measure(self, method: Method, settings: QuantizeSettings) -> None:
         """Measure effects as the node does, or forget them where a method shall do without."""
-        if method.estimated:
+        if method.by == ESTIMATED:
             forget_effects(fingerprint(self._file))
             return
         began = time.perf_counter()
