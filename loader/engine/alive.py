@@ -1,4 +1,4 @@
-"""A list of the FP8 models in memory, which does not keep any of them in memory."""
+"""A list of the quantized models in memory, which does not keep any of them in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ATTACHMENT = "hswq"
 
 @dataclasses.dataclass(frozen=True)
 class Alive:
-    """An FP8 model in memory.
+    """A quantized model in memory.
 
     Attributes:
         name: of its file.
@@ -51,7 +51,7 @@ def note_alive(model: BaseModel, name: str, fingerprint: str, plan: Plan) -> Non
 
 
 def alive_models() -> dict[str, Alive]:
-    """Return the FP8 models in memory by fingerprint; of several with one, the newest."""
+    """Return the quantized models by fingerprint; of several with the same, the newest."""
     with _lock:
         return {alive.fingerprint: alive for alive in list(_models.values())}
 

@@ -13,7 +13,7 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
-NETWORK = "diffusion_model"
+from .network import PREFIX
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def check_free(patcher: ModelPatcher) -> None:
 
 
 def _in_network(key: str) -> bool:
-    return key.partition(".")[0] == NETWORK
+    return key.partition(".")[0] == PREFIX
 
 
 def _added(patcher: ModelPatcher) -> Iterator[tuple[str, object]]:

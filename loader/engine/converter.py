@@ -16,12 +16,12 @@ from ...quant import Decider, Plan, decider_of
 from .adopt import adopt
 from .bound import as_built, check_free
 from .identity import identity
-from .network import own_layers
+from .network import PREFIX, own_layers
 from .operations import hswq_operations
 from .patchers import is_quantized
 from .quantizer import Quantizer, restrict
 
-_PREFIX = "diffusion_model."
+_PREFIX = f"{PREFIX}."
 
 
 def convert(

@@ -14,7 +14,7 @@ from comfy.quant_ops import QuantizedLayout, QuantizedTensor, TensorCoreFP8E4M3L
 
 from ...quant import INT8_MAX, Clipping, Plan, dequantize, int8
 
-_SLACK = 1.0001  # of a largest weight that was rounded twice
+_SLACK = 1.0001  # by which a largest weight may grow that is rounded twice
 
 
 class HSWQINT8Layout(QuantizedLayout):
@@ -48,8 +48,8 @@ class HSWQINT8Layout(QuantizedLayout):
             scale: FP32 weight_scale to use; None or "recalculate" chooses one.
             clipping_scale: the weight_scale before a patch. A row whose weights have about the
                 size that they had keeps it.
-            stochastic_rounding: seed, 0 rounds to the nearest.
-            inplace_ops: allows to overwrite `tensor`, which is never needed here.
+            stochastic_rounding: seed; 0 rounds to the nearest.
+            inplace_ops: allows overwriting `tensor`, which is never needed here.
             multiplies: see Params.
         """
         if scale is None or isinstance(scale, str):
@@ -70,18 +70,21 @@ class HSWQINT8Layout(QuantizedLayout):
 
     @classmethod
     def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict:
-        """Carry the scales over a patch (ComfyUI calls this for LoRA under Dynamic VRAM)."""
+        """Return what a patch leaves as it is (ComfyUI asks for LoRA under Dynamic VRAM)."""
         params = qtensor.params
         return {"clipping_scale": params.scale, "multiplies": params.multiplies}
 
     @classmethod
     def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
-        """Save real values: stock ComfyUI cannot read an INT8 Conv2d (the export writes INT8)."""
+        """Return the float weight to save: stock ComfyUI cannot read an INT8 Conv2d.
+
+        A user who wants an INT8 file exports one.
+        """
         return {"": cls.dequantize(qdata, params)}
 
     @classmethod
     def largest(cls, weight: torch.Tensor) -> torch.Tensor:
-        """Return the largest magnitude of what shares a scale: (out, 1), each row's."""
+        """Return the largest magnitude of the weights that share a scale: (out, 1), each row's."""
         return weight.flatten(1).abs().amax(1, keepdim=True).to(torch.float32)
 
     @classmethod
@@ -101,11 +104,12 @@ class HSWQINT8Layout(QuantizedLayout):
 
 
 def _scale_for(largest: torch.Tensor, clipping_scale: torch.Tensor | None) -> torch.Tensor:
-    """Return a FP32 weight_scale (out, 1) that clips nothing.
+    """Return an FP32 weight_scale (out, 1) that clips nothing.
 
     Args:
         largest: (out, 1), each row's largest magnitude.
-        clipping_scale: (out, 1) FP32 weight_scale before a patch.
+        clipping_scale: (out, 1) FP32 weight_scale before a patch. A row keeps its own if that
+            clips nothing and the row uses more than half of the range, or is all zeros.
     """
     scale = torch.where(largest > 0, largest / INT8_MAX, 1.0)
     if clipping_scale is None:

@@ -1,8 +1,8 @@
 """Matrix products in INT8: on many cards quicker than in 16 bit, and less exact.
 
-Off unless a user chooses them. Each row of a Linear's input is rounded to INT8 with a scale of its
-own, in each call. comfy_kitchen computes them, by the kernel that its table of capabilities has for
-the device: cuBLAS, Triton, HIP or plain torch. There is none for Conv2d.
+They are off unless the user turns them on. Each row of a Linear's input is rounded to INT8 with a
+scale of its own, in each call. comfy_kitchen computes them, by the kernel that its table of
+capabilities has for the device: cuBLAS, Triton, HIP or plain torch. There is none for Conv2d.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 def multiplied_in_int8(
     inputs: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Return a Linear's output by a product in INT8; None if the ordinary product must be used.
+    """Return a Linear's output by a product in INT8; None if the ordinary product is needed.
 
     Args:
         inputs: (..., in features).
@@ -61,8 +61,8 @@ def _(
 def multiplies_here(layer: torch.nn.Module, inputs: torch.Tensor) -> bool:
     """Whether a layer's own weight can be multiplied in INT8 although others would be cast.
 
-    An INT8 product takes inputs of any dtype. A weight with a function on it, or on another device,
-    has to be decoded.
+    An INT8 product takes inputs of any dtype, but a weight with a function on it, or on another
+    device, has to be decoded.
     """
     weight = layer.weight
     if layer.weight_function or not isinstance(weight, QuantizedTensor):
@@ -87,7 +87,7 @@ def multiply_in_int8(patcher: ModelPatcher, plan: Plan) -> None:
 
 
 def description(patcher: ModelPatcher) -> str:
-    """Return a line about what multiplies in INT8 in a MODEL that was asked to."""
+    """Return a line that says how many layers of a MODEL multiply in INT8, or why none does."""
     if not usable(patcher.load_device):
         return f"{patcher.load_device} has no INT8 matrix products"
     weights = patcher.model.diffusion_model.parameters()

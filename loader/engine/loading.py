@@ -220,10 +220,10 @@ def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool, int8_matmul:
     check_whole(name, patcher.model.diffusion_model)
     if load.quantizer is not None:
         plan = load.quantizer.finish()
-        again = KnownPlan(plan, load.sketches)
+        how = KnownPlan(plan, load.sketches)
         load.originals.belong_to(patcher.model, plan, load.sketches)
     else:
-        plan, again = _plan_as_stored(patcher), None
+        plan, how = _plan_as_stored(patcher), None
     _check_quantized(name, patcher, plan)
     its = remember(patcher.model, load.file, monitored_layers(patcher.model.diffusion_model))
     adopt(patcher, plan, name, its and its.fingerprint)
@@ -231,8 +231,8 @@ def _complete(load: _Load, patcher: ModelPatcher, fp8_matmul: bool, int8_matmul:
     if int8_matmul if is_int8 else fp8_matmul:
         (multiply_in_int8 if is_int8 else multiply_in_fp8)(patcher, plan)
         logging.info("HSWQ: %s: %s", name, products(patcher, plan.number_format))
-    again = (load.file.path, again, fp8_matmul, int8_matmul)
-    patcher.cached_patcher_init = (_load_again, again)
+    arguments = (load.file.path, how, fp8_matmul, int8_matmul)
+    patcher.cached_patcher_init = (_load_again, arguments)
     if load.resident:
         _stay_on_gpu(patcher)
 
@@ -263,14 +263,14 @@ def _keep(_: str, weight: torch.Tensor, __: torch.device) -> torch.Tensor:
 
 def _plan_as_stored(patcher: ModelPatcher) -> Plan:
     """Return a Plan that describes a model as its quantized file holds it."""
-    layers, whole = {}, False
+    layers, is_int8 = {}, False
     for name, layer in monitored_layers(patcher.model.diffusion_model).items():
         weight, amax = layer.weight, None
         if isinstance(weight, QuantizedTensor):
-            whole = whole or weight._qdata.dtype is torch.int8
+            is_int8 = is_int8 or weight._qdata.dtype is torch.int8
             largest = INT8_MAX if weight._qdata.dtype is torch.int8 else FP8_MAX
             amax = weight.params.scale.max().item() * largest
         input_amax = getattr(layer, "stored_input_amax", None)
         layers[name] = LayerPlan(name, amax, Reason.STORED, input_amax=input_amax)
     scaled = any(layer.amax not in (None, FP8_MAX) for layer in layers.values())
-    return Plan(INT8 if whole else fp8_format(scaled), None, MappingProxyType(layers))
+    return Plan(INT8 if is_int8 else fp8_format(scaled), None, MappingProxyType(layers))

@@ -28,7 +28,7 @@ _SIDES = 16  # cuBLAS wants the sides of both matrices to be multiples of this
 def multiplied(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Return a Linear's output by a product in FP8 or INT8; None if it must be the ordinary one.
+    """Return a Linear's output by a product in FP8 or INT8; None if the ordinary one is needed.
 
     The arguments are those of multiplied_in_fp8.
     """
@@ -117,7 +117,7 @@ def scale_input(weight: QuantizedTensor, amax: float | None) -> None:
 
 
 def products(patcher: ModelPatcher, number_format: NumberFormat) -> str:
-    """Return a line about what multiplies in a number format in a MODEL that was asked to."""
+    """Return a line that says how many layers of a MODEL multiply in a format, or why none does."""
     return (int8_matmul.description if number_format is INT8 else description)(patcher)
 
 

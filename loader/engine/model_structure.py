@@ -35,7 +35,7 @@ def layers_of(file: ModelFile) -> dict[str, torch.Tensor]:
     """
     layers, tensors = find_layers(file), file.tensors
     for layer, weight in layers.items():
-        if not _is(weight, tensors.get(f"{file.prefix}{layer}.weight")):
+        if not _is_same_memory(weight, tensors.get(f"{file.prefix}{layer}.weight")):
             raise ModelFileError(
                 f"{file.name} is not in ComfyUI's own layout, and only that can be exported: "
                 f"it has no {file.prefix}{layer}.weight"
@@ -108,8 +108,8 @@ def explained(file: ModelFile) -> Iterator[None]:
         raise
 
 
-def _is(one: torch.Tensor, other: torch.Tensor | None) -> bool:
-    """Whether two tensors are the same memory: ComfyUI passed the file's tensor on unchanged."""
+def _is_same_memory(one: torch.Tensor, other: torch.Tensor | None) -> bool:
+    """Whether ComfyUI has passed a file's tensor on unchanged."""
     return (
         other is not None
         and one.data_ptr() == other.data_ptr()

@@ -13,6 +13,8 @@ from comfy.patcher_extension import WrappersMP
 from ...calibration import monitored_layers
 
 PREFIX = "diffusion_model"
+"""Name of the network in ComfyUI's model, with which its layers' names begin there."""
+
 BYPASS_LORA = "bypass_lora"
 """Key of ComfyUI's injections that compute a LoRA beside a layer. They add no module."""
 

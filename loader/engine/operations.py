@@ -106,7 +106,8 @@ class _Quantizable:
         self._shapes = {
             key: tuple(value.shape) for key, value in self._parameters.items() if value is not None
         }
-        self._target = (device or torch.device("cpu"), dtype or torch.get_default_dtype())
+        self._device = device or torch.device("cpu")
+        self._dtype = dtype or torch.get_default_dtype()
         self.weight = self.bias = None
 
     def _load_from_state_dict(
@@ -144,18 +145,18 @@ class _Quantizable:
         if value.dtype.itemsize < 2:
             self.stored_input_amax = stored_input_amax(state_dict, prefix)
             data = value if assign else value.clone()
-            return hold(data, stored_scale(state_dict, prefix), self._target[1])
+            return hold(data, stored_scale(state_dict, prefix), self._dtype)
         if self.weight is not None:
             return self._exchanged(value)
-        decided = self._decide(self._name, value, self._target[0])
+        decided = self._decide(self._name, value, self._device)
         if isinstance(decided, torch.Tensor):
             return decided
-        return hold(*decided, self._target[1])
+        return hold(*decided, self._dtype)
 
     def _exchanged(self, value: torch.Tensor) -> torch.Tensor:
-        """Return a value for a weight that is loaded already, in its format and on its device.
+        """Return a state dict's value for a weight that is loaded already, in the weight's format.
 
-        A state dict of this model holds QuantizedTensors. A saved one holds their float values.
+        The state dict of a model in memory holds QuantizedTensors, a saved one their float values.
         """
         old, value = self.weight, value.to(self.weight.device, copy=True)
         self._original_amax = None
@@ -173,12 +174,11 @@ class _Quantizable:
     def _placed(self, value: torch.Tensor, assign: bool) -> torch.Tensor:
         if isinstance(value, QuantizedTensor):
             return value
-        device, dtype = self._target
-        device = device if self.weight is None else self.weight.device
+        device = self._device if self.weight is None else self.weight.device
         if value.device.type != "cpu":
-            return value.to(dtype)
+            return value.to(self._dtype)
         # Under Dynamic VRAM (assign), a tensor of the right dtype stays mapped from the file.
-        return value.to(device, dtype, copy=not assign)
+        return value.to(device, self._dtype, copy=not assign)
 
     @_normal_tensors
     def _set(self, key: str, value: torch.Tensor) -> None:

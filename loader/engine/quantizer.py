@@ -166,7 +166,8 @@ def make_room(decider: Decider, layers: Mapping[str, int]) -> bool:
     if memory.vram_state in (memory.VRAMState.NO_VRAM, memory.VRAMState.LOW_VRAM):
         return False
     size = sum(count * (1 if decider.quantizes(name) else 2) for name, count in layers.items())
-    # Searching is over when sampling begins. ComfyUI keeps a model of this size whole, too.
+    # Searching is over when sampling begins, so only the larger of both counts. ComfyUI, too, keeps
+    # a model of this size whole on the GPU.
     needed = 1.05 * size + max(WORK_BYTES, memory.minimum_inference_memory())
     if needed > memory.get_total_memory(device):
         return False

@@ -58,7 +58,10 @@ def stream_large_layers(patcher: ModelPatcher) -> None:
 
 
 def _change_class(_: ModelPatcher, patcher: ModelPatcher) -> None:
-    """Change a patcher's class. A clone without Dynamic VRAM has ComfyUI's class again."""
+    """Change a patcher's class. ComfyUI calls this with a MODEL and a clone that it has made.
+
+    A clone without Dynamic VRAM has ComfyUI's own class until then.
+    """
     if not isinstance(patcher, _StreamsLargeLayers):
         patcher.__class__ = _with_order(type(patcher))
 

@@ -141,7 +141,7 @@ def choose(
         if keep and fingerprint is not None:
             key = findings_key(fingerprint, statistics_version(choice, statistics), settings)
         sketches = _sketches(choice, statistics, write) if settings.compensated else None
-        return _measured(statistics, settings, key, sketches)
+        return _by_statistics(statistics, settings, key, sketches)
     recorded = _recorded(statistics)
     if without == FAIL:
         raise StatisticsError(f"{name} has {recorded} that HSWQ needs: sample with it first")
@@ -195,7 +195,7 @@ class _Matrices(Mapping[str, torch.Tensor]):
         return len(self._sketches)
 
 
-def _measured(
+def _by_statistics(
     statistics: Statistics,
     settings: QuantizeSettings,
     key: str | None,
@@ -204,7 +204,7 @@ def _measured(
     matrices = None if sketches is None else _Matrices(sketches)
     planner = planner_for(statistics, settings, key, matrices)
     about = ""
-    if planner.samples < store.target():  # the user would wait in vain: only 16 bit is measured
+    if planner.samples < store.target():  # a quantized model is not recorded
         about = f"sampling with a 16-bit loader adds more, up to {store.target()} images"
     decider = _decider(planner, key, sketches)
     return Choice(decider, about, planner.samples, key, sketches, by_statistics=True)

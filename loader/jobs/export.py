@@ -137,10 +137,10 @@ class _Export:
         self._source, self.chosen = source, chosen
         restrict(chosen.decider, source.layers, source.name)
         self._plan: Plan | None = None
-        self._half = _sixteen_bit_dtype(source.layers.values())
+        self._sixteen_bit = _sixteen_bit_dtype(source.layers.values())
         file_format = settings.file_format
         self._dtype = file_format.number_format.dtype
-        self._beside: dict[str, Beside] = {}  # of the quantized layers
+        self._beside: dict[str, Beside] = {}  # what is stored beside each quantized weight
         for layer, weight in source.layers.items():
             beside = file_format.beside(weight, chosen.decider.input_amax(layer))
             if beside is not None and chosen.decider.quantizes(layer):
@@ -216,7 +216,7 @@ class _Export:
         yield from self._source.others().items()
 
     def _kept_dtype(self, weight: torch.Tensor) -> torch.dtype:
-        return self._half if weight.dtype.itemsize > 2 else weight.dtype
+        return self._sixteen_bit if weight.dtype.itemsize > 2 else weight.dtype
 
 
 def _sixteen_bit_dtype(weights: Iterable[torch.Tensor]) -> torch.dtype:

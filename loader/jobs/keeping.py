@@ -85,15 +85,16 @@ def choose_keeping(
         StatisticsError, FileNotFoundError: as for `choose`.
     """
     also = also_kept(keeping.also_keep, file)
-    its = fingerprint(file) if write else looked_up(file.path), file.name
+    its_fingerprint = fingerprint(file) if write else looked_up(file.path)
 
     def chosen_by(selection: ByEffect | BySensitivity) -> Choice:
         wanted = dataclasses.replace(settings, selection=selection)
+        its = its_fingerprint, file.name
         return choose(statistics, *its, wanted, without, keep=is_decided(file), write=write)
 
     if keeping.selection == BY_SENSITIVITY:
         return chosen_by(BySensitivity(keeping.keep_ratio, also))
-    effects, how = measured_effects(its[0], settings.number_format), "by measured effect"
+    effects, how = measured_effects(its_fingerprint, settings.number_format), "by measured effect"
     if effects is None:
         if not write:
             raise ValueError(NOT_MEASURED)
@@ -102,9 +103,9 @@ def choose_keeping(
             return chosen
         effects, how = _estimated(file, chosen), "by estimated effect"
     costs = _costs(file, settings, effects)
-    budget, fits = _budget(file, keeping, costs, also)
+    budget, about_card = _budget(file, keeping, costs, also)
     chosen = chosen_by(ByEffect(budget, effects, costs, also))
-    return _told(chosen, how, fits) if chosen.by_statistics else chosen
+    return _told(chosen, how, about_card) if chosen.by_statistics else chosen
 
 
 def _told(chosen: Choice, *first: str) -> Choice:

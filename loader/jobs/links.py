@@ -19,16 +19,16 @@ class Watch:
         self._seen: dict[tuple, Hashable] = {}
         self._changes = 0
 
-    def note(self, state: Callable[..., Hashable], *of: Hashable) -> None:
+    def note(self, state: Callable[..., Hashable], *arguments: Hashable) -> None:
         """Watch a state from now on. If it was watched before and has changed, count that.
 
         Args:
             state: returns the state; if it raises OSError or ValueError, the state is None.
-            of: its arguments.
+            arguments: of `state`.
         """
-        key = (state, *of)
+        key = (state, *arguments)
         try:
-            now = state(*of)
+            now = state(*arguments)
         except (OSError, ValueError):  # e.g. a file that was removed
             now = None
         self._changes += self._seen.setdefault(key, now) != now

@@ -55,17 +55,19 @@ def search_once(file: ModelFile, chosen: Choice) -> tuple[Plan, int | None]:
     if decider.refined is not None:
         decider.refined.close()
         decider.refined = None
-    if isinstance(decider, KnownPlan) and not any(map(rounds(decider), decider.plan.quantized)):
+    unknown = lacks_error(decider)
+    if isinstance(decider, KnownPlan) and not any(map(unknown, decider.plan.quantized)):
         return decider.plan, None
     plan, searched = search(file, decider)
     chosen.keep(plan)
     return plan, searched
 
 
-def rounds(decider: Decider) -> Callable[[str], bool]:
-    """Return what tells of a layer that its rounding is compensated, with an error not yet known.
+def lacks_error(decider: Decider) -> Callable[[str], bool]:
+    """Return what says of a layer whether it must be rounded to know its error.
 
-    What is rounded for that is thrown away: a loader may never want it.
+    That is so where rounding is compensated. The rounded weight itself is not kept: nobody may ever
+    load the model so.
     """
     known, sketches = known_of(decider), decider.sketches or ()
     return lambda name: name in sketches and (name not in known or known[name].output_error is None)
@@ -75,9 +77,9 @@ def search(file: ModelFile, decider: Decider) -> tuple[Plan, int]:
     """Return the Plan, and how many layers were searched for it."""
     layers = find_layers(file)
     restrict(decider, layers, file.name)
-    searched, rounding = sum(map(decider.searches, layers)), rounds(decider)
+    searched, unknown = sum(map(decider.searches, layers)), lacks_error(decider)
     quantizer = Quantizer(decider, len(layers))
     for name, weight in layers.items():
-        rounded = decider.quantizes(name) and rounding(name)
+        rounded = decider.quantizes(name) and unknown(name)
         (quantizer.quantize if rounded else quantizer.search)(name, weight)
     return quantizer.finish(), searched

@@ -158,7 +158,7 @@ def _sampled(
     for first in range(0, len(seeds), count):
         some = seeds[first : first + count]
         latents = [list(sampled(patcher, some)) for patcher in models]
-        while latents[0]:
+        while latents[0]:  # they are taken out, so that no pair is held longer than needed
             yield some[-len(latents[0])], *(its.pop(0) for its in latents)
 
 
