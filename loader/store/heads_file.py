@@ -148,15 +148,18 @@ def write_files(path: Path, files: Mapping[str, tuple[Version, Statistics]]) -> 
 
 
 def read_files(path: Path) -> dict[str, tuple[Version, Statistics]]:
-    """Read what `write_files` has written; empty if there is nothing, or it is damaged."""
+    """Read what `write_files` has written; empty if there is none, or it is damaged or forged."""
     try:
         content = kept_json.read(path)
         if content["format"] != _FORMAT:
             return {}
-        return {
+        found = {
             name: (tuple(version), _KeptSums(**sums))
             for name, (version, sums) in content["files"].items()
         }
+        for _, sums in found.values():
+            iter(sums)  # builds the layers, which are about to be added up
+        return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
