@@ -156,12 +156,10 @@ _detected: weakref.WeakKeyDictionary[ModelFile, Structure] = weakref.WeakKeyDict
 
 
 def _detect(file: ModelFile) -> Structure:
-    tensors = file.tensors
-    config = comfy.model_detection.model_config_from_unet(
-        tensors, file.prefix, metadata=file.metadata
-    )
-    if config is None and not file.prefix:
-        config = _diffusers_config(tensors)
+    try:
+        config = _config(file, file.hollow)  # quicker than mapping each weight
+    except (KeyError, RuntimeError):  # a dtype is not torch's, or a weight's values are asked for
+        config = _config(file, file.tensors)
     if config is None:
         raise ModelFileError(f"{file.name} holds no diffusion model that ComfyUI knows")
     dtype = _dtype_in_memory(file, config)
@@ -233,6 +231,16 @@ def sixteen_bit_options(file: ModelFile) -> dict[str, torch.dtype]:
     if memory.unet_dtype().itemsize >= 2:
         return {}
     return {"dtype": detect(file).dtype}
+
+
+def _config(file: ModelFile, tensors: dict[str, torch.Tensor]) -> object | None:
+    """Return ComfyUI's configuration for a file's model; None if it has none."""
+    config = comfy.model_detection.model_config_from_unet(
+        tensors, file.prefix, metadata=file.metadata
+    )
+    if config is None and not file.prefix:
+        return _diffusers_config(tensors)
+    return config
 
 
 def _diffusers_config(tensors: dict[str, torch.Tensor]) -> object | None:

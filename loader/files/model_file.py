@@ -15,7 +15,15 @@ import torch
 from comfy.model_detection import unet_prefix_from_state_dict
 
 from .errors import ModelFileError
-from .safetensors import DTYPE_NAMES, NARROW, TensorEntry, is_safetensors, read_header
+from .safetensors import (
+    DTYPE_NAMES,
+    DTYPES,
+    NARROW,
+    Header,
+    TensorEntry,
+    is_safetensors,
+    parse_header,
+)
 from .versions import version_of
 
 SAMPLE_BYTES = 256
@@ -53,8 +61,12 @@ class ModelFile:
             ModelFileError: it is damaged or not a model file.
         """
         if is_safetensors(self.path):
-            return read_header(self.path)
+            return self._header.entries
         return {name: _entry_of(tensor) for name, tensor in self._loaded[0].items()}
+
+    @functools.cached_property
+    def _header(self) -> Header:
+        return parse_header(self.path)
 
     @functools.cached_property
     def prefix(self) -> str:
@@ -82,9 +94,22 @@ class ModelFile:
         return dict(self._loaded[0])
 
     @property
+    def hollow(self) -> dict[str, torch.Tensor]:
+        """All tensors of the file without their values, on torch's "meta" device.
+
+        Raises:
+            OSError, ModelFileError: as `entries`.
+            KeyError: torch has no dtype of that name.
+        """
+        return {
+            name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
+            for name, entry in self.entries.items()
+        }
+
+    @property
     def metadata(self) -> dict | None:
         """The file's `__metadata__`."""
-        return self._loaded[1]
+        return (self._header.metadata or None) if is_safetensors(self.path) else self._loaded[1]
 
     @functools.cached_property
     def _loaded(self) -> tuple[dict[str, torch.Tensor], dict | None]:

@@ -188,6 +188,9 @@ class _Matrices(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._sketches[name].matrix
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._sketches  # reads none, which Mapping's own does
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._sketches)
 

@@ -10,7 +10,7 @@ from ...quant import NUMBER_FORMATS, NumberFormat, QuantizeSettings
 from ..files.layer_formats import FILE_FORMATS
 from ..jobs.keeping import BY_EFFECT, BY_SENSITIVITY, Keeping
 from .catalogue import Model
-from .preview import Basis
+from .preview import Basis, Recorded
 
 _STEPS = 100
 _NOT_OFFERED = ("original V2",)
@@ -63,10 +63,11 @@ def curves(model: Model) -> dict:
 
     Every point has the inputs that lead to it, so that the panel can set a node or an export.
     """
+    its = Recorded.of(model)
     lines = [
         _line(basis, way)
         for number_format in NUMBER_FORMATS.values()
-        for basis in [Basis.of(model, QuantizeSettings(number_format, compensated=True))]
+        for basis in [Basis.of(its, QuantizeSettings(number_format, compensated=True))]
         for way in WAYS
         if way.is_known(basis)
     ]

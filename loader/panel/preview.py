@@ -51,6 +51,36 @@ def rows(model: Model) -> list[dict]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What was recorded of a model that has statistics, whatever the number format.
+
+    Attributes:
+        fingerprint: of the model's weights.
+        version: a key that changes with the statistics by which the model is quantized.
+        samples: images that they come from.
+        measured: the layers that have statistics, without importances.
+        shapes: of the model's file.
+        sketched: names of the layers that have sketches by which the loader rounds.
+    """
+
+    fingerprint: str
+    version: str
+    samples: int
+    measured: Mapping[str, LayerFinding]
+    shapes: Shapes
+    sketched: frozenset[str]
+
+    @classmethod
+    def of(cls, model: Model) -> Recorded:
+        """Look it up."""
+        kept = milestones.sums_of(model.fingerprint, model.statistics)
+        statistics = model.statistics if kept is None else kept
+        measured, version = _measured(statistics)
+        facts = version, statistics.samples, measured, _shapes(model)
+        return cls(model.fingerprint, *facts, _sketched(kept))
+
+
+@dataclasses.dataclass(frozen=True)
 class Basis:
     """What is known of a model, by which the Plan of any selection is told.
 
@@ -75,25 +105,25 @@ class Basis:
     effects: Mapping[str, float]
 
     @classmethod
-    def of(cls, model: Model, settings: QuantizeSettings) -> Basis:
-        """Look up what is known of a model that has statistics; the selection does not count.
+    def of(cls, its: Recorded, settings: QuantizeSettings) -> Basis:
+        """Look up what is known of a model in a number format; the selection does not count.
 
         A layer's error is known once a search, load or export has quantized it in this format.
         """
-        kept = milestones.kept_of(model.fingerprint, model.statistics)
-        statistics = model.statistics if kept is None else kept
-        measured, version = _measured(statistics)
-        found = find_findings(findings_key(model.fingerprint, version, settings))
-        names = list(found.layers) if found is not None else _names(measured, _shapes(model))
+        found = find_findings(findings_key(its.fingerprint, its.version, settings))
+        if found is None:
+            names, found = _names(its.measured, its.shapes), Findings(its.measured, its.samples)
+        else:
+            names = list(found.layers)
         return cls(
             settings,
-            measured,
-            Findings(measured, statistics.samples) if found is None else found,
+            its.measured,
+            found,
             names,
-            _shapes(model),
-            _sketched(kept) if settings.compensated else frozenset(),
-            statistics.samples if found is None else found.samples,
-            measured_effects(model.fingerprint, settings.number_format) or {},
+            its.shapes,
+            its.sketched if settings.compensated else frozenset(),
+            found.samples,
+            measured_effects(its.fingerprint, settings.number_format) or {},
         )
 
     @functools.cached_property
@@ -152,7 +182,7 @@ def preview(model: Model, settings: QuantizeSettings) -> dict:
     Raises:
         ValueError: a setting is out of range.
     """
-    return preview_of(Basis.of(model, settings), settings.selection)
+    return preview_of(Basis.of(Recorded.of(model), settings), settings.selection)
 
 
 def preview_of(basis: Basis, selection: Selection) -> dict:

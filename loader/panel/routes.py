@@ -242,7 +242,8 @@ async def unknown(_: web.Request) -> None:
 
 def _plan(model: Model, mode: str, keeping: Keeping) -> dict:
     """Return the Plan of a loader whose other inputs are at their defaults."""
-    basis = preview.Basis.of(model, QuantizeSettings(NUMBER_FORMATS[mode], compensated=True))
+    settings = QuantizeSettings(NUMBER_FORMATS[mode], compensated=True)
+    basis = preview.Basis.of(preview.Recorded.of(model), settings)
     return preview.preview_of(basis, basis.selection(keeping))
 
 

@@ -8,6 +8,7 @@ The copy lies beside the statistics files and is no session: nothing lists or co
 the total of all sessions when the milestone was reached, or first used. It is replaced when the
 total reaches another milestone, or when somebody removes a recording that is in it. A copy of the
 sketches lies beside it; if there were none at that time, there are none until the next milestone.
+Its sums are kept without importances too (see heads.py), so that the panel need not read all of it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import logging
 from pathlib import Path
 
 from ...calibration import Statistics, StatisticsError
+from ...quant import is_finite
+from ..files.versions import version_of
 from ..host.folders import statistics_folder
-from . import locked_file, sketch_file
+from . import heads_file, locked_file, sketch_file
+from .heads_file import Version
 from .paths import SHORT
 from .readiness import milestone
 from .sketches import sketches_of
@@ -63,10 +67,33 @@ def _write(path: Path, total: Statistics) -> None:
         its = sketch_file.Origin(total.fingerprint, "", recordings(total), total.samples)
         sketch_file.write(path, found, its)
     locked_file.write(total, path)
+    if all(map(is_finite, total.values())):  # else its importances must be looked at
+        heads_file.write_files(_sums(path), {path.name: (version_of(path), total)})
+
+
+_known: dict[Path, tuple[Version, Statistics]] = {}
+
+
+def sums_of(fingerprint: str, total: Statistics) -> Statistics | None:
+    """Return what kept_of does, but importances may have no channels: reading them takes long."""
+    path = _path(fingerprint)
+    try:
+        version = version_of(path)
+    except OSError:
+        return kept_of(fingerprint, total)
+    if path not in _known or _known[path][0] != version:
+        found = heads_file.read_files(_sums(path)).get(path.name)
+        if found is None or found[0] != version:
+            return kept_of(fingerprint, total)
+        _known[path] = found
+    return _current(_known[path][1], fingerprint, total)
 
 
 def kept_sketches(kept: Statistics) -> sketch_file.SketchFile | None:
-    """Return the sketches that were kept with a milestone's statistics; None if there are none."""
+    """Return the sketches that were kept with a milestone's statistics; None if there are none.
+
+    The statistics may be without importances.
+    """
     return sketch_file.open_beside(_path(kept.fingerprint), kept, recordings(kept), kept.samples)
 
 
@@ -79,6 +106,11 @@ def kept_of(fingerprint: str, total: Statistics) -> Statistics | None:
     except (OSError, StatisticsError) as error:
         logging.warning("HSWQ: %s; it is made again", error)
         return None
+    return _current(kept, fingerprint, total)
+
+
+def _current(kept: Statistics, fingerprint: str, total: Statistics) -> Statistics | None:
+    """Return what is kept, if it is of a model's total's last milestone."""
     same = kept.fingerprint == fingerprint and milestone(kept) == milestone(total)
     return kept if same and origins(kept) <= origins(total) else None
 
@@ -95,7 +127,12 @@ def forget(fingerprint: str) -> None:
         with locked_file.locked(path):
             for one in both:
                 one.unlink(missing_ok=True)
+            _sums(path).unlink(missing_ok=True)
 
 
 def _path(fingerprint: str) -> Path:
     return statistics_folder() / f"{fingerprint[:SHORT]}.milestone"
+
+
+def _sums(path: Path) -> Path:
+    return path.parent / "plans" / f"{path.name}.sums"

@@ -210,10 +210,10 @@ class SketchFile(Sketches):
     def _check_channels(self, statistics: Statistics) -> None:
         for name, place in self._places.items():
             its = statistics.get(name)
-            if its is not None and its.importance_sum.numel() != self._channels[place]:
+            channels = self._channels[place] if its is None else its.importance_sum.numel()
+            if channels not in (self._channels[place], 0):  # 0: importances were not read
                 raise ValueError(
-                    f"layer {name!r} has {its.importance_sum.numel()} channels, "
-                    f"its sketch {self._channels[place]}"
+                    f"layer {name!r} has {channels} channels, its sketch {self._channels[place]}"
                 )
 
     def _channels_of(self, key: str) -> int:

@@ -225,7 +225,7 @@ class TestOpenedOnce:
     def counted(self, monkeypatch) -> collections.Counter:
         calls = collections.Counter()
         for module, name in (
-            (model_file, "read_header"),
+            (model_file, "parse_header"),
             (model_file, "diffusion_model_prefix"),
             (model_structure, "_detect"),
         ):
@@ -243,7 +243,7 @@ class TestOpenedOnce:
 
     def test_by_a_load(self, checkpoint, planner, counted):
         load_checkpoint(ModelFile(checkpoint), planner())
-        assert counted == {"read_header": 1, "diffusion_model_prefix": 1, "_detect": 1}
+        assert counted == {"parse_header": 1, "diffusion_model_prefix": 1, "_detect": 1}
 
     @pytest.mark.parametrize("selection", SELECTIONS)
     def test_by_a_node(self, folder, recorded, statistics, counted, selection, monkeypatch):
@@ -255,5 +255,5 @@ class TestOpenedOnce:
         wanted = loaders._Wanted("auto", "scaled", 0.25, "fail", selection=selection)
         name = os.path.basename(recorded)
         loaders._load("checkpoints", name, wanted, load_checkpoint, load_checkpoint)
-        once = {"read_header": 1, "diffusion_model_prefix": 1, "_detect": 1}
+        once = {"parse_header": 1, "diffusion_model_prefix": 1, "_detect": 1}
         assert counted == {**once, "__init__": 1}

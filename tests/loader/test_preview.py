@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 
+import comfy.utils
 import pytest
 from harness.exports import SAMPLES, wanted
 from harness.inprocess import held
@@ -20,7 +21,7 @@ from hswq.loader.files.layer_formats import FILE_FORMATS
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.files.whole_hash import background
 from hswq.loader.host.folders import FOLDER
-from hswq.loader.jobs import choice
+from hswq.loader.jobs import choice, model_files
 from hswq.loader.jobs.also_keep import ENDS
 from hswq.loader.jobs.export import export, planned
 from hswq.loader.jobs.export_settings import ExportSettings
@@ -30,6 +31,7 @@ from hswq.loader.jobs.search import search_all
 from hswq.loader.panel.catalogue import Catalogue, Model
 from hswq.loader.panel.curves import curves
 from hswq.loader.panel.preview import preview, rows
+from hswq.loader.store import heads, locked_file, milestones
 from hswq.loader.store.effects import Effects, find_effects, keep_effects
 from hswq.quant import (
     FP8_SCALED,
@@ -90,6 +92,22 @@ def test_looks_at_importances_once(path, statistics, monkeypatch):
     )
     assert len(preview(model(), settings_of(True, 0.5))["layers"]) == len(told["layers"])
     assert len(looked) == 2 * len(statistics) - 1
+
+
+def test_after_a_restart_neither_importances_nor_weights_are_read(path, monkeypatch):
+    """They are most of what a first look would read."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it is read")
+
+    load(path, settings_of(True, 0.25))
+    told = curves(model())
+    for cache in (locked_file._cache, heads._known, heads._files, milestones._known):
+        cache.clear()
+    model_files._shapes.cache_clear()
+    monkeypatch.setattr(locked_file, "load_statistics", refuse)
+    monkeypatch.setattr(comfy.utils, "load_torch_file", refuse)
+    assert curves(model()) == told
 
 
 def model() -> Model:

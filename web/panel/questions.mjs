@@ -88,28 +88,32 @@ function ofFile() {
   return canQuantize(model) && model.source ? ["file"] : [];
 }
 
-/** Ask, and show the answers. What is asked while others are on their way asks those again. */
+/** Ask, and show each answer as it comes. What is asked meanwhile asks for those to come again. */
 function ask(milliseconds, names) {
   clearTimeout(timer);
   latest += 1;
   const mine = latest;
   for (const name of names) unanswered.add(name);
-  const show = async () => {
-    const isRecorded = selectedModel()?.sessions.length > 0;
-    const found = await Promise.all(isRecorded ? [...unanswered].map(answer) : []);
+  const show = async (name) => {
+    const found = await answer(name);
     if (mine !== latest) return;
-    unanswered.clear();
-    change({ ...Object.fromEntries(found), isStale: false });
+    unanswered.delete(name);
+    change({ [name]: found, isStale: unanswered.size > 0 });
   };
-  timer = setTimeout(() => tried(show), milliseconds);
+  const begin = async () => {
+    if (!selectedModel()?.sessions.length) unanswered.clear();
+    change({ isStale: unanswered.size > 0 });
+    await Promise.all([...unanswered].map(show));
+  };
+  timer = setTimeout(() => tried(begin), milliseconds);
 }
 
 /** Ask one of PATHS. What keeps a file from being exported is its answer. */
 async function answer(name) {
   try {
-    return [name, await request(`statistics/${state.selected}${PATHS[name]()}`)];
+    return await request(`statistics/${state.selected}${PATHS[name]()}`);
   } catch (error) {
     if (name !== "file" || error instanceof TypeError) throw error;
-    return [name, { refused: error.message }];
+    return { refused: error.message };
   }
 }

@@ -6,7 +6,7 @@ import { number, percent, precise } from "../common/numbers.mjs";
 import { t } from "../common/texts.mjs";
 import { chosenPoint } from "../panel/state.mjs";
 import { chart } from "./chart.mjs";
-import { field, icon, line } from "./parts.mjs";
+import { field, icon, line, searchInput } from "./parts.mjs";
 
 // These are searched, and sorted from A to Z first. The others are numbers, the largest first.
 const TEXT_COLUMNS = ["layer", "weights"];
@@ -16,8 +16,8 @@ const NOT_PLANNED = { kept: false, amax: null, error: null, reason: "" };
 const EXAMPLE = "attn2.to_v";
 
 export function layersView(state, actions) {
-  const { detail, plan, sort, query } = state;
-  if (!detail || !plan) return line(t("asking"));
+  const { curves, detail, plan, sort, query } = state;
+  if (!curves || !detail || !plan) return line(t("asking"));
   const title = chosenPoint(state).title;
   const body = tableBody(detail, plan, title, query, sort);
   const counts = { shown: number(body.children.length), total: number(detail.rows.length) };
@@ -35,9 +35,8 @@ export function layersView(state, actions) {
 }
 
 function searchField(query, { change }) {
-  const oninput = ({ target }) => change({ query: target.value });
-  const props = { type: "search", value: query, placeholder: EXAMPLE, oninput };
-  return field(t("find"), h("input", props));
+  const search = (words) => change({ query: words });
+  return field(t("find"), searchInput(query, search, { placeholder: EXAMPLE }));
 }
 
 function sortField(sort, { change }) {
