@@ -75,13 +75,17 @@ class Outcome:
     samples: int
     title: str
 
-    def sentence(self) -> str:
-        """Return a sentence for users, such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8"."""
+    def sentence(self, seconds: float | None = None) -> str:
+        """Return a sentence for users, such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8".
+
+        With the seconds that it took, they come last.
+        """
         parts = [
             None if self.before is None else _sizes(self.before, self.after),
             None if self.error is None else _error_text(self.error, self.exact),
             f"{self.samples} image{'s' if self.samples > 1 else ''}" if self.samples else None,
             self.title,
+            None if seconds is None else duration(seconds),
         ]
         return ", ".join(filter(None, parts))
 
@@ -198,6 +202,13 @@ def known_of(decider: Decider) -> Mapping[str, Errors]:
 def _sizes(before: int, after: int) -> str:
     unit, name = (_GIB, "GiB") if before >= 1000 * _MIB else (_MIB, "MiB")
     return f"{before / unit:.2f} → {after / unit:.2f} {name}"
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time for users; web/common/numbers.mjs writes the same."""
+    units = (1, "sec"), (60, "min"), (3600, "hr")
+    size, unit = units[(seconds >= 100) + (seconds >= 100 * 60)]
+    return f"{max(1, math.floor(seconds / size + 0.5))} {unit}"
 
 
 def _error_text(error: float, exact: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import folder_paths
 from comfy_api.latest import io
@@ -127,16 +128,19 @@ class HSWQExport(io.ComfyNode):
         folder = "diffusion_models" if what == MODEL_ONLY else source.partition("/")[0]
         name = filename or default_name(source, settings.file_format.short)
         target = export_path(name, folder)
+        began = time.perf_counter()
         exported = export(path, target, settings, overwrite=overwrite)
         shown = os.path.relpath(target, folder_paths.get_output_directory())
         existed = exported.plan is None
+        seconds = None if existed else time.perf_counter() - began
         did = "is there already, unchanged" if existed else "written"
         did += " (for the HSWQ loaders only)" if settings.file_format.only_ours else ""
         text = (
-            f"{shown} {did}: {exported.outcome.sentence()}; {exported.quantized} layers "
+            f"{shown} {did}: {exported.outcome.sentence(seconds)}; {exported.quantized} layers "
             f"{exported.outcome.title}, {exported.kept} in 16 bit; the file has "
             f"{exported.size / 2**20:.0f} MiB"
         )
         place = {"filename": target.name, "subfolder": os.path.dirname(shown), "type": "output"}
-        facts = {"existed": existed, "bytes": exported.size, "outcome": exported.outcome.to_json()}
+        outcome = exported.outcome.to_json()
+        facts = {"existed": existed, "seconds": seconds, "bytes": exported.size, "outcome": outcome}
         return io.NodeOutput(ui={"models": [{**place, **facts}], **line(text)})

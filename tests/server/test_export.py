@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness.client import Client, ExecutionError, InterruptedPromptError, RejectedError
 from harness.large import add_zeros
-from harness.lines import QUARTER_KEPT, layers_told
+from harness.lines import QUARTER_KEPT, layers_told, sentence
 from harness.prompts import CHECKPOINT, Prompt, hswq_loader, node, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from safetensors import safe_open
@@ -81,11 +81,13 @@ class TestExport:
         }  # fmt: skip
         (told,) = run.outputs[NODE]["models"]
         (path,) = exported(output)
-        outcome = told["outcome"]
-        assert told == {**saved, "bytes": path.stat().st_size, "outcome": outcome}
+        outcome, seconds = told["outcome"], told["seconds"]
+        facts = {"seconds": seconds, "bytes": path.stat().st_size, "outcome": outcome}
+        assert told == {**saved, **facts}
         assert 0 < outcome["error"] < 0.1
         who = "written (for the HSWQ loaders only)"
         assert run.text(NODE).startswith(f"checkpoints/exported.safetensors {who}: ")
+        assert f"{sentence(outcome)}, {max(1, round(seconds))} sec; " in run.text(NODE)
         assert layers_told(run.text(NODE)) in QUARTER_KEPT
         assert history_of(recorded, events)["outputs"][NODE]["models"] == [told]
         assert [path.name for path in exported(output)] == ["exported.safetensors"]

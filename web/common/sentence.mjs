@@ -1,15 +1,19 @@
 // The one sentence that says what quantizing gives. loader/jobs/outcome.py says it on nodes.
 
-import { counted, sizes } from "./numbers.mjs";
+import { counted, duration, sizes } from "./numbers.mjs";
 import { t } from "./texts.mjs";
 
-/** Return a sentence such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8". */
-export function sentence({ before, after, error, exact, samples, title }) {
+/**
+ * Return a sentence such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8"; with the `seconds` that it
+ * took, they come last.
+ */
+export function sentence({ before, after, error, exact, samples, title }, seconds = null) {
   const parts = [
     before !== null && sizes(before, after),
     error !== null && errorText(error, exact),
     samples > 0 && counted("images", samples),
     title,
+    seconds !== null && duration(seconds),
   ];
   return parts.filter(Boolean).join(t("comma"));
 }

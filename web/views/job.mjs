@@ -64,12 +64,11 @@ function result(job) {
 
 const took = ({ seconds }) => seconds > 0 && ` ${t("took", { time: duration(seconds) })}`;
 
-function fileView({ file, seconds }) {
+function fileView({ file }) {
   const path = `output/${file.subfolder}/${file.filename}`;
-  const time = !file.existed && seconds > 0 && t("comma") + duration(seconds);
   return [
     line(file.existed ? t("existed", { file: path }) : path),
-    h("p", { class: "hswq-sentence" }, sentence(file.outcome), time),
+    h("p", { class: "hswq-sentence" }, sentence(file.outcome, file.seconds)),
     line(t("fileSize", { size: size(file.bytes) })),
   ];
 }
