@@ -215,7 +215,7 @@ def test_a_point_by_effect_is_applied_and_exported(
     measure_effects(server)
     panel = PanelPage(page)
     panel.open()
-    panel.button("scaled (V2) · by effect").click()
+    panel.button("by effect").click()
     expect(panel.root).to_contain_text("For this model, by effect is better at")
     panel.root.get_by_role("slider", name="Keep MiB").fill("0.5")
     panel.expect_file()

@@ -120,7 +120,7 @@ class TestTabs:
         measure_effects(server)
         Client(server.url).run(text_to_latent(stock_loader(), steps=1))  # tells of a change
         for tab in tabs:
-            expect(tab.button("scaled (V2) · by effect")).to_be_visible()
+            expect(tab.button("by effect")).to_be_visible()
         other.unfold("Statistics files")
         other.confirm("Delete all statistics of this model")
         expect(one.models).to_have_count(0)

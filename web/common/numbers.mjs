@@ -6,6 +6,7 @@ const KIB = 2 ** 10;
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 const UNKNOWN = "–";
+const NBSP = "\u00a0"; // no line breaks between a number and its unit
 
 // Making one of these takes longer than all else of a line.
 const made = {};
@@ -35,14 +36,16 @@ export function percent(value) {
 /** Return a number of bytes. */
 export function size(bytes) {
   if ((bytes ?? null) === null) return UNKNOWN;
-  if (bytes >= 1000 * MIB) return `${(bytes / GIB).toFixed(2)} GiB`;
-  return bytes >= MIB ? `${(bytes / MIB).toFixed(1)} MiB` : `${Math.ceil(bytes / KIB)} KiB`;
+  if (bytes >= 1000 * MIB) return `${(bytes / GIB).toFixed(2)}${NBSP}GiB`;
+  return bytes >= MIB
+    ? `${(bytes / MIB).toFixed(1)}${NBSP}MiB`
+    : `${Math.ceil(bytes / KIB)}${NBSP}KiB`;
 }
 
 /** Return two numbers of bytes in one unit; loader/jobs/outcome.py writes the same. */
 export function sizes(before, after) {
   const [unit, name] = before >= 1000 * MIB ? [GIB, "GiB"] : [MIB, "MiB"];
-  return `${(before / unit).toFixed(2)} → ${(after / unit).toFixed(2)} ${name}`;
+  return `${(before / unit).toFixed(2)} → ${(after / unit).toFixed(2)}${NBSP}${name}`;
 }
 
 /** Return an ISO time as the user's language writes it. */

@@ -23,6 +23,7 @@ export const actions = {
   want: wantFile,
   fold: toggleFold,
   set: (name, value) => app.extensionManager.setting.set(`HSWQ.${name}`, value),
+  close: () => app.extensionManager.command.execute("Workspace.ToggleSidebarTab.hswq"),
   example: () => attempt(openFirstExample),
   search: () => startNode("HSWQPlan", { mode: state.mode }),
   look: lookAtTask,

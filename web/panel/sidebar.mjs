@@ -3,7 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { patch } from "../common/dom.mjs";
-import { loadTexts } from "../common/texts.mjs";
+import { language, loadTexts } from "../common/texts.mjs";
 import { panelView } from "../views/panel.mjs";
 import { actions } from "./actions.mjs";
 import { refreshJob, resumeJob } from "./jobs.mjs";
@@ -46,6 +46,7 @@ export function mount(element) {
   unmount();
   root = element.appendChild(document.createElement("div"));
   root.className = "hswq-panel";
+  root.lang = language(); // by which the browser chooses glyphs, and where lines break
   root.ondragover = takeDrop;
   root.ondrop = takeDrop;
   for (const [event, listen] of Object.entries(listeners)) api.addEventListener(event, listen);

@@ -1,4 +1,4 @@
-// The panel's head: whether samplings are recorded, uploading, and the settings.
+// The panel's head: whether samplings are recorded, uploading, the settings, and closing it.
 
 import { h } from "../common/dom.mjs";
 import { t } from "../common/texts.mjs";
@@ -13,7 +13,15 @@ export function headerView({ settings, open }, actions) {
     null,
     h("h2", null, "HSWQ"),
     checkbox(label, isOn, record, { role: "switch", title: t("recordingHint") }),
-    h("span", { class: "hswq-tools" }, uploadButton(actions), settingsButton(open, actions)),
+    h(
+      "span",
+      { class: "hswq-tools" },
+      uploadButton(actions),
+      iconButton("settings", "cog", () => actions.fold("settings", !open.settings), {
+        "aria-expanded": String(Boolean(open.settings)),
+      }),
+      iconButton("closePanel", "times", actions.close),
+    ),
   );
 }
 
@@ -37,13 +45,8 @@ function uploadButton(actions) {
   );
 }
 
-function settingsButton({ settings }, actions) {
-  const props = {
-    type: "button",
-    title: t("settings"),
-    "aria-label": t("settings"),
-    "aria-expanded": String(Boolean(settings)),
-    onclick: () => actions.fold("settings", !settings),
-  };
-  return h("button", props, icon("cog"));
+function iconButton(name, iconName, onclick, more) {
+  const label = t(name);
+  const props = { type: "button", title: label, "aria-label": label, onclick, ...more };
+  return h("button", props, icon(iconName));
 }

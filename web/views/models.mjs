@@ -5,7 +5,7 @@ import { counted, number, time } from "../common/numbers.mjs";
 import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
 import { detailView } from "./detail.mjs";
-import { button, fold, icon, line } from "./parts.mjs";
+import { button, fold, icon, line, searchInput } from "./parts.mjs";
 
 const SUFFIX = /\.(safetensors|ckpt|sft)$/; // every name has one: the room is scarce
 const FEW = 5; // so many are seen at once: no need to search them
@@ -51,13 +51,8 @@ const ordered = (models, order) => models.toSorted(ORDERS[order]);
 
 function toolsView(list, actions) {
   const set = (values) => actions.change({ list: { ...list, ...values } });
-  const search = {
-    type: "search",
-    value: list.query,
-    placeholder: t("findModel"),
-    "aria-label": t("findModel"),
-    oninput: ({ target }) => set({ query: target.value }),
-  };
+  const words = { placeholder: t("findModel"), "aria-label": t("findModel") };
+  const search = searchInput(list.query, (query) => set({ query }), words);
   const options = Object.keys(ORDERS).map((order) =>
     h("option", { value: order }, t(`order ${order}`)),
   );
@@ -66,7 +61,7 @@ function toolsView(list, actions) {
     "aria-label": t("order"),
     onchange: ({ target }) => set({ order: target.value }),
   };
-  return h("div", { class: "hswq-list-tools" }, h("input", search), h("select", order, options));
+  return h("div", { class: "hswq-list-tools" }, search, h("select", order, options));
 }
 
 const emptyView = (actions) =>

@@ -53,6 +53,13 @@ export const field = (label, input, termName) =>
     termName && help(termName),
   );
 
+/** A field for searching; `search` is given the new words. */
+export function searchInput(query, search, props) {
+  const oninput = ({ target }) => search(target.value);
+  const input = h("input", { type: "search", value: query, oninput, ...props });
+  return h("span", { class: "hswq-search" }, icon("search"), input);
+}
+
 /** A choice among options; `choose` is given the new value by that name. */
 export function select(name, options, values, choose) {
   const onchange = ({ target }) => choose({ [name]: target.value });

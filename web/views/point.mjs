@@ -29,26 +29,43 @@ export function pointView(state, model, actions) {
   ];
 }
 
-/** The lines of the curves to choose from. */
+/** The lines of the curves to choose from: a number format, and a selection where it has several. */
 function linesView(state, actions) {
+  const { lines } = state.curves;
   const chosen = chosenLine(state);
-  const several = new Set(state.curves.lines.map(({ selection }) => selection)).size > 1;
-  return h(
-    "div",
-    { class: "hswq-lines", role: "group", "aria-label": t("mode") },
-    state.curves.lines.map((one, index) => {
-      const { mode, selection } = one;
-      const props = {
-        type: "button",
-        "aria-pressed": String(one === chosen),
-        title: t(`about mode ${mode}`),
-        style: `--hswq-color: var(--hswq-line-${index})`,
-        onclick: () => actions.choose({ mode, selection }),
-      };
-      return h("button", props, t(mode), several && ` · ${t(`selection ${selection}`)}`);
-    }),
-  );
+  const modes = [...new Set(lines.map(({ mode }) => mode))];
+  const ways = lines.filter(({ mode }) => mode === chosen.mode);
+  const ofMode = (mode) =>
+    chip(chosenLine({ ...state, mode }), state, actions, t(mode), t(`about mode ${mode}`));
+  const ofWay = (one) =>
+    chip(
+      one,
+      state,
+      actions,
+      t(`selection ${one.selection}`),
+      t(`help ${shareName(one.points[0])}`),
+    );
+  return [chips("mode", modes.map(ofMode)), ways.length > 1 && chips("selection", ways.map(ofWay))];
 }
+
+const chips = (name, buttons) =>
+  h("div", { class: "hswq-lines", role: "group", "aria-label": t(name) }, buttons);
+
+/** A button that chooses a line, in its colour. */
+function chip(one, state, actions, words, title) {
+  const { mode, selection } = one;
+  const props = {
+    type: "button",
+    "aria-pressed": String(one === chosenLine(state)),
+    title,
+    style: `--hswq-color: var(--hswq-line-${state.curves.lines.indexOf(one)})`,
+    onclick: () => actions.choose({ mode, selection }),
+  };
+  return h("button", props, words);
+}
+
+/** Return the key of what moves a point along its line: a keep ratio or, by effect, MiB. */
+const shareName = ({ inputs }) => (inputs.keep_mb === undefined ? "keepRatio" : "keepMb");
 
 /** Which selection is the better at the chosen size, where effects were measured; and a way to it. */
 function betterView(state, point, actions) {
@@ -74,22 +91,22 @@ function betterView(state, point, actions) {
   return row(line(t("betterWay", values)), !isBetter && offer());
 }
 
-/** The slider along the line: its number is a keep ratio or, by effect, MiB. */
-function slider(share, { inputs, ...outcome }, actions) {
-  const isRatio = inputs.keep_mb === undefined;
-  const text = sentence(outcome);
-  const ratio = isRatio ? (share / 100).toFixed(2) : `${inputs.keep_mb} MiB`;
+/** The slider along the line. */
+function slider(share, point, actions) {
+  const name = shareName(point);
+  const text = sentence(point);
+  const ratio = name === "keepMb" ? `${point.inputs.keep_mb} MiB` : (share / 100).toFixed(2);
   const props = {
     type: "range",
     min: 0,
     max: 1,
     step: 0.01,
     value: String(share / 100),
+    style: `--hswq-done: ${share}%`,
     "aria-valuetext": `${ratio}: ${text}`,
     oninput: ({ target }) => actions.choose({ share: Math.round(100 * target.value) }),
   };
   const both = h("span", { class: "hswq-slider" }, h("input", props), h("output", null, ratio));
-  const name = isRatio ? "keepRatio" : "keepMb";
   return field(t(name), both, name);
 }
 
