@@ -158,7 +158,7 @@ _detected: weakref.WeakKeyDictionary[ModelFile, Structure] = weakref.WeakKeyDict
 def _detect(file: ModelFile) -> Structure:
     try:
         config = _config(file, file.hollow)  # quicker than mapping each weight
-    except (KeyError, RuntimeError):  # a dtype is not torch's, or a weight's values are asked for
+    except RuntimeError:  # of a few models, weights' values are asked for
         config = _config(file, file.tensors)
     if config is None:
         raise ModelFileError(f"{file.name} holds no diffusion model that ComfyUI knows")
@@ -260,7 +260,7 @@ def stored_dtype(file: ModelFile) -> torch.dtype:
     """
     names = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.itemsize >= 2}
     said = names.get((file.metadata or {}).get(DTYPE_KEY))
-    own = {name: one for name, one in file.tensors.items() if name.startswith(file.prefix)}
+    own = {name: one for name, one in file.hollow.items() if name.startswith(file.prefix)}
     if said is not None and any(one.dtype in STORED for one in own.values()):
         return said
     return comfy.utils.weight_dtype({k: one for k, one in own.items() if one.dtype.itemsize >= 2})

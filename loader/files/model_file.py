@@ -98,9 +98,10 @@ class ModelFile:
         """All tensors of the file without their values, on torch's "meta" device.
 
         Raises:
-            OSError, ModelFileError: as `entries`.
-            KeyError: torch has no dtype of that name.
+            OSError, ModelFileError: as `tensors`.
         """
+        if any(entry.dtype not in DTYPES for entry in self.entries.values()):
+            return self.tensors  # torch itself says what it lacks
         return {
             name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
             for name, entry in self.entries.items()

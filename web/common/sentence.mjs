@@ -3,19 +3,18 @@
 import { counted, duration, sizes } from "./numbers.mjs";
 import { t } from "./texts.mjs";
 
-/**
- * Return a sentence such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8"; with the `seconds` that it
- * took, they come last.
- */
-export function sentence({ before, after, error, exact, samples, title }, seconds = null) {
-  const parts = [
+/** Return a sentence such as "4.78 → 3.06 GiB, error 0.5%, 64 images, FP8". */
+export const sentence = (outcome) => partsOf(outcome).join(t("comma"));
+
+/** Return the parts of that sentence; with the `seconds` that it took, they come last. */
+export function partsOf({ before, after, error, exact, samples, title }, seconds = null) {
+  return [
     before !== null && sizes(before, after),
     error !== null && errorText(error, exact),
     samples > 0 && counted("images", samples),
     title,
     seconds !== null && duration(seconds),
-  ];
-  return parts.filter(Boolean).join(t("comma"));
+  ].filter(Boolean);
 }
 
 function errorText(error, exact) {

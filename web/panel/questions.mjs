@@ -98,11 +98,13 @@ function ask(milliseconds, names) {
     const found = await answer(name);
     if (mine !== latest) return;
     unanswered.delete(name);
-    change({ [name]: found, isStale: unanswered.size > 0 });
+    change({ [name]: found, isStale: state.isStale && unanswered.size > 0 });
   };
   const begin = async () => {
-    if (!selectedModel()?.sessions.length) unanswered.clear();
-    change({ isStale: unanswered.size > 0 });
+    if (!selectedModel()?.sessions.length) {
+      unanswered.clear();
+      change({ isStale: false });
+    }
     await Promise.all([...unanswered].map(show));
   };
   timer = setTimeout(() => tried(begin), milliseconds);

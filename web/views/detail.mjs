@@ -2,12 +2,11 @@
 
 import { h } from "../common/dom.mjs";
 import { number, time } from "../common/numbers.mjs";
-import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
 import { exportView } from "./export.mjs";
 import { filesView } from "./files.mjs";
 import { layersView } from "./layers.mjs";
-import { fold, icon, line, progressBar, section, term } from "./parts.mjs";
+import { fold, icon, line, outcomeLine, progressBar, section, term } from "./parts.mjs";
 import { pointView } from "./point.mjs";
 
 export function detailView(state, model, live, actions) {
@@ -51,7 +50,7 @@ function onView(model, { status }) {
 }
 
 const loadedView = ({ outcome, mode, keep_ratio: keep }) => [
-  h("span", { class: "hswq-sentence" }, sentence(outcome)),
+  outcomeLine(outcome),
   line(t("onHow", { mode: t(mode), keep: keep.toFixed(2) })),
 ];
 

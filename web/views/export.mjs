@@ -2,11 +2,10 @@
 
 import { h } from "../common/dom.mjs";
 import { number, size } from "../common/numbers.mjs";
-import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
 import { isActive } from "../panel/queue.mjs";
 import { chosenLine } from "../panel/state.mjs";
-import { checkbox, field, icon, line, row, select } from "./parts.mjs";
+import { checkbox, field, icon, line, outcomeLine, row, select } from "./parts.mjs";
 
 const WHAT = ["full checkpoint", "diffusion model only"];
 
@@ -42,7 +41,7 @@ function fileView(file, model) {
     title: file.outcome.title,
   };
   return [
-    h("p", { class: "hswq-sentence", "data-fact": "file" }, sentence(file.outcome)),
+    outcomeLine(file.outcome, { "data-fact": "file" }),
     line(t("fileHas", { ...layers, size: size(file.bytes) })),
   ];
 }

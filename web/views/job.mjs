@@ -3,10 +3,9 @@
 import { api } from "../../../scripts/api.js";
 import { h } from "../common/dom.mjs";
 import { duration, number, size } from "../common/numbers.mjs";
-import { sentence } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
 import { isActive } from "../panel/queue.mjs";
-import { button, icon, line, problem, progressBar, row } from "./parts.mjs";
+import { breakable, button, icon, line, outcomeLine, problem, progressBar, row } from "./parts.mjs";
 
 const FIRST_SECONDS = 3; // before it is said how long a job takes
 const ICONS = {
@@ -67,8 +66,8 @@ const took = ({ seconds }) => seconds > 0 && ` ${t("took", { time: duration(seco
 function fileView({ file }) {
   const path = `output/${file.subfolder}/${file.filename}`;
   return [
-    line(file.existed ? t("existed", { file: path }) : path),
-    h("p", { class: "hswq-sentence" }, sentence(file.outcome, file.seconds)),
+    line(breakable(file.existed ? t("existed", { file: path }) : path, /(?<=[/_])/)),
+    outcomeLine(file.outcome, { seconds: file.seconds }),
     line(t("fileSize", { size: size(file.bytes) })),
   ];
 }

@@ -6,7 +6,7 @@ import { number, percent, precise } from "../common/numbers.mjs";
 import { t } from "../common/texts.mjs";
 import { chosenPoint } from "../panel/state.mjs";
 import { chart } from "./chart.mjs";
-import { field, icon, line, searchInput } from "./parts.mjs";
+import { breakable, field, icon, line, searchInput } from "./parts.mjs";
 
 // These are searched, and sorted from A to Z first. The others are numbers, the largest first.
 const TEXT_COLUMNS = ["layer", "weights"];
@@ -110,7 +110,7 @@ function rowView(row) {
   return h(
     "tr",
     null,
-    h("th", { scope: "row" }, nameParts(row.layer)),
+    h("th", { scope: "row" }, breakable(row.layer, /(?<=\.)/)),
     h(
       "td",
       { "data-kept": String(row.kept), title: row.why },
@@ -122,7 +122,3 @@ function rowView(row) {
     ),
   );
 }
-
-/** A layer's name, which may break after a dot and nowhere else. */
-const nameParts = (name) =>
-  name.split(/(?<=\.)/).map((part, index) => (index ? [h("wbr"), part] : part));

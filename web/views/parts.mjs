@@ -1,12 +1,27 @@
 // The small parts that all views are made of.
 
 import { h } from "../common/dom.mjs";
+import { partsOf } from "../common/sentence.mjs";
 import { t } from "../common/texts.mjs";
 
 export const icon = (name) => h("i", { class: `pi pi-${name}`, "aria-hidden": "true" });
 
 /** A line of small text. */
 export const line = (...content) => h("p", { class: "hswq-line" }, content);
+
+/** A long name, which may break after some signs (a regular expression's match) and nowhere else. */
+export const breakable = (name, signs) =>
+  name.split(signs).map((part, index) => (index ? [h("wbr"), part] : part));
+
+/** The sentence about an outcome; where it is long, it breaks between its parts. */
+export function outcomeLine(outcome, { seconds, ...props } = {}) {
+  const [comma, space] = t("comma").split(/(?= )/);
+  const parts = partsOf(outcome, seconds).map((part, index, { length }) => {
+    const isLast = index === length - 1;
+    return [h("span", null, part, !isLast && comma), !isLast && space];
+  });
+  return h("p", { class: "hswq-sentence", ...props }, parts);
+}
 
 /** Parts side by side, as far as there is room. */
 export const row = (...content) => h("div", { class: "hswq-row" }, content);

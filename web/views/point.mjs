@@ -8,7 +8,7 @@ import { loaderOf } from "../panel/graph.mjs";
 import { isActive } from "../panel/queue.mjs";
 import { canQuantize, chosenLine, chosenPoint } from "../panel/state.mjs";
 import { curveView } from "./curve.mjs";
-import { actionsRow, button, field, line, row } from "./parts.mjs";
+import { actionsRow, button, field, line, outcomeLine, row } from "./parts.mjs";
 import { tasksView } from "./task.mjs";
 
 export function pointView(state, model, actions) {
@@ -16,7 +16,7 @@ export function pointView(state, model, actions) {
   const total = state.curves.lines[0].points.at(-1).kept;
   const kept = t("keptOf", { kept: number(point.kept), total: number(total) });
   return [
-    h("p", { class: "hswq-sentence", "data-fact": "sentence" }, sentence(point)),
+    outcomeLine(point, { "data-fact": "sentence" }),
     line(kept),
     point.before === null
       ? line(t("noSizes"))
