@@ -230,7 +230,7 @@ class TestLook:
         panel.expect_job("done")
         panel.button("Dismiss").click()
         panel.unfold("Layers")
-        for width, height in ((320, 2000), (440, 900), (700, 2000)):
+        for width, height in ((700, 2000), (320, 2000), (440, 900)):
             page.set_viewport_size({"width": 1440, "height": height})
             panel.resize(width)
             for palette in ("light", "dark"):
