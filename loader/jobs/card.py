@@ -6,9 +6,6 @@ from typing import NamedTuple
 
 import comfy.model_management as memory
 
-from ..engine.model_structure import needed_beside
-from ..files.model_file import ModelFile
-
 OTHERS_BYTES = 1 << 29
 """What the driver and the screen take of a card. ComfyUI's own reserve is beside that."""
 
@@ -30,10 +27,9 @@ class Card(NamedTuple):
     beside: int
 
     @classmethod
-    def of(cls, file: ModelFile) -> Card:
-        """Return the device's memory, for a file's model."""
-        reserved = memory.extra_reserved_memory()
-        beside = max(memory.minimum_inference_memory(), needed_beside(file) + reserved)
+    def of(cls, needed: float) -> Card:
+        """Return the device's memory, for a model that needs so many bytes beside its weights."""
+        beside = max(memory.minimum_inference_memory(), needed + memory.extra_reserved_memory())
         return cls(int(memory.get_total_memory(memory.get_torch_device())), int(beside))
 
     @property

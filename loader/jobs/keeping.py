@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...quant import ByEffect, BySensitivity, NumberFormat, QuantizeSettings, bytes_of
-from ..engine.model_structure import find_layers
+from ..engine.model_structure import find_layers, needed_beside
 from ..files.fingerprints import fingerprint, is_decided, looked_up
 from ..files.model_file import ModelFile
 from ..store.effects import find_effects
@@ -188,7 +188,7 @@ def _budget(
     whole = 2 * sum(math.prod(entry.shape) for entry in file.own.values())
     least = whole - sum(cost for name, cost in costs.items() if name not in also)
     if keeping.selection == TO_FIT:
-        card = Card.of(file)
+        card = Card.of(needed_beside(file))
         return max(0, card.weights - least), card.sentence(least)
     budget = int(keeping.fit_gb * (1 << 30)) - least
     if budget < 0:

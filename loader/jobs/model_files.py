@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import folder_paths
 
+from ..engine.model_structure import needed_beside
 from ..files.fingerprints import known, looked_up
 from ..files.model_file import ModelFile
 from ..files.safetensors import is_safetensors
@@ -74,10 +75,12 @@ class Shapes(NamedTuple):
     Attributes:
         sizes: of its layers.
         ends: names of the projections from the latent and back to it, if they are identified.
+        beside: bytes that a step takes beside the weights (see model_structure.needed_beside).
     """
 
     sizes: Sizes
     ends: frozenset[str] = frozenset()
+    beside: float = 0.0
 
     @property
     def layers(self) -> Mapping[str, tuple[int, ...]]:
@@ -98,4 +101,4 @@ def shapes_of(source: str) -> Shapes:
 @functools.lru_cache(maxsize=64)
 def _shapes(path: str, _: tuple) -> Shapes:
     file = ModelFile(path)
-    return Shapes(Sizes.of(file), also_kept(ENDS, file))
+    return Shapes(Sizes.of(file), also_kept(ENDS, file), needed_beside(file))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ...quant import NUMBER_FORMATS, NumberFormat, QuantizeSettings
 from ..files.layer_formats import FILE_FORMATS
+from ..jobs.card import Card
 from ..jobs.keeping import BY_EFFECT, BY_SENSITIVITY, Keeping
 from .catalogue import Model
 from .preview import Basis, Recorded
@@ -59,20 +60,18 @@ WAYS = (
 
 
 def curves(model: Model) -> dict:
-    """Return the lines of a model that has statistics.
+    """Return the lines of a model that has statistics, and how many bytes fit this card.
 
     Every point has the inputs that lead to it, so that the panel can set a node or an export.
     """
     its = Recorded.of(model)
-    lines = [
-        _line(basis, way)
+    bases = [
+        Basis.of(its, QuantizeSettings(number_format, compensated=True))
         for number_format in NUMBER_FORMATS.values()
-        for basis in [Basis.of(its, QuantizeSettings(number_format, compensated=True))]
-        for way in WAYS
-        if way.is_known(basis)
     ]
-    first = lines[0]["points"][0]
-    return {"before": first["before"], "samples": first["samples"], "lines": lines}
+    lines = [_line(basis, way) for basis in bases for way in WAYS if way.is_known(basis)]
+    first, fits = lines[0]["points"][0], Card.of(bases[0].shapes.beside).weights
+    return {"before": first["before"], "fits": fits, "samples": first["samples"], "lines": lines}
 
 
 def _line(basis: Basis, way: Way) -> dict:

@@ -14,7 +14,7 @@ from harness.panelpage import PanelPage
 from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from hswq.calibration import load_statistics
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from .conftest import open_page
 
@@ -213,8 +213,10 @@ def test_a_point_by_effect_is_applied_and_exported(
     name, content = statistics
     (server.models / "hswq" / name).write_bytes(content)
     measure_effects(server)
+    take_a_small_card(page)
     panel = PanelPage(page)
     panel.open()
+    expect(panel.root.get_by_text("fits this card: 10.0 MiB", exact=True)).to_be_visible()
     panel.button("by effect").click()
     expect(panel.root).to_contain_text("For this model, by effect is better at")
     panel.root.get_by_role("slider", name="Keep MiB").fill("0.5")
@@ -231,6 +233,16 @@ def test_a_point_by_effect_is_applied_and_exported(
     panel.expect_job("done")
     (path,) = (server.base / "output" / "checkpoints").rglob("by_effect.safetensors")
     assert path.stat().st_size == told["bytes"]
+
+
+def take_a_small_card(page: Page) -> None:
+    """Let the server's answer be that of a machine that has no room for all of the toy."""
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, json={**response.json(), "fits": 10 << 20})
+
+    page.route("**/curves", answer)
 
 
 def measure_effects(server: ComfyUIServer) -> None:

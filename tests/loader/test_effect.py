@@ -17,6 +17,7 @@ from hswq.loader import store
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.effect import EffectMeasurer
 from hswq.loader.engine.loading import load_checkpoint
+from hswq.loader.engine.model_structure import needed_beside
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
 from hswq.loader.jobs import choice, effect
@@ -239,7 +240,7 @@ class TestLoaded:
     def test_fits_this_card(self, trained, monkeypatch):
         """ComfyUI's option --reserve-vram makes it a small one here."""
         total = memory.get_total_memory(memory.get_torch_device())
-        card = Card.of(ModelFile(trained.path))
+        card = Card.of(needed_beside(ModelFile(trained.path)))
         assert card.total == total
         assert memory.minimum_inference_memory() <= card.beside < total
         least = bytes_of(load(trained, keep_mb=0))

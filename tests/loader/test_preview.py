@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 
+import comfy.model_management as memory
 import comfy.utils
 import pytest
 from harness.exports import SAMPLES, wanted
@@ -25,7 +26,7 @@ from hswq.loader.jobs import choice, model_files
 from hswq.loader.jobs.also_keep import ENDS
 from hswq.loader.jobs.export import export, planned
 from hswq.loader.jobs.export_settings import ExportSettings
-from hswq.loader.jobs.keeping import BY_EFFECT, Keeping, choose_keeping
+from hswq.loader.jobs.keeping import BY_EFFECT, TO_FIT, Keeping, choose_keeping
 from hswq.loader.jobs.model_files import shapes_of
 from hswq.loader.jobs.search import search_all
 from hswq.loader.panel.catalogue import Catalogue, Model
@@ -285,6 +286,22 @@ class TestByEffect:
             target = tmp_path / f"{point['kept']}.safetensors"
             assert export(path, target, settings).kept == told.kept
             assert told.size == target.stat().st_size
+
+    def test_tells_what_the_loader_fits_to_this_card(self, path, line, monkeypatch):
+        """ComfyUI's option --reserve-vram makes the card small here."""
+        least, most = line["points"][0]["after"], line["points"][-1]["after"]
+        wanted = (least + most) // 2
+        more = int(1.05 * (curves(model())["fits"] - wanted))
+        monkeypatch.setattr(memory, "EXTRA_RESERVED_VRAM", memory.EXTRA_RESERVED_VRAM + more)
+        # Where the option asks for less than ComfyUI always leaves, it changes nothing.
+        more = int(1.05 * (curves(model())["fits"] - wanted))
+        monkeypatch.setattr(memory, "EXTRA_RESERVED_VRAM", memory.EXTRA_RESERVED_VRAM + more)
+        fits = curves(model())["fits"]
+        assert abs(fits - wanted) < 9
+        keeping, settings = Keeping(selection=TO_FIT), QuantizeSettings(FP8_SCALED)
+        chosen = choose_keeping(choice.AUTO, ModelFile(path), settings, keeping, choice.FAIL)
+        patcher = load_checkpoint(path, chosen.decider, only_model=True)[0]
+        assert 0.99 * fits < bytes_of(patcher) <= fits
 
     def test_sums_even_the_largest_effects(self, path, line):
         layers = dict.fromkeys(model().statistics, sys.float_info.max)

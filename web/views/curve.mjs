@@ -35,7 +35,7 @@ export function curveView(state, actions) {
   return h(
     "figure",
     { class: "hswq-curve" },
-    h("div", plot, drawing(curves, line), handle(state, scale, actions)),
+    h("div", plot, drawing(curves, line), fitsView(curves, scale), handle(state, scale, actions)),
     labels(scale),
     h("figcaption", null, t("curveAxes")),
   );
@@ -75,6 +75,19 @@ const drawing = remembered((curves, chosen) => {
   );
   return h("svg", { ...props, "aria-hidden": "true" }, grid, curves.lines.map(path));
 });
+
+/** A line at the size that fits this card, where it is within the drawing. */
+function fitsView({ before, fits }, { x }) {
+  const place = x({ after: fits });
+  if (before === null || place < 0 || place > 1) return null;
+  const props = {
+    class: "hswq-fits",
+    "data-side": place > 0.5 ? "left" : "right",
+    style: `left: ${100 * place}%`,
+    title: t("help fits"),
+  };
+  return h("span", props, t("fits", { size: size(fits) }));
+}
 
 function handle(state, scale, actions) {
   const point = chosenPoint(state);
