@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import comfy.model_detection
 import comfy.model_management as memory
@@ -22,6 +22,8 @@ from ..files.layer_formats import DTYPE_KEY, STORED
 from ..files.model_file import ModelFile
 from ..files.safetensors import DTYPE_NAMES
 from .operations import hswq_operations
+
+_T = TypeVar("_T")
 
 
 def layers_of(file: ModelFile) -> dict[str, torch.Tensor]:
@@ -156,10 +158,7 @@ _detected: weakref.WeakKeyDictionary[ModelFile, Structure] = weakref.WeakKeyDict
 
 
 def _detect(file: ModelFile) -> Structure:
-    try:
-        config = _config(file, file.hollow)  # quicker than mapping each weight
-    except RuntimeError:  # of a few models, weights' values are asked for
-        config = _config(file, file.tensors)
+    config = _from_shapes(file, lambda tensors: _config(file, tensors))
     if config is None:
         raise ModelFileError(f"{file.name} holds no diffusion model that ComfyUI knows")
     dtype = _dtype_in_memory(file, config)
@@ -177,6 +176,14 @@ def _detect(file: ModelFile) -> Structure:
     config.set_inference_dtype(dtype, compute, device=memory.get_torch_device())
     config.unet_config["disable_unet_model_creation"] = True  # ComfyUI's own option
     return Structure(dtype, compute not in (None, dtype), sizes, *ends, config)
+
+
+def _from_shapes(file: ModelFile, ask: Callable[[dict[str, torch.Tensor]], _T]) -> _T:
+    """Ask ComfyUI about a file's tensors without mapping each of them, if shapes are enough."""
+    try:
+        return ask(file.hollow)
+    except RuntimeError:  # of a few models, weights' values are asked for
+        return ask(file.tensors)
 
 
 def _ends(shapes: dict[str, tuple[int, ...]], numbers: dict) -> tuple[str | None, str | None]:
@@ -212,7 +219,7 @@ def needed_beside(file: ModelFile, pixels: int = 1024) -> float:
     """
     structure = detect(file)
     with explained(file):
-        model = structure.config.get_model(file.tensors, file.prefix)
+        model = _from_shapes(file, lambda its: structure.config.get_model(its, file.prefix))
     model.diffusion_model = SimpleNamespace(dtype=structure.dtype)
     latent = model.latent_format
     edge = pixels // latent.spacial_downscale_ratio
