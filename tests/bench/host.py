@@ -46,11 +46,11 @@ _VAE = {
 
 def sizes(*, whole: bool) -> dict[str, torch.Size]:
     """Return the shapes of SDXL's tensors by their names in a checkpoint."""
-    sdxl = comfy.supported_models.SDXL({})
-    config = {**sdxl.unet_config, **_DETAILS, "dtype": torch.float16}
+    config = {**comfy.supported_models.SDXL.unet_config, **_DETAILS, "dtype": torch.float16}
     network = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
     parts = {"model.diffusion_model.": network.state_dict()}
     if whole:
+        sdxl = comfy.supported_models.SDXL({})
         encoders = comfy.sdxl_clip.SDXLClipModel(device="meta", dtype=torch.float16)
         with torch.device("meta"):
             vae = AutoencoderKL(ddconfig=_VAE, embed_dim=4)
