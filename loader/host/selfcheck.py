@@ -81,8 +81,9 @@ QUANTIZING = Part(
         "comfy.sd": "CLIP CLIP.patcher VAE VAE.patcher load_checkpoint_clip_patcher "
         "load_checkpoint_guess_config load_checkpoint_vae_patcher load_diffusion_model "
         "load_diffusion_model_state_dict load_state_dict_guess_config",
-        "comfy.supported_models_base": "BASE.custom_operations BASE.get_model "
-        "BASE.model_type BASE.quant_config BASE.supported_inference_dtypes BASE.unet_config",
+        "comfy.supported_models_base": "BASE BASE.custom_operations BASE.get_model "
+        "BASE.model_type BASE.quant_config BASE.set_inference_dtype "
+        "BASE.supported_inference_dtypes BASE.unet_config",
         "comfy.utils": "ProgressBar ProgressBar.update set_attr string_to_seed weight_dtype",
         "folder_paths": "get_output_directory is_within_directory",
     },

@@ -106,5 +106,6 @@ def open_page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
     try:
         yield page
     finally:
+        page.unroute_all(behavior="ignoreErrors")  # of an answer that is still on its way
         page.close()
     assert problems == []

@@ -7,7 +7,7 @@ from harness.soak import Soak
 
 pytestmark = pytest.mark.server
 
-WARM_UP, MORE = 18, 12
+WARM_UP, MORE = 18, 9
 # Memory goes up and down by 50 MiB from one look to the next; a model of the toy that is left by
 # each thing done would make 400. Objects vary little, and a model has thousands.
 GROWTH, OBJECTS = 128 << 10, 5000
