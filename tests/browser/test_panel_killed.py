@@ -125,7 +125,7 @@ class TestTabs:
         other.confirm("Delete all statistics of this model")
         expect(one.models).to_have_count(0)
         expect(one.job).to_have_attribute("data-state", "done")
-        other.button("Dismiss").click()
+        other.job.get_by_role("button", name="Dismiss").click()
         expect(one.job).to_have_count(0)
         expect(one.problem).to_have_count(0)
 

@@ -95,8 +95,11 @@ function ask(milliseconds, names) {
   const mine = latest;
   for (const name of names) unanswered.add(name);
   const show = async (name) => {
-    const found = await answer(name);
-    if (mine !== latest) return;
+    const isLatest = () => mine === latest; // else it may be about a model that is gone by now
+    const found = await answer(name).catch((error) => {
+      if (isLatest()) throw error;
+    });
+    if (!isLatest()) return;
     unanswered.delete(name);
     change({ [name]: found, isStale: state.isStale && unanswered.size > 0 });
   };
