@@ -221,7 +221,7 @@ _known: collections.OrderedDict[int, tuple[Statistics, dict, str]] = collections
 def _measured(statistics: Statistics) -> tuple[dict[str, LayerFinding], str]:
     """Return the layers of some statistics without importances, and the statistics' version.
 
-    To look at every importance takes most of the time of a preview, so that is done once.
+    To look at every layer would take most of the time of a preview, so that is done once.
     """
     known = _known.get(id(statistics))
     if known is None:
