@@ -78,7 +78,7 @@ class TestMeasured:
         names = list(layers)
         expected = step(trained, picture)
         for name in (*names[::24], "out.2"):
-            values = layers[name].weight.to(expected.dtype)
+            values = layers[name].weight
             changed = dequantize(*stored(decider, name, values), values.dtype)
             change = step(trained, picture, layers[name], changed) - expected
             direct = (change.double().square().sum() / expected.double().square().sum()).item()
@@ -177,9 +177,11 @@ def step(trained, picture, layer=None, weight=None) -> torch.Tensor:
         original = layer.weight if changes else None
         if changes:
             layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-        predicted.append(executor(*args, **kwargs))
-        if changes:
-            layer.weight = original
+        try:
+            predicted.append(executor(*args, **kwargs))
+        finally:
+            if changes:
+                layer.weight = original
         return predicted[-1]
 
     clone = unrecorded(trained.patcher)
@@ -242,7 +244,7 @@ class TestLoaded:
         total = memory.get_total_memory(memory.get_torch_device())
         card = Card.of(needed_beside(ModelFile(trained.path)))
         assert card.total == total
-        assert memory.minimum_inference_memory() <= card.beside < total
+        assert int(memory.minimum_inference_memory()) <= card.beside < total
         least = bytes_of(load(trained, keep_mb=0))
         room = total - OTHERS_BYTES - card.beside
         reserved = memory.EXTRA_RESERVED_VRAM

@@ -35,10 +35,16 @@ DAY = 86400
 KEY = f"{FINGERPRINT[:16]}.{'0' * 32}"
 FAILS = (OSError, StatisticsError, ModelFileError)
 
-pytestmark = pytest.mark.skipif(
-    (platform.system(), platform.machine()) != ("Linux", "x86_64"),
-    reason="filters of system calls are written for Linux on x86-64",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        (platform.system(), platform.machine()) != ("Linux", "x86_64"),
+        reason="filters of system calls are written for Linux on x86-64",
+    ),
+    pytest.mark.skipif(
+        torch.cuda.is_available(),
+        reason="a forked process cannot go on with CUDA; runs where there is no NVIDIA GPU",
+    ),
+]
 
 
 class Work:

@@ -169,7 +169,10 @@ class TestTrained:
         exact, int8_one, fp8 = (sample(trained[n], steps=2) for n in ("16 bit", "int8", "scaled"))
         assert 0 < distance(int8_one, exact) < 0.6 * distance(fp8, exact)
 
-    @pytest.mark.parametrize("layer", [LINEAR, CONV])
+    # Layers whose change is seen in a picture well above what a GPU rounds in 16 bit.
+    @pytest.mark.parametrize(
+        "layer", ["output_blocks.1.1.proj_out", "output_blocks.5.0.in_layers.2"]
+    )
     def test_a_lora_on_one_layer_has_its_effect_within_two_percent(self, trained, legacy, layer):
         exact = weight(load(trained["16 bit"]), layer)
         numbers, tail = torch.Generator().manual_seed(0), exact.shape[2:]
@@ -180,7 +183,7 @@ class TestTrained:
             ),
             f"{prefix}.lora_down.weight": torch.randn(
                 4, exact.shape[1], *tail, generator=numbers
-            ) * exact.std(),
+            ) * exact.std() * 4,
         }  # fmt: skip
         changes, effects = [], []
         for patcher in (trained["16 bit"], trained["int8"]):
@@ -188,11 +191,12 @@ class TestTrained:
             effects.append(effect(patcher, patched(patcher, file)))
             changes.append(weight(load(patched(patcher, file)), layer) - before)
             unload()
+        assert effects[0].norm() > 0.05 * sample(trained["16 bit"]).norm()
         assert distance(changes[1], changes[0]) < 0.02
         # In a picture, the other layers' errors are added to what it does.
         along = (effects[1] * effects[0]).sum() / effects[0].square().sum()
-        assert abs(along - 1) < 0.03
-        assert distance(effects[1], effects[0]) < 0.3
+        assert abs(along - 1) < 0.02
+        assert distance(effects[1], effects[0]) < 0.15
 
 
 class TestTensor:
@@ -243,7 +247,7 @@ def test_is_saved_as_the_16_bit_weights_it_stands_for(ours):
     saved = ours.model.state_dict_for_saving(network)
     for layer in (LINEAR, CONV):
         expected = network[f"{layer}.weight"].dequantize().cpu()
-        assert saved[f"model.diffusion_model.{layer}.weight"].equal(expected)
+        assert saved[f"model.diffusion_model.{layer}.weight"].cpu().equal(expected)
 
 
 def test_compiled_it_computes_the_same(ours):

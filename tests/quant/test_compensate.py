@@ -189,7 +189,7 @@ class TestOutputError:
         sketch, others = sketch_of(inputs), inputs_of(120)[1::2]
         for rounding in (quantize, lambda *a, **k: quantize_compensated(*a, sketch, **k)):
             found = rounding(weight.to(device), 0.08, scaled=True)
-            said = output_error(weight.to(device), *found, sketch)
+            said = float(output_error(weight.to(device), *found, sketch))
             real = true_error(weight, tuple(part.cpu() for part in found), others)
             # CHECKED rows of a sketch know a square sum to about sqrt(2 / CHECKED).
             assert said == pytest.approx(real, rel=math.sqrt(2 / compensate.CHECKED))
