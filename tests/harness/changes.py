@@ -148,7 +148,11 @@ def compiled_in_place(patcher: ModelPatcher, how: str) -> Iterator[None]:
 
 
 def another_as_lora(conditioning: list, other: ModelPatcher) -> list:
-    """Return conditioning that brings in another model's weights, as Create Hook Model as LoRA."""
+    """Return conditioning that brings in another model's weights, as Create Hook Model as LoRA.
+
+    At half its strength: on top of a merge with that model, all of it gives weights that lie beyond
+    both models, with which the picture of any two roundings is another one.
+    """
     weights = comfy.hooks.get_patch_weights_from_model(other)
-    hooks = comfy.hooks.create_hook_model_as_lora(weights, None, 1.0, 0.0)
+    hooks = comfy.hooks.create_hook_model_as_lora(weights, None, 0.5, 0.0)
     return comfy.hooks.set_hooks_for_conditioning(conditioning, hooks)

@@ -159,9 +159,21 @@ def compose(seed: int, *, dynamic: bool = False) -> Composition:
             unloads=chance.random() < 0.3,
         ),
     )
+    if dynamic:
+        composition = _as_comfyui_can(composition)
     if seed < _FIRST_WITH_MORE:
         return composition
     return _surrounded(random.Random(f"around {seed}"), composition, dynamic=dynamic)
+
+
+def _as_comfyui_can(one: Composition) -> Composition:
+    """Leave out what ComfyUI cannot do with its own 16-bit models under Dynamic VRAM.
+
+    For hooks it loads such a model once more, without Dynamic VRAM. A compiled function then still
+    calls the parts of the first one, which are on the host; and that load ignores --bf16-unet.
+    """
+    cannot = {*COMPILED} & {*one.steps} or (one.flag == "bf16_unet" and not one.converts)
+    return dataclasses.replace(one, hooks=()) if one.loader in _SIXTEEN_BIT and cannot else one
 
 
 def _with_more(chance: random.Random, composition: Composition) -> Composition:
@@ -190,6 +202,8 @@ def _surrounded(chance: random.Random, one: Composition, *, dynamic: bool) -> Co
         turn=chance.choice([None, None, *TURNS]),
         start=chance.choice([None, None, *STARTS]),
     )
+    if one.control == SHARES and one.waits:  # ComfyUI takes norms from the host to a GPU's latent
+        one = dataclasses.replace(one, control=None)
     return dataclasses.replace(
         one, saves=own and not dynamic and not one.waits and chance.random() < 0.4
     )

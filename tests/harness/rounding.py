@@ -1,12 +1,16 @@
 """Whether quantized weights are as near to what ComfyUI computes in 16 bit as FP8 can be.
 
 Nothing here is a tolerance of ours: what a value may be off by is its distance to the next one in
-FP8, and the rounding of 16-bit arithmetic. Import it where ComfyUI is up.
+FP8, and the rounding of 16-bit arithmetic. On a GPU ComfyUI computes patches in FP16, on a CPU in
+FP32. Import it where ComfyUI is up.
 """
 
 from __future__ import annotations
 
+import itertools
+
 import comfy.lora
+import comfy.model_management as memory
 import torch
 from comfy.model_patcher import ModelPatcher
 from hswq.loader.engine.adopt import ATTACHMENT
@@ -19,6 +23,7 @@ from harness.inprocess import distance, load, parts, unload, weight
 _NEXT_AFTER_MAX = 480  # if e4m3fn had it: what is nearer to it than to 448 counts as clipped
 _SMALLEST_EXPONENT, _MANTISSA_BITS = -6, 3
 _FP16_STEP = 2.0**-24  # between FP16's smallest numbers, however small the value is
+_ROUNDINGS = 4  # of a patch in 16-bit arithmetic: DoRA multiplies, adds, takes a norm and divides
 _LOG_STEP = 2.0**-9  # what ComfyUI's random rounding may take a value for larger by, of the value
 
 
@@ -47,6 +52,8 @@ def assert_weights(
     plain = {} if plan is None else {name: _Held.of(model, name) for name in plan.quantized}
     load(model)
     coarser = max(torch.finfo(one.model_dtype()).eps for one in (model, expected))
+    if memory.lora_compute_dtype(model.load_device).itemsize == 2:
+        coarser *= _ROUNDINGS
     for name in names:
         if name in plain:
             layer = _Layer(model, plan, name, source[name], plain[name], coarser)
@@ -136,7 +143,9 @@ class _Layer:
         exponents = torch.frexp(taken_for / scale).exponent - 1
         step = torch.exp2(exponents.clamp(min=_SMALLEST_EXPONENT) - _MANTISSA_BITS) * scale
         off = (held.values - exact.clamp(-limit, limit)).abs()
-        size = sum(values.abs() for values in (self._source, *way))
+        # A patch can bring larger numbers than the weights before it and after it.
+        steps = [after - before for before, after in itertools.pairwise((self._source, *way))]
+        size = sum(values.abs() for values in (self._source, *way, *steps))
         allowed = (1.0 if at_random else 0.5) * step + self._slack * size + _FP16_STEP
         worst = (off - allowed).argmax()
         assert (off <= allowed).all(), (
