@@ -17,7 +17,7 @@ import common
 
 chosen = common.arguments(
     __doc__,
-    seeds={"default": "0-99", "help": "first and last seed, such as 0-999"},
+    seeds={"default": "0-99", "help": "such as 0-999, or 17,40-45"},
     part={"default": "0/1", "help": "of all processes that share the seeds: number and count"},
     processes={"type": int, "default": 1, "help": "share the seeds among so many"},
     results={"type": Path, "help": "file to add a line for each seed to"},
@@ -65,11 +65,14 @@ def prepare(folder: str) -> Parts:
 
 def seeds() -> list[int]:
     """Return those that are left for this process to do."""
-    first, last = map(int, chosen.seeds.split("-"))
+    wanted = []
+    for part in chosen.seeds.split(","):
+        first, _, last = part.partition("-")
+        wanted += range(int(first), int(last or first) + 1)
     number, count = map(int, chosen.part.split("/"))
     lines = chosen.results.read_text() if chosen.results and chosen.results.exists() else ""
     done = {int(line.split(":")[0]) for line in lines.splitlines()}
-    return [seed for seed in range(first, last + 1)[number::count] if seed not in done]
+    return [seed for seed in wanted[number::count] if seed not in done]
 
 
 def error_of(seed: int, parts: Parts) -> Exception | None:
