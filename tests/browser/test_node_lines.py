@@ -102,6 +102,7 @@ def reload(page: Page) -> None:
 
 
 def test_lines_stay(page: Page):
+    """One page does it all: opening one takes longer than all that is tested on it."""
     page.evaluate(OPEN, workflow())
     expect(lines(page)).to_have_count(0)
     before = page.evaluate(SENT)
@@ -113,25 +114,21 @@ def test_lines_stay(page: Page):
     expect_lines(page, *TOLD)
     page.evaluate(RUN)  # all of it is cached
     expect_lines(page, *TOLD)
+    goes_with_its_workflow(page)
+    a_cached_run_tells_a_page_that_knows_nothing(page)
 
 
-def test_a_cached_run_tells_a_page_that_knows_nothing(page: Page):
-    page.evaluate(OPEN, workflow())
-    page.evaluate(RUN)
-    expect_lines(page, *TOLD)
-    page.evaluate(FORGET)
-    reload(page)
-    expect(lines(page)).to_have_count(0)
-    page.evaluate(RUN)
-    expect_lines(page, LOADED, COMPARED)  # nothing was recorded in this run
-
-
-def test_a_line_goes_with_its_workflow(page: Page):
-    page.evaluate(OPEN, workflow())
-    page.evaluate(RUN)
-    expect_lines(page, *TOLD)
+def goes_with_its_workflow(page: Page) -> None:
     name = page.evaluate("() => app.extensionManager.workflow.activeWorkflow.filename")
     page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     expect(lines(page)).to_have_count(0)
     page.locator(".workflow-label").get_by_text(name, exact=True).click()
     expect_lines(page, *TOLD)
+
+
+def a_cached_run_tells_a_page_that_knows_nothing(page: Page) -> None:
+    page.evaluate(FORGET)
+    reload(page)
+    expect(lines(page)).to_have_count(0)
+    page.evaluate(RUN)
+    expect_lines(page, LOADED, COMPARED)  # nothing was recorded in this run

@@ -32,58 +32,52 @@ SELECTED = "() => Object.values(app.canvas.selected_nodes).map((node) => node.ty
 UNDO = "() => app.extensionManager.command.execute('Comfy.Undo')"
 
 
-@pytest.fixture(params=["pinned_server", "server"], ids=["pinned", "newest"])
-def host(request: pytest.FixtureRequest) -> ComfyUIServer:
-    """A server with the frontend that ComfyUI pins, then one with the newest."""
-    return request.getfixturevalue(request.param)
-
-
 @pytest.fixture
-def panel(browser: Browser, host: ComfyUIServer) -> Iterator[PanelPage]:
+def panel(browser: Browser, server: ComfyUIServer) -> Iterator[PanelPage]:
     """The panel, of a server that has recorded nothing."""
-    start_over(host)
-    with open_page(browser, host) as page:
+    start_over(server)
+    with open_page(browser, server) as page:
         yield PanelPage(page)
 
 
-def sample(host: ComfyUIServer, images: int) -> None:
+def sample(server: ComfyUIServer, images: int) -> None:
     """Sample from elsewhere, so that only what the server tells the page can show it."""
-    Client(host.url).run(
+    Client(server.url).run(
         text_to_latent(stock_loader(), batch=images, steps=ENOUGH_STEPS, seed=images)
     )
 
 
-def ask(host: ComfyUIServer, rest: str) -> dict:
+def ask(server: ComfyUIServer, rest: str) -> dict:
     """Ask the server about the only model."""
-    client = Client(host.url)
+    client = Client(server.url)
     (model,) = client.get_json("/hswq/statistics")["models"]
     return client.get_json(f"/hswq/statistics/{model['id']}/{rest}".rstrip("/"))
 
 
-def plan_of(host: ComfyUIServer, ratio: float) -> dict:
+def plan_of(server: ComfyUIServer, ratio: float) -> dict:
     """Ask for the only model's plan."""
-    return ask(host, f"plan?mode=scaled&keep_ratio={ratio}")
+    return ask(server, f"plan?mode=scaled&keep_ratio={ratio}")
 
 
-def file_of(host: ComfyUIServer, ratio: float, form: str = "scaled") -> dict:
+def file_of(server: ComfyUIServer, ratio: float, form: str = "scaled") -> dict:
     """Ask what an export would write."""
     query = {"format": form, "what": "full checkpoint", "keep_ratio": ratio}
-    return ask(host, f"export?{urllib.parse.urlencode(query)}")
+    return ask(server, f"export?{urllib.parse.urlencode(query)}")
 
 
-def test_from_the_first_image_to_a_file(panel: PanelPage, host: ComfyUIServer):
+def test_from_the_first_image_to_a_file(panel: PanelPage, server: ComfyUIServer):
     graph = panel.page.evaluate(GRAPH)
     panel.open()
     expect_nothing_recorded(panel)
-    watch_it_grow(panel, host)
-    move_the_slider(panel, host)
-    search(panel, host)
+    watch_it_grow(panel, server)
+    move_the_slider(panel, server)
+    search(panel, server)
     drag_the_point(panel)
-    export(panel, host)
-    read_an_error(panel, host)
+    export(panel, server)
+    read_an_error(panel, server)
     assert panel.page.evaluate(GRAPH) == graph
     apply(panel, graph)
-    delete(panel, host)
+    delete(panel, server)
 
 
 def expect_nothing_recorded(panel: PanelPage) -> None:
@@ -91,35 +85,35 @@ def expect_nothing_recorded(panel: PanelPage) -> None:
     expect(panel.root).to_contain_text("Nothing is recorded yet")
 
 
-def watch_it_grow(panel: PanelPage, host: ComfyUIServer) -> None:
+def watch_it_grow(panel: PanelPage, server: ComfyUIServer) -> None:
     toast = panel.page.get_by_text("The HSWQ loader quantizes it from the next run on")
-    sample(host, 8)
+    sample(server, 8)
     panel.expect_samples(8)
     expect(panel.root).to_contain_text("8 of 32 images until FP8")
     expect(panel.fact("coverage")).to_have_text("264 of 264")
     assert toast.count() == 0
-    sample(host, 32)
+    sample(server, 32)
     panel.expect_samples(40)
     expect(panel.root).to_contain_text("Not on")
     expect(panel.root).to_contain_text("Ready. An HSWQ loader makes it FP8 in its next run.")
     expect(toast.first).to_contain_text("MiB, 40 images, FP8")
 
 
-def move_the_slider(panel: PanelPage, host: ComfyUIServer) -> None:
+def move_the_slider(panel: PanelPage, server: ComfyUIServer) -> None:
     for ratio in (0.1, 1, 0.25):
         panel.set_keep_ratio(ratio)
-        plan = plan_of(host, ratio)
+        plan = plan_of(server, ratio)
         expect(panel.fact("sentence")).to_have_text(sentence(plan["outcome"]))
         kept = f"{plan['kept']} of {plan['kept'] + plan['quantized']} layers stay in 16 bit"
         expect(panel.root).to_contain_text(kept)
 
 
-def search(panel: PanelPage, host: ComfyUIServer) -> None:
+def search(panel: PanelPage, server: ComfyUIServer) -> None:
     panel.button("Search").click()
     panel.expect_job("done")
     expect(panel.fact("sentence")).to_contain_text(re.compile(r"error [\d.]+%"))
     expect(panel.button("Search")).to_have_count(0)
-    plan = plan_of(host, 0.25)
+    plan = plan_of(server, 0.25)
     assert plan["searched"] == plan["quantized"]
     assert (plan["quantized"], plan["kept"]) in QUARTER_KEPT
     expect(panel.fact("sentence")).to_have_text(sentence(plan["outcome"]))
@@ -147,16 +141,16 @@ def drag_the_point(panel: PanelPage) -> None:
     expect(point).to_have_attribute("aria-valuetext", said)
 
 
-def export(panel: PanelPage, host: ComfyUIServer) -> None:
+def export(panel: PanelPage, server: ComfyUIServer) -> None:
     """What was said before is what is written, to the byte."""
     panel.set_keep_ratio(0.1)
-    told = file_of(host, 0.1)
+    told = file_of(server, 0.1)
     expect(panel.fact("file")).to_have_text(sentence(told["outcome"]))
     panel.export("from_panel/first")
     panel.expect_job("done")
     expect(panel.job).to_contain_text("output/checkpoints/from_panel/first.safetensors")
     expect(panel.job).to_contain_text(sentence(told["outcome"]))
-    (path,) = (host.base / "output" / "checkpoints").rglob("*.*")
+    (path,) = (server.base / "output" / "checkpoints").rglob("*.*")
     assert path.name == "first.safetensors"
     assert path.stat().st_size == told["bytes"]
     written = path.stat().st_mtime_ns
@@ -168,7 +162,7 @@ def export(panel: PanelPage, host: ComfyUIServer) -> None:
     panel.page.wait_for_function(has)  # without a reload of the page
 
 
-def read_an_error(panel: PanelPage, host: ComfyUIServer) -> None:
+def read_an_error(panel: PanelPage, server: ComfyUIServer) -> None:
     """Nothing is written over another file: the mode's own format is offered."""
     panel.button("compatible (V1)").click()
     expect(panel.root.get_by_role("combobox", name="Format")).to_have_value("compatible")
@@ -179,7 +173,7 @@ def read_an_error(panel: PanelPage, host: ComfyUIServer) -> None:
     panel.button("Dismiss").click()
     expect(panel.problem).to_have_count(0)
     panel.button("scaled (V2)").click()
-    (host.base / "output/checkpoints/from_panel/first.safetensors").unlink()
+    (server.base / "output/checkpoints/from_panel/first.safetensors").unlink()
 
 
 def apply(panel: PanelPage, graph: str) -> None:
@@ -199,11 +193,11 @@ def apply(panel: PanelPage, graph: str) -> None:
     panel.page.wait_for_function(f"() => ({LOADER})() === null")
 
 
-def delete(panel: PanelPage, host: ComfyUIServer) -> None:
+def delete(panel: PanelPage, server: ComfyUIServer) -> None:
     panel.unfold("Statistics files")
     panel.confirm("Delete all statistics of this model")
     expect(panel.models).to_have_count(0)
-    assert not list((host.models / "hswq").glob("*.pt"))
+    assert not list((server.models / "hswq").glob("*.pt"))
 
 
 def test_a_point_by_effect_is_applied_and_exported(

@@ -8,7 +8,7 @@ import pytest
 from harness.client import Client
 from harness.fixtures import change_settings
 from harness.panelpage import PanelPage
-from harness.prompts import CHECKPOINT, node
+from harness.prompts import CHECKPOINT, node, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from playwright.sync_api import Page, expect
 
@@ -253,3 +253,15 @@ class TestLook:
                 assert panel.page.evaluate(CONTRASTS) == {}, palette
         finally:
             panel.page.evaluate(PALETTE, "dark")
+
+
+def test_an_error_of_a_question_ends_when_it_is_asked_again(panel: PanelPage, server):
+    """As of a model whose statistics another tab has deleted."""
+    wrong = {"status": 400, "json": {"error": "there are no statistics of this model"}}
+    panel.page.route("**/curves", lambda route: route.fulfill(**wrong))
+    panel.open()
+    expect(panel.problem).to_contain_text("there are no statistics of this model")
+    panel.page.unroute("**/curves")
+    Client(server.url).run(text_to_latent(stock_loader(), steps=1))  # tells of a change
+    panel.expect_samples(41)
+    expect(panel.problem).to_have_count(0)

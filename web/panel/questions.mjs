@@ -9,6 +9,7 @@ const REST_MILLISECONDS = 150; // a point that is being dragged is asked about w
 let timer = null;
 let latest = 0; // the number of the last question; answers to earlier ones are not shown
 const unanswered = new Set(); // names of PATHS
+let failed = null; // what the panel says of a question that failed, until the next one
 
 const PATHS = {
   detail: () => "",
@@ -91,13 +92,17 @@ function ofFile() {
 /** Ask, and show each answer as it comes. What is asked meanwhile asks for those to come again. */
 function ask(milliseconds, names) {
   clearTimeout(timer);
+  if (failed !== null && state.problem === failed) change({ problem: null });
+  failed = null;
   latest += 1;
   const mine = latest;
   for (const name of names) unanswered.add(name);
   const show = async (name) => {
     const isLatest = () => mine === latest; // else it may be about a model that is gone by now
     const found = await answer(name).catch((error) => {
-      if (isLatest()) throw error;
+      if (!isLatest()) return;
+      failed = error.message;
+      throw error;
     });
     if (!isLatest()) return;
     unanswered.delete(name);
