@@ -1,4 +1,8 @@
-"""All kernels that loading a model and its first step use, to be compiled before that."""
+"""What loading a model and its first step do with every layer, done once with a made-up layer.
+
+The first time costs seconds. On a machine, Triton compiles our kernels; in each process, CUDA loads
+each kernel that is used for the first time.
+"""
 
 from __future__ import annotations
 
@@ -7,77 +11,55 @@ from collections.abc import Callable
 
 import torch
 
-from . import compensate_kernels, fp8, int8, kernels, search_kernels
+from . import compensate_kernels, kernels
 from .compensate import CHECKED
-from .formats import INT8, NumberFormat
-from .launching import triton
-from .search import SearchSettings
-from .storing import Storing
+from .dequantizing import dequantize
+from .formats import FP8_SCALED
+from .fp8 import gated_input, storing_of
+from .search import DEFAULT_SETTINGS
 
-_SIDE = 64  # of a made-up weight: sizes that are multiples of 16 share a compiled kernel
-_empty = functools.partial(torch.empty, device="meta")
+_SIDE = 64  # channels of a made-up layer: sizes that are multiples of 16 share a compiled kernel
 
 
-def compilations(
-    number_format: NumberFormat,
-    dtype: torch.dtype,
-    *,
-    searched: SearchSettings | None,
-    sketch_rows: int = 0,
+def rehearsals(
+    dtype: torch.dtype, device: torch.device, sketch_rows: int
 ) -> list[Callable[[], object]]:
-    """Return functions that each compile one kernel or two for torch's current GPU.
+    """Return functions that together use every kernel of a load in the default number format.
 
-    They call what a load calls, with tensors of torch's meta device (see launching.launch). The
-    first is needed by every load.
+    None uses torch's linear algebra (cholesky and the like), which fails on a GPU if two threads
+    use it for the first time together: a sampler may, at that moment.
 
     Args:
-        number_format: of the quantized layers.
         dtype: of the weights to search and to compute with.
-        searched: settings of the search; None if nothing is searched.
-        sketch_rows: rows of the sketches by which rounding is compensated; 0 if it is not.
+        device: that quantizes and computes.
+        sketch_rows: rows of the sketches by which rounding is compensated.
     """
-    if triton is None:
-        return []
-    linear, conv = _empty(_SIDE, _SIDE, dtype=dtype), _empty(_SIDE, _SIDE, 3, 3, dtype=dtype)
-    storing, decode = _stored_as(number_format, linear)
-    found = [
-        functools.partial(kernels.tried, storing.scale.device),
-        functools.partial(decode, _empty(_SIDE, _SIDE, dtype=storing.stored), storing.scale, dtype),
-    ]
-    if searched is not None and number_format is INT8:
-        shares = _empty(_SIDE, dtype=torch.float32)
-        sizes = int8.SHARES, int8.STEPS
-        found.append(functools.partial(search_kernels.search_rows, linear, shares, *sizes))
-    elif searched is not None:
-        found += _of_fp8_search(linear, conv, searched, number_format.scaled)
-    if sketch_rows:
-        square, rows = _empty(_SIDE, _SIDE), max(1, sketch_rows - CHECKED)
-        parts = square, square, _empty(rows, _SIDE), _empty(_SIDE, rows), _empty(_SIDE, rows)
-        found.append(functools.partial(compensate_kernels.round_columns, *parts, storing))
-    gates = _empty(1, 2 * _SIDE, dtype=dtype)
-    return [*found, functools.partial(kernels.gated_input, gates, None)]
-
-
-def _stored_as(number_format: NumberFormat, weight: torch.Tensor) -> tuple[Storing, Callable]:
-    """Return how a weight is stored, and what decodes it."""
-    if number_format is INT8:
-        scale = _empty(len(weight), 1, dtype=torch.float32)
-        return int8.storing_of(weight, 0.0, None, scale), kernels.dequantize_rows
-    amax = _empty((), dtype=torch.float32)
-    return fp8.storing_of(weight, amax, scaled=number_format.scaled), kernels.dequantize
-
-
-def _of_fp8_search(
-    linear: torch.Tensor, conv: torch.Tensor, settings: SearchSettings, scaled: bool
-) -> list[Callable[[], object]]:
-    maximum = _empty((), dtype=torch.float32)
-    importance = _empty(linear.shape[1], dtype=torch.float64)
-    density = _empty(settings.bins, dtype=torch.float64)
-    rounds = settings.candidates, settings.refinements
-    count, partial = search_kernels.add_to_histogram, functools.partial
+    numbers = functools.partial(_numbers, device)
     return [
-        partial(search_kernels.search_amax, maximum, density, *rounds, scaled=scaled),
-        partial(count, linear, maximum, importance, settings.bins),
-        partial(count, conv, maximum, importance, settings.bins),
-        partial(search_kernels.largest_magnitude, linear),
+        functools.partial(kernels.usable, device),
+        lambda: _store(numbers(dtype, _SIDE, _SIDE)),
+        lambda: _store(numbers(dtype, _SIDE, _SIDE, 3, 3)),
+        lambda: _round_columns(numbers(dtype, _SIDE, _SIDE), max(1, sketch_rows - CHECKED)),
+        lambda: gated_input(numbers(dtype, 1, 2 * _SIDE)),
     ]
+
+
+def _numbers(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """Return numbers that are not alike. torch's random ones are left to the user's seeds."""
+    count = torch.Size(shape).numel()
+    return torch.arange(count, dtype=torch.float32).sin().view(shape).to(device, dtype)
+
+
+def _store(weight: torch.Tensor) -> None:
+    """Search a layer, round it to the nearest, and decode it."""
+    importance = torch.ones(_SIDE, dtype=torch.float64)
+    clipping = FP8_SCALED.search(weight, importance, DEFAULT_SETTINGS).clipping
+    dequantize(*FP8_SCALED.quantize(weight, clipping), weight.dtype)
+
+
+def _round_columns(weight: torch.Tensor, rows: int) -> None:
+    """Round a layer with compensation, where a kernel does."""
+    if kernels.usable(weight.device):
+        square, errors = weight.float(), _numbers(weight.device, torch.float32, rows, _SIDE)
+        storing = storing_of(weight, 1.0, scaled=True)
+        compensate_kernels.round_columns(square, square, errors, errors.mT, errors.mT, storing)

@@ -1,98 +1,81 @@
-"""Compiling kernels in the background while a model is loaded.
+"""Preparing a GPU for the first quantized load, long before a user asks for one.
 
-Triton compiles each of our kernels when it is used for the first time on a machine. All together
-take seconds, most of which Triton spends in programs and libraries that let Python run.
+That load would take seconds longer than the next ones (see quant.ahead). Beginning together with
+the load gained nothing: its first layer waits for almost all of it. Who quantizes a model has
+recorded it in 16 bit before, so a recorded sampling begins it (loader/recording/recorder.py).
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import logging
 import os
+import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 
-from ...quant import NumberFormat, SearchSettings
-from ...quant.ahead import compilations
+from ...calibration.sketch import SIZE
+from ...quant.ahead import rehearsals
 
-_THREADS = 4
+_NICE = 5  # not more: it holds the interpreter's lock now and then, for which others wait
+_begun: dict[tuple[torch.device, torch.dtype], Ahead] = {}
 
 
 class Ahead:
-    """Runs functions in a few threads. They end when all is done, and when Python ends."""
+    """Runs functions one after the other in a thread, which ends early when Python ends.
 
-    def __init__(
-        self, jobs: Iterable[Callable[[], object]], entered: Callable[[], AbstractContextManager]
-    ) -> None:
-        """Start. The first function runs alone, because it sets up what the others need too.
+    Attributes:
+        seconds: that each function took so far.
+    """
 
-        Args:
-            jobs: the functions, the most urgent first.
-            entered: returns a context that each thread works in.
-        """
-        self._jobs, self._entered = deque(jobs), entered
-        self._errors: list[Exception] = []
-        self._thread = threading.Thread(target=self._run, name="hswq compile")
-        if self._jobs:
-            self._thread.start()
+    def __init__(self, jobs: Sequence[Callable[[], object]]) -> None:
+        """Start."""
+        self.seconds: list[float] = []
+        self._jobs = jobs
+        self._thread = threading.Thread(target=self._run, name="hswq ahead")
+        self._thread.start()
 
     def wait(self) -> None:
         """Wait until nothing is left to do."""
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
-        self._work(most=1)
-        others = []
-        for _ in range(min(_THREADS, os.cpu_count() or 1, len(self._jobs)) - 1):
-            others.append(threading.Thread(target=self._work, name="hswq compile"))
-            others[-1].start()
-        self._work()
-        for one in others:
-            one.join()
-        if self._errors:  # the load tries again, and does without Triton if that fails too
-            reason = str(self._errors[0]).split("\n", 1)[0]
-            logging.info("HSWQ: not all kernels were compiled ahead (%s)", reason)
-
-    def _work(self, most: int | None = None) -> None:
         try:
-            with self._entered():
-                for job in itertools.islice(self._left(), most):
+            _be_nice()
+            with torch.inference_mode():  # as nodes run
+                for job in self._jobs:
+                    if not threading.main_thread().is_alive():
+                        return
+                    start = time.perf_counter()
                     job()
-        except Exception as error:  # Triton raises many kinds
-            self._jobs.clear()
-            self._errors.append(error)
-
-    def _left(self) -> Iterator[Callable[[], object]]:
-        while threading.main_thread().is_alive():
-            try:
-                yield self._jobs.popleft()
-            except IndexError:
-                return
+                    self.seconds.append(time.perf_counter() - start)
+        except Exception as error:  # a load tries again, and does without Triton if that fails too
+            logging.info("HSWQ: not all was prepared (%s)", str(error).split("\n", 1)[0])
 
 
-@functools.cache
-def compile_ahead(
-    device: torch.device,
-    number_format: NumberFormat,
-    dtype: torch.dtype,
-    searched: SearchSettings | None,
-    sketch_rows: int,
-) -> Ahead:
-    """Start compiling what a load and its first step need; once for each kind of load.
+def _be_nice() -> None:
+    """Let others come first. On Linux this is for a thread and the compilers that it starts."""
+    if sys.platform == "linux":
+        own = os.PRIO_PROCESS, threading.get_native_id()
+        os.setpriority(*own, os.getpriority(*own) + _NICE)
 
-    On devices other than NVIDIA's GPUs, and without Triton, there is nothing to compile.
+
+def prepare(device: torch.device, dtype: torch.dtype) -> None:
+    """Start preparing for the default number format; once for each GPU of NVIDIA and dtype.
 
     Args:
-        device: that quantizes and computes.
-        number_format, dtype, searched, sketch_rows: see quant.ahead.compilations.
+        device: that will quantize and compute. On others than NVIDIA's there is nothing to do.
+        dtype: of the weights that will be quantized.
     """
-    jobs = []
-    if device.type == "cuda" and torch.version.hip is None:
-        jobs = compilations(number_format, dtype, searched=searched, sketch_rows=sketch_rows)
-    return Ahead(jobs, lambda: torch.cuda.device(device))
+    if device.type == "cuda" and torch.version.hip is None and (device, dtype) not in _begun:
+        _begun[device, dtype] = Ahead(rehearsals(dtype, device, SIZE))
+
+
+def wait() -> list[float]:
+    """Wait for all that was begun, so that nothing is compiled twice; return each one's seconds."""
+    begun = list(_begun.values())
+    for one in begun:
+        one.wait()
+    return [seconds for one in begun for seconds in one.seconds]

@@ -196,10 +196,8 @@ class _Load:
             if decider.unknown(structure.layers):
                 restrict(decider, find_layers(file), file.name)
             self.resident = not to_host and make_room(decider, structure.layers)
-            self.quantizer = Quantizer(
-                decider, len(structure.layers), resident=self.resident,
-                note=self.originals.note, dtype=structure.dtype,
-            )  # fmt: skip
+            count, note = len(structure.layers), self.originals.note
+            self.quantizer = Quantizer(decider, count, resident=self.resident, note=note)
             decide = self.quantizer.decide
         operations = hswq_operations(
             decide, manual_cast=structure.manual_cast, originals=self.originals

@@ -9,9 +9,8 @@ import comfy.model_management as memory
 import comfy.utils
 import torch
 
-from ...calibration.sketch import SIZE
 from ...quant import INT8, Decider, NumberFormat, Plan, stored
-from .ahead import compile_ahead
+from . import ahead
 from .transfer import Transfer
 
 WORK_BYTES = 512 << 20
@@ -54,9 +53,8 @@ class Quantizer:
         *,
         resident: bool = False,
         note: Callable[[str, torch.Tensor, torch.Tensor], None] | None = None,
-        dtype: torch.dtype = torch.float16,
     ) -> None:
-        """Free memory for the search, and start compiling what it needs.
+        """Free memory for the search. What is being prepared for it is waited for (see ahead).
 
         Args:
             decider: decides about each layer.
@@ -64,7 +62,6 @@ class Quantizer:
             resident: `decide` leaves all layers on the GPU, and not where ComfyUI builds the model.
             note: `decide` calls it with each quantized layer's name, bytes and scale. They are
                 still on the device that quantized them, where a checksum takes little time.
-            dtype: of most weights. For those of others, kernels are compiled when they come.
 
         Raises:
             ValueError: the device does not have the number format.
@@ -72,11 +69,7 @@ class Quantizer:
         self._decider: Decider | None = decider
         self._resident, self._note = resident, note
         self._transfer = Transfer(quantizing_device(decider.number_format))
-        unrefined = decider.sketches is not None and decider.refined is None
-        self._ahead = compile_ahead(
-            self._transfer.device, decider.number_format, dtype, decider.settings,
-            SIZE if unrefined else 0,
-        )  # fmt: skip
+        ahead.wait()
         self._progress = comfy.utils.ProgressBar(layers) if layers else None
         memory.free_memory(WORK_BYTES, self._transfer.device)
 
@@ -116,12 +109,10 @@ class Quantizer:
             ValueError: the statistics or the Plan belong to another model.
         """
         self._transfer.finish()
-        self._ahead.wait()
         decider, self._decider = self._decider, None
         return decider.finish()
 
     def _begin(self) -> None:
-        self._ahead.wait()
         memory.throw_exception_if_processing_interrupted()
         if self._progress is not None:
             self._progress.update(1)

@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...calibration import DualMonitor, Rotation, Statistics, merge_sketches
 from .. import store
+from ..engine import ahead
 from ..engine.identity import identity
 from ..engine.network import own_layers, own_network
 from ..engine.patchers import patches, with_clones
@@ -120,6 +121,7 @@ class Recorder:
         def saved(total: Statistics) -> None:
             state = COMPLETE if store.is_complete(total) else RECORDING
             self._note(target._replace(samples=total.samples), state)
+            ahead.prepare(torch.device(patcher.load_device), patcher.model.get_dtype())
 
         def failed(reason: str, for_good: bool) -> None:
             if for_good:

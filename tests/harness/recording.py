@@ -16,6 +16,7 @@ import pytest
 import torch
 from hswq.calibration import LayerStatistics, Statistics, monitored_layers
 from hswq.loader import store
+from hswq.loader.engine import ahead
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.whole_hash import background
 from hswq.loader.host.folders import FOLDER
@@ -54,6 +55,7 @@ def recorder(folder: Path):
     recorder.install()
     yield recorder
     CFGGuider.outer_sample = own
+    ahead.wait()  # a GPU is prepared when a sampling was recorded
 
 
 @pytest.fixture

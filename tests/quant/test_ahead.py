@@ -1,4 +1,4 @@
-"""Kernels: compiled before a load needs them, and for cards that this machine does not have."""
+"""Kernels: all used before a load needs them, and for cards that this machine does not have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hswq.calibration import LayerStatistics, Statistics, sketch_kernels
 from hswq.calibration import kernels as calibration_kernels
 from hswq.calibration.sketch import SIZE
 from hswq.quant import (
-    DEFAULT_SETTINGS,
     FP8_SCALED,
     INT8,
     BySensitivity,
@@ -22,10 +21,11 @@ from hswq.quant import (
     search_kernels,
     stored,
 )
-from hswq.quant.ahead import compilations
+from hswq.quant.ahead import rehearsals
 from hswq.quant.dequantizing import dequantize
 from hswq.quant.fp8 import gated_input
 
+CPU = torch.device("cpu")
 MODULES = kernels, search_kernels, compensate_kernels
 LAYERS = {
     "input": (320, 4, 3, 3),
@@ -67,18 +67,15 @@ def card(request, monkeypatch):
 
 def test_a_load_and_a_step_use_what_was_compiled_before(card):
     """A kernel that takes FP8 values would not be compiled at all for these cards."""
-    for number_format, count in ((FP8_SCALED, 8), (INT8, 8 + 3)):
-        for job in compilations(
-            number_format, torch.float16, searched=DEFAULT_SETTINGS, sketch_rows=SIZE
-        ):
-            job()
-        assert len(card(*MODULES)) == count
-        kernels.tried(torch.device("cpu"))
-        load_and_compute(number_format)
-        assert len(card(*MODULES)) == count
-    decode = compilations(INT8, torch.bfloat16, searched=None)
-    for job in decode:
+    for job in rehearsals(torch.float16, CPU, SIZE):
         job()
+    kernels.tried(CPU)
+    assert len(card(*MODULES)) == 8
+    load_and_compute(FP8_SCALED)
+    assert len(card(*MODULES)) == 8
+    load_and_compute(INT8)
+    assert len(card(*MODULES)) == 8 + 3
+    dequantize(torch.ones(64, 64, dtype=torch.int8), torch.ones(64, 1), torch.bfloat16)
     for one in card(*MODULES):
         needs = resources(one)
         assert not needs["STACK"] and not needs["LOCAL"], one.name  # it spills no registers
@@ -86,6 +83,16 @@ def test_a_load_and_a_step_use_what_was_compiled_before(card):
         if one.name.startswith("_dequantize"):
             assert "ld.global.L1::evict_first" in one.asm["ptx"]
             assert "st.global.v4.b32" in one.asm["ptx"]  # 16 bytes at a time
+
+
+def test_a_rehearsal_leaves_a_sampling_alone(card, monkeypatch):
+    """It draws no random numbers, which are the user's, and uses no linear algebra of torch's."""
+    for name in ("cholesky_ex", "solve_triangular"):
+        monkeypatch.delattr(torch.linalg, name)
+    before = torch.get_rng_state()
+    for job in rehearsals(torch.float16, CPU, SIZE):
+        job()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_recording_spills_no_registers(card, monkeypatch, request):
