@@ -105,6 +105,7 @@ METHODS: dict[str, Method | None] = {
     "INT8, keep 0, ends, nearest": Method(also_keep=ENDS, mode=INT8.name),
     "INT8, keep 0, compensated": Method(compensated=True, mode=INT8.name),
     "INT8, keep 0, ends, compensated": Method(also_keep=ENDS, compensated=True, mode=INT8.name),
+    "INT8, by effect, 3%": Method(also_keep=ENDS, compensated=True, share=0.03, mode=INT8.name),
 }
 """None is ComfyUI's own cast, which has no amax to move."""
 
