@@ -202,7 +202,9 @@ def _surrounded(chance: random.Random, one: Composition, *, dynamic: bool) -> Co
         turn=chance.choice([None, None, *TURNS]),
         start=chance.choice([None, None, *STARTS]),
     )
-    if one.control == SHARES and one.waits:  # ComfyUI takes norms from the host to a GPU's latent
+    # ComfyUI takes norms from the host to a GPU's latent, and loads ControlNets in that FP8, which
+    # has no zero.
+    if (one.control == SHARES and one.waits) or one.flag == "fp8_e8m0fnu_unet":
         one = dataclasses.replace(one, control=None)
     return dataclasses.replace(
         one, saves=own and not dynamic and not one.waits and chance.random() < 0.4

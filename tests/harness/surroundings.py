@@ -40,7 +40,7 @@ _ROOM = 6 << 20  # bytes for weights: a third of the toy in 16 bit
 
 def _no_vram(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(memory, "vram_state", memory.VRAMState.NO_VRAM)
-    patch.setattr(memory, "is_device_cpu", lambda _: False)  # ComfyUI asks no CPU for its memory
+    _a_cpu_has_memory_of_its_own(patch)
 
 
 def _low_vram(patch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,13 @@ def _low_vram(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(memory, "vram_state", memory.VRAMState.LOW_VRAM)
     patch.setattr(memory, "get_free_memory", free)
-    patch.setattr(memory, "is_device_cpu", lambda _: False)
+    _a_cpu_has_memory_of_its_own(patch)
+
+
+def _a_cpu_has_memory_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    """Let a CPU that stands in for a GPU be one for ComfyUI, which asks no CPU for its memory."""
+    if memory.get_torch_device().type == "cpu":
+        patch.setattr(memory, "is_device_cpu", lambda _: False)
 
 
 def _fast(patch: pytest.MonkeyPatch) -> None:
