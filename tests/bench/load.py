@@ -19,13 +19,16 @@ chosen = common.arguments(
     steps={"type": int, "default": 20, "help": "with --first: of FP16 while that runs, and after"},
     late={"action": "store_true", "help": "with --first: prepare nothing in the background"},
     compensated={"action": "store_true", "help": "with --first: compensated rounding, the default"},
+    profile={"metavar": "FILE", "help": "with --first: write what Python does in the first one"},
 )
 
 import functools  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from _recording import Recording, recorded  # noqa: E402
+from _small import profiled  # noqa: E402
 from harness.hostmemory import PeakMemory  # noqa: E402
 from hswq.calibration.sketch import SIZE  # noqa: E402
 from hswq.loader.engine import ahead  # noqa: E402
@@ -112,6 +115,8 @@ def first() -> None:
         "HSWQ, second": lambda: load_checkpoint(path, searching())[0],
     }
     del model, sample
+    if chosen.profile:
+        loaders["HSWQ, first"] = with_profile(loaders["HSWQ, first"], Path(chosen.profile))
     for name, load in loaders.items():
         common.unload()
         found[name] = once(load)
@@ -119,6 +124,17 @@ def first() -> None:
         row.update({key: round(one, 2) for key, one in row.items() if isinstance(one, float)})
     how = "prepared late" if chosen.late else "prepared after a recorded sampling"
     common.report(f"the first load, {how}, after {chosen.steps} FP16 steps", chosen, found)
+
+
+def with_profile(load, path: Path):
+    """Return what loads under Python's profiler, and waits for the GPU in the end."""
+
+    def profiling():
+        made = []
+        profiled(lambda: made.append(load()), path)
+        return made[0]
+
+    return profiling
 
 
 def once(load) -> dict[str, float]:
