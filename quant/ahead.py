@@ -16,6 +16,7 @@ from .compensate import CHECKED
 from .dequantizing import dequantize
 from .formats import FP8_SCALED
 from .fp8 import gated_input, storing_of
+from .launching import triton
 from .search import DEFAULT_SETTINGS
 
 _SIDE = 64  # channels of a made-up layer: sizes that are multiples of 16 share a compiled kernel
@@ -27,16 +28,20 @@ def rehearsals(
     """Return functions that together use every kernel of a load in the default number format.
 
     None uses torch's linear algebra (cholesky and the like), which fails on a GPU if two threads
-    use it for the first time together: a sampler may, at that moment.
+    use it for the first time together: a sampler may, at that moment. Without Triton the list is
+    empty.
 
     Args:
         dtype: of the weights to search and to compute with.
         device: that quantizes and computes.
         sketch_rows: rows of the sketches by which rounding is compensated.
     """
+    if triton is None:
+        return []
     numbers = functools.partial(_numbers, device)
     return [
-        functools.partial(kernels.usable, device),
+        # Not `usable`, which remembers a failure: the GPU may be full now, and empty in a load.
+        functools.partial(kernels.tried, device),
         lambda: _store(numbers(dtype, _SIDE, _SIDE)),
         lambda: _store(numbers(dtype, _SIDE, _SIDE, 3, 3)),
         lambda: _round_columns(numbers(dtype, _SIDE, _SIDE), max(1, sketch_rows - CHECKED)),

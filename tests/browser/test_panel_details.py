@@ -12,7 +12,7 @@ from harness.prompts import CHECKPOINT, node, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from playwright.sync_api import Page, expect
 
-from .conftest import READY
+from .conftest import READY, TEAPOT
 from .test_examples import OPEN
 
 pytestmark = pytest.mark.browser
@@ -257,7 +257,7 @@ class TestLook:
 
 def test_an_error_of_a_question_ends_when_it_is_asked_again(panel: PanelPage, server):
     """As of a model whose statistics another tab has deleted."""
-    wrong = {"status": 400, "json": {"error": "there are no statistics of this model"}}
+    wrong = {"status": TEAPOT, "json": {"error": "there are no statistics of this model"}}
     panel.page.route("**/curves", lambda route: route.fulfill(**wrong))
     panel.open()
     expect(panel.problem).to_contain_text("there are no statistics of this model")

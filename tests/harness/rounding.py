@@ -52,12 +52,14 @@ def assert_weights(
     plain = {} if plan is None else {name: _Held.of(model, name) for name in plan.quantized}
     load(model)
     coarser = max(torch.finfo(one.model_dtype()).eps for one in (model, expected))
-    if memory.lora_compute_dtype(model.load_device).itemsize == 2:
+    in_16_bit = memory.lora_compute_dtype(model.load_device).itemsize == 2
+    if in_16_bit:
         coarser *= _ROUNDINGS
+    made = in_16_bit and bool(before.patches)
     for name in names:
         if name in plain:
             layer = _Layer(model, plan, name, source[name], plain[name], coarser)
-            layer.check(right[name], converted=converted)
+            layer.check(right[name], converted=converted, made=made)
         else:
             off = distance(weight(model, name), right[name])
             assert off <= (0 if exact else coarser), f"{name} is kept, and off by {off:.2g}"
@@ -97,9 +99,12 @@ class _Layer:
         self._patches = model.patches.get(self._key, [])
         self._found = _Held.of(model, name)
 
-    def check(self, right: Tensor, *, converted: bool) -> None:
-        """Check the weight, of which `right` is what it is to be in 16 bit."""
-        self._assert_near(self._plain, [self._source], self._amax, made=converted)
+    def check(self, right: Tensor, *, converted: bool, made: bool) -> None:
+        """Check the weight, of which `right` is what it is to be in 16 bit.
+
+        `made` is whether 16-bit arithmetic has patched what was quantized.
+        """
+        self._assert_near(self._plain, [self._source], self._amax, made=made)
         if not self._patches:
             same = self._found.values.equal(self._plain.values)
             assert same, f"{self._name} has changed without a patch"
@@ -137,7 +142,7 @@ class _Layer:
             way: all that 16-bit arithmetic has rounded before; the last is what was quantized.
             limit: the largest value that must not be clipped.
             at_random: whether up to a whole step is right, as after stochastic rounding.
-            made: whether patches may have made what was quantized, of numbers as large as its
+            made: whether 16-bit arithmetic has made what was quantized, of numbers as large as its
                 others: a sum that is almost 0 has their rounding.
         """
         scale, exact = held.scale, way[-1]

@@ -160,7 +160,7 @@ class TestPartlyLoaded:
         latent = predicted(load(patcher))
         freed = patcher.partially_unload(patcher.offload_device, 0.5 * patcher.model_size())
         assert freed >= 0.5 * patcher.model_size()
-        assert waiting(patcher) > 0
+        assert waiting(patcher) > 10
         assert distance(predicted(patcher), latent) < 0.5  # not requantized, so not the same
         patcher.partially_load(patcher.load_device, 1e32)
         assert waiting(patcher) == 0

@@ -95,6 +95,19 @@ def test_a_rehearsal_leaves_a_sampling_alone(card, monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_that_a_gpu_is_full_for_the_moment_is_not_remembered(monkeypatch):
+    """Else the process would do without Triton from then on."""
+
+    def full(_: torch.device) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(kernels, "tried", full)
+    before = kernels.usable.cache_info().currsize
+    with pytest.raises(torch.OutOfMemoryError):
+        rehearsals(torch.float16, CPU, SIZE)[0]()
+    assert kernels.usable.cache_info().currsize == before
+
+
 def test_recording_spills_no_registers(card, monkeypatch, request):
     lacks = "75" in request.node.name
     monkeypatch.setattr(sketch_kernels, "lacks_products", lambda _: lacks)
