@@ -226,6 +226,9 @@ def _session_json(session: Session) -> dict:
 def _missing(statistics: Statistics | None) -> dict | None:
     """Return what other than images is missing until a model is ready, and how much it has."""
     what = None if statistics is None else store.missing(statistics)
+    if what == store.LAYERS:
+        layers = len(statistics)
+        return {"what": what, "has": layers, "needs": layers + store.missing_layers(statistics)}
     if what == store.CALLS:
         return {"what": what, "has": statistics.fewest_calls, "needs": store.USABLE_CALLS}
     if what == store.NOISE:

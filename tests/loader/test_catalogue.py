@@ -128,7 +128,7 @@ class TestMissing:
                 {"what": "noise", "has": 2, "needs": 4},
                 "2 of 4 noise levels",
             ),
-            ({"layers": 2}, None, "2 of 3 layers"),
+            ({"layers": 2}, {"what": "layers", "has": 2, "needs": 3}, "2 of 3 layers"),
         ],
     )
     def test_is_told(self, facts, told, line):
