@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
-from comfy.model_patcher import ModelPatcher
+import comfy.model_management as memory
+from comfy.model_base import BaseModel
+from comfy.model_patcher import LowVramPatch, ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 
 LARGEST_STREAMED = 32 << 20
@@ -48,6 +51,32 @@ class _StreamsLargeLayers:
     def _load_list(self, *args, for_dynamic: bool = False, **kwargs) -> LoadOrder:
         modules = super()._load_list(*args, for_dynamic=for_dynamic, **kwargs)
         return LoadOrder(modules, first_is_kept=for_dynamic)
+
+    def load(self, *args, **kwargs) -> None:
+        super().load(*args, **kwargs)
+        if not self.force_cast_weights:
+            _keep_what_was_loaded(self.model)
+
+
+def _keep_what_was_loaded(model: BaseModel) -> None:
+    """Let layers stay on the GPU that were there before ComfyUI loaded more.
+
+    ComfyUI does so before each sampling, and forgets what it has reserved for streaming: each time
+    a few layers fit no more. Their weights stay where they are, LoRA and all, but it marks them as
+    streamed, so that the LoRA would be added a second time.
+    """
+    for layer in model.modules():
+        is_loaded = getattr(layer, "comfy_patched_weights", False)
+        if is_loaded and hasattr(layer, "prev_comfy_cast_weights"):
+            layer.comfy_cast_weights = layer.prev_comfy_cast_weights
+            del layer.prev_comfy_cast_weights
+            layer.weight_function = _without_patches(layer.weight_function)
+            layer.bias_function = _without_patches(layer.bias_function)
+            model.model_loaded_weight_memory += memory.module_size(layer)
+
+
+def _without_patches(functions: list[Callable]) -> list[Callable]:
+    return [one for one in functions if not isinstance(one, LowVramPatch)]
 
 
 def stream_large_layers(patcher: ModelPatcher) -> None:

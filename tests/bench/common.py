@@ -46,6 +46,9 @@ def arguments(
     package = types.ModuleType("hswq")
     package.__path__ = [str(ROOT)]
     sys.modules["hswq"] = package
+    from hswq.loader.files.whole_hash import background
+
+    background.busy = lambda: True  # as ComfyUI is at work: hashing takes a tenth of a core then
     if chosen.checkpoint is None:
         from toy.checkpoint import make_checkpoint, make_trained_checkpoint
 

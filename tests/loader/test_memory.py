@@ -168,6 +168,17 @@ class TestPartlyLoaded:
         patcher.detach()
         assert not same(held(models.quantized), before)
 
+    @pytest.mark.parametrize("more", [0.1, 30_000], ids=["nothing", "little"])
+    def test_loading_more_adds_no_lora_a_second_time(self, models, legacy, more):
+        """ComfyUI loads more before each sampling, if only a tenth of a byte."""
+        patcher = load_partly(patched(models.quantized, patch_file("LoRA", every=1)), 0.6)
+        latent, loaded = predicted(patcher), patcher.loaded_size()
+        assert waiting(patcher) > 5
+        for _ in range(3):
+            patcher.partially_load(patcher.load_device, more)
+        assert distance(predicted(patcher), latent) < 0.01
+        assert patcher.loaded_size() >= loaded
+
 
 def predicted(patcher: ModelPatcher) -> torch.Tensor:
     """Return the diffusion model's output, with its weights wherever they are."""
