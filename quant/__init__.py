@@ -4,7 +4,7 @@ Knows nothing of ComfyUI, of files or of the web. Statistics arrive as plain map
 """
 
 from .by_effect import LARGEST_EFFECT, ByEffect
-from .compensate import can_compensate, output_error, quantize_compensated
+from .compensate import output_error, quantize_compensated
 from .decider import Decider, KnownPlan, decider_of, stored
 from .dequantizing import dequantize
 from .findings import Findings, LayerFinding
@@ -54,7 +54,6 @@ __all__ = [
     "Selection",
     "WeightedHistogram",
     "bytes_of",
-    "can_compensate",
     "decider_of",
     "dequantize",
     "expected_error",

@@ -65,6 +65,6 @@ def _store(weight: torch.Tensor) -> None:
 def _round_columns(weight: torch.Tensor, rows: int) -> None:
     """Round a layer with compensation, where a kernel does."""
     if kernels.usable(weight.device):
-        square, errors = weight.float(), _numbers(weight.device, torch.float32, rows, _SIDE)
+        square, errors = weight.float(), _numbers(weight.device, torch.float32, _SIDE, rows)
         storing = storing_of(weight, 1.0, scaled=True)
-        compensate_kernels.round_columns(square, square, errors, errors.mT, errors.mT, storing)
+        compensate_kernels.round_columns(square, square, errors, errors, errors, storing)

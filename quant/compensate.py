@@ -24,17 +24,20 @@ _AGAIN = 1  # how often all columns are rounded again
 _BLOCK = 32  # number of columns after which their errors are applied to the rest of the matrix
 
 
-def can_compensate(weight: torch.Tensor, sketch: torch.Tensor | None) -> bool:
-    """Whether a sketch can be used for a weight; else rounding is to the nearest.
+def usable_rows(weight: torch.Tensor, sketch: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the rows of a sketch to round a weight by, on `device_for(weight)`.
+
+    None if rounding must be to the nearest: the sketch does not fit, or something is not finite.
 
     Args:
         weight: (out, in, ...).
-        sketch: (K, in), or None.
+        sketch: (K, in) on any device, or None.
     """
     if sketch is None or weight.ndim < 2 or sketch.shape[1:] != weight.shape[1:2]:
-        return False  # not recorded; or a grouped convolution, whose weight has fewer channels
-    seen = _seen(sketch)
-    return bool(seen.isfinite().all() & seen.any()) and bool(weight.isfinite().all())
+        return None  # not recorded; or a grouped convolution, whose weight has fewer channels
+    rows = sketch[: max(1, len(sketch) - CHECKED)].to(device_for(weight))
+    largest, finite = rows.abs().amax(), weight.isfinite().all().to(rows.device)
+    return rows if (finite & largest.isfinite() & (largest > 0)).item() else None
 
 
 def quantize_compensated(
@@ -52,14 +55,15 @@ def quantize_compensated(
         scaled: as for `fp8.quantize`.
 
     Returns:
-        A weight and scale as from `fp8.quantize`; exactly its result if `can_compensate` is False.
+        A weight and scale as from `fp8.quantize`; exactly its result without `usable_rows`.
         One device always gives the same bytes. Two devices may round a value differently that lies
         almost in the middle of two FP8 values, and then later columns of that row as well.
     """
-    if not can_compensate(weight, sketch):
+    rows = usable_rows(weight, sketch)
+    if rows is None:
         return quantize(weight, amax, scaled=scaled)
-    storing = storing_of(weight.to(device_for(weight)), amax, scaled=scaled)
-    return compensated(weight, storing, sketch), storing.scale.to(weight.device)
+    storing = storing_of(weight.to(rows.device), amax, scaled=scaled)
+    return compensated(weight, storing, rows), storing.scale.to(weight.device)
 
 
 def device_for(weight: torch.Tensor) -> torch.device:
@@ -70,16 +74,18 @@ def device_for(weight: torch.Tensor) -> torch.device:
     return weight.device if weight.is_cuda else torch.device("cpu")
 
 
-def compensated(weight: torch.Tensor, storing: Storing, sketch: torch.Tensor) -> torch.Tensor:
+def compensated(weight: torch.Tensor, storing: Storing, rows: torch.Tensor) -> torch.Tensor:
     """Return a weight with compensated rounding, in the dtype `storing.stored`.
 
     Args:
-        weight, sketch: see quantize_compensated; `can_compensate` must be True for them.
-        storing: of the weight, on `device_for(weight)`.
+        weight: see quantize_compensated.
+        storing: of the weight, on the device of `rows`.
+        rows: its `usable_rows`.
     """
-    device = device_for(weight)
-    feedback = feedback_of(_seen(sketch).to(device))
-    columns = _columns(storing.scaled(weight.detach().to(device)))[feedback.order].to(torch.float32)
+    feedback = feedback_of(rows)
+    columns = _columns(storing.scaled(weight.detach().to(rows.device)))[feedback.order].to(
+        torch.float32
+    )
     rounded = _round(columns, feedback, storing)
     stored = torch.empty_like(rounded, dtype=torch.uint8)
     stored[feedback.order] = rounded.view(torch.uint8)
@@ -116,10 +122,6 @@ def output_error(
     return (error / power).sqrt()
 
 
-def _seen(sketch: torch.Tensor) -> torch.Tensor:
-    return sketch[: max(1, len(sketch) - CHECKED)]
-
-
 def _columns(weight: torch.Tensor) -> torch.Tensor:
     """Return (in, out * kernel places), a row for each input channel."""
     return weight.detach().movedim(1, 0).flatten(1)
@@ -129,14 +131,14 @@ def _round(columns: torch.Tensor, feedback: Feedback, storing: Storing) -> torch
     """Return (C, rows) as stored of columns (C, rows) FP32: GPTQ, then coordinate descent."""
     one_pass = compensate_kernels.round_columns if kernels.usable(columns.device) else round_columns
     directions = feedback.directions
-    error = columns.new_zeros(directions.shape[1], columns.shape[1])
+    error = columns.new_zeros(columns.shape[1], directions.shape[1])
     stored = one_pass(columns, columns, error, feedback.answers, directions, storing)
     alone = directions * feedback.shares
     own = (alone * directions).sum(1, keepdim=True)
     for _ in range(_AGAIN):
         values = stored.to(torch.float32)
         rest = columns - values
-        error = directions.mT @ rest
+        error = rest.mT @ directions
         # A column's own error does not count: it moves only to cancel those of the others.
         stored = one_pass(columns - own * rest, values, error, alone, directions, storing)
     return stored
@@ -155,7 +157,7 @@ def round_columns(
     Args:
         bases: (C, rows) FP32, scaled: what each column should be if the output had no error.
         values: (C, rows) FP32, the columns with which `error` was computed.
-        error: (K, rows) FP32, the error of the output so far; it may be changed.
+        error: (rows, K) FP32, the error of the output so far; it may be changed.
         answers: (C, K) FP32, how far a column moves for each part of the error.
         directions: (C, K) FP32, what is added to each part of the error if a column is lowered
             by 1.
@@ -167,10 +169,10 @@ def round_columns(
     stored = torch.empty_like(bases, dtype=storing.stored)
     for start in range(0, len(bases), _BLOCK):
         part = slice(start, start + _BLOCK)
-        wanted = torch.addmm(bases[part], answers[part], error)
+        wanted = torch.addmm(bases[part], answers[part], error.mT)
         coupling = answers[part] @ directions[part].mT
         lowered = _round_block(values[part], wanted, coupling, stored[part], storing)
-        error.addmm_(directions[part].mT, lowered)
+        error.addmm_(lowered.mT, directions[part])
     return stored
 
 

@@ -23,7 +23,7 @@ from ..store.totals import is_of
 from .allowed import check_choice
 
 AUTO = "auto"
-_ROUNDING_VERSION = 1
+_ROUNDING_VERSION = 2
 KEEP_16_BIT = "load in 16 bit"
 QUANTIZE_UNIFORMLY = "quantize uniformly"
 FAIL = "fail"

@@ -182,12 +182,11 @@ class SketchFile(Sketches):
         place = self._places[name]
         rows = self._rows[place].item()
         scale = self._file.read(f"{place}{_SCALE}")
-        matrix = self._file.read(str(place)).to(torch.float32) * scale
-        if not rows or not matrix.isfinite().all():
+        if not rows or not (128 * scale).isfinite().all():
             if rows:
                 logging.warning("HSWQ: %s: the sketch of %s is damaged", self._path.name, name)
             raise KeyError(name)
-        return Sketch(matrix, rows)
+        return Sketch(self._file.read(str(place)).to(torch.float32) * scale, rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from .. import int8
-from ..compensate import can_compensate, compensated, device_for
+from ..compensate import compensated, usable_rows
 from ..histogram import fit_importance
 from ..search import SearchSettings
 from .number_format import Clipping, Searched
@@ -37,10 +37,11 @@ class INT8Format:
         self, weight: torch.Tensor, clipping: Clipping, sketch: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the int8 weight and its weight_scale (out, 1); see int8.quantize."""
-        if not can_compensate(weight, sketch):
+        rows = usable_rows(weight, sketch)
+        if rows is None:
             return int8.stored(weight, int8.storing_of(weight, *clipping))
-        storing = int8.storing_of(weight.to(device_for(weight)), *clipping)
-        return compensated(weight, storing, sketch), storing.scale.to(weight.device)
+        storing = int8.storing_of(weight.to(rows.device), *clipping)
+        return compensated(weight, storing, rows), storing.scale.to(weight.device)
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of a weight_scale: a number for each output row."""

@@ -121,7 +121,7 @@ def compensated_rounding_agrees() -> None:
             ways.append(Storing(whole, 127.0, 1 / whole, torch.float32, torch.int8))
             for storing in ways:
                 bases = storing.scaled(weight).to(torch.float32)
-                values, error = bases + gaussian(*bases.shape), gaussian(size, rows)
+                values, error = bases + gaussian(*bases.shape), gaussian(rows, size)
                 one, other = (
                     module.round_columns(
                         bases, values, error.clone(), found.answers, found.directions, storing
@@ -140,7 +140,7 @@ def rounding_in_the_kernel_is_a_cast() -> None:
     values = torch.cat((grid, -grid, (grid[1:] + grid[:-1]) / 2, 2 * grid, grid / 64))[None]
     # Adding nothing makes 0 of -0.
     values = torch.cat((values, values.nextafter(torch.tensor(torch.inf)))) + 0.0
-    idle, none = torch.zeros(2, 16), torch.zeros(16, values.shape[1])
+    idle, none = torch.zeros(2, 16), torch.zeros(values.shape[1], 16)
     for dtype in (torch.float16, torch.float32):
         storing = fp8.storing_of(values.to(dtype), FP8_MAX, scaled=True)
         found = compensate_kernels.round_columns(values, values, none, idle, idle, storing)
@@ -152,7 +152,7 @@ def rounding_to_int8_in_the_kernel_is_a_cast() -> None:
     """Every number, every middle between two, and what is clipped."""
     numbers = torch.arange(-130, 131) / 1.0
     values = torch.cat((numbers, numbers + 0.5, numbers + 0.25, numbers * 100))[None]
-    idle, none = torch.zeros(1, 16), torch.zeros(16, values.shape[1])
+    idle, none = torch.zeros(1, 16), torch.zeros(values.shape[1], 16)
     storing = Storing(None, 127.0, torch.ones(()), torch.float32, torch.int8)
     found = compensate_kernels.round_columns(values, values, none, idle, idle, storing)
     assert torch.equal(found, storing.castable(values).to(torch.int8))

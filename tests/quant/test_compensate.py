@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import DTYPES, gaussian, generator, inputs_of, sketch_of
 from hswq.quant import (
-    can_compensate,
     compensate,
     compensate_kernels,
     dequantize,
@@ -154,7 +153,7 @@ class TestQuantizeCompensated:
     )
     def test_without_a_sketch_that_fits_as_quantize(self, sketch, device):
         weight = gaussian(20, 30).to(device)
-        assert not can_compensate(weight, sketch)
+        assert compensate.usable_rows(weight, sketch) is None
         found, nearest = (
             one[0].view(torch.uint8)
             for one in (
@@ -227,7 +226,7 @@ class TestOnAGPU:
         weight, sketch = gaussian(200, 320).cuda(), sketch_of(inputs_of(320)).cuda()
         found, storing = feedback_of(sketch), storing_of(weight, 0.06, scaled=True)
         columns = storing.scaled(weight.mT[found.order]).contiguous()
-        error = torch.zeros(len(sketch), len(weight), device="cuda")
+        error = torch.zeros(len(weight), len(sketch), device="cuda")
         one, other = (
             module.round_columns(
                 columns, columns, error.clone(), found.answers, found.directions, storing

@@ -24,7 +24,7 @@ from hswq.quant import (
     Planner,
     SearchSettings,
     bytes_of,
-    can_compensate,
+    compensate,
     dequantize,
     int8,
     output_error,
@@ -200,7 +200,7 @@ class TestCompensated:
 
     def test_without_a_usable_sketch_it_is_to_the_nearest(self):
         weight = gaussian(8, 12)
-        assert not can_compensate(weight, torch.zeros(128, 12))
+        assert compensate.usable_rows(weight, torch.zeros(128, 12)) is None
         clipping = INT8.search(weight, None, SearchSettings()).clipping
         found = INT8.quantize(weight, clipping, torch.zeros(128, 12))
         assert torch.equal(found[0], INT8.quantize(weight, clipping)[0])
