@@ -83,10 +83,8 @@ def compensated(weight: torch.Tensor, storing: Storing, rows: torch.Tensor) -> t
         rows: its `usable_rows`.
     """
     feedback = feedback_of(rows)
-    columns = _columns(storing.scaled(weight.detach().to(rows.device)))[feedback.order].to(
-        torch.float32
-    )
-    rounded = _round(columns, feedback, storing)
+    columns = _columns(storing.scaled(weight.detach().to(rows.device)))
+    rounded = _round(columns[feedback.order].to(torch.float32), feedback, storing)
     stored = torch.empty_like(rounded, dtype=torch.uint8)
     stored[feedback.order] = rounded.view(torch.uint8)
     by_channel = weight.movedim(1, 0).shape
