@@ -100,7 +100,7 @@ def unanswered(page: Page) -> set[Request]:
     asked: set[Request] = set()
     page.on("request", lambda one: asked.add(one) if "/hswq/" in one.url else None)
     for end in ("requestfinished", "requestfailed"):
-        page.on(end, lambda one: asked.discard(one))  # noqa: PLW0108 - it takes no built-in method
+        page.on(end, lambda one: asked.discard(one))  # it takes no built-in method
     return asked
 
 
