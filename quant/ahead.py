@@ -1,7 +1,7 @@
 """What loading a model and its first step do with every layer, done once with a made-up layer.
 
-The first time costs seconds. On a machine, Triton compiles our kernels; in each process, CUDA loads
-each kernel that is used for the first time.
+The first time on a machine costs seconds, in which Triton compiles our kernels. In each process,
+CUDA loads each kernel that is used for the first time, which costs some tenths.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ def usable_rows(weight: torch.Tensor, sketch: torch.Tensor | None) -> torch.Tens
     """
     if sketch is None or weight.ndim < 2 or sketch.shape[1:] != weight.shape[1:2]:
         return None  # not recorded; or a grouped convolution, whose weight has fewer channels
+    if not sketch.numel():
+        return None
     rows = sketch[: max(1, len(sketch) - CHECKED)].to(device_for(weight))
     largest, finite = rows.abs().amax(), weight.isfinite().all().to(rows.device)
     return rows if (finite & largest.isfinite() & (largest > 0)).item() else None

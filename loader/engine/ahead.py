@@ -1,9 +1,9 @@
 """Preparing a GPU for the first quantized load, long before a user asks for one.
 
-That load takes seconds longer than the next ones. Kernels are a part of that (see quant.ahead); the
-rest is not known (docs/cost.md). Beginning together with the load gained nothing: its first layer
-waits for almost all kernels. Who quantizes a model has recorded it in 16 bit before, so a recorded
-sampling begins it (loader/recording/recorder.py).
+Without kernels (see quant.ahead) that load takes several seconds longer than the next ones, and one
+second when they are prepared (docs/cost.md). Beginning together with the load gained nothing: its
+first layer waits for almost all kernels. Who quantizes a model has recorded it in 16 bit before, so
+a recorded sampling begins it (loader/recording/recorder.py).
 """
 
 from __future__ import annotations

@@ -202,6 +202,15 @@ def weight(patcher: ModelPatcher, layer: str) -> Tensor:
     return dequantize(data, scale[0], torch.float32) if scale else data.float()
 
 
+def streamed(patcher: ModelPatcher) -> int:
+    """Return the bytes of the layers that ComfyUI streams to the device in each step."""
+    return sum(
+        comfy.model_management.module_size(module)
+        for module in patcher.model.modules()
+        if hasattr(module, "prev_comfy_cast_weights")
+    )
+
+
 def assert_frees_what_is_asked(patcher: ModelPatcher) -> None:
     """Check that so much leaves the device as a VAE asks for, and little more.
 
@@ -219,9 +228,4 @@ def assert_frees_what_is_asked(patcher: ModelPatcher) -> None:
         freed = before - patcher.loaded_size()
         buffers = (comfy.model_management.NUM_STREAMS + 1) * largest
         assert asked <= freed <= asked + buffers + largest, (asked, freed, largest)
-        away = [
-            comfy.model_management.module_size(module)
-            for module in patcher.model.modules()
-            if hasattr(module, "prev_comfy_cast_weights")
-        ]
-        assert sum(away) == size - patcher.loaded_size()
+        assert streamed(patcher) == size - patcher.loaded_size()

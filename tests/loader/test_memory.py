@@ -20,6 +20,7 @@ from harness.inprocess import (
     patched,
     same,
     sample,
+    streamed,
     unload,
 )
 from harness.patches import patch_file
@@ -171,13 +172,15 @@ class TestPartlyLoaded:
     @pytest.mark.parametrize("more", [0.1, 30_000], ids=["nothing", "little"])
     def test_loading_more_adds_no_lora_a_second_time(self, models, legacy, more):
         """ComfyUI loads more before each sampling, if only a tenth of a byte."""
-        patcher = load_partly(patched(models.quantized, patch_file("LoRA", every=1)), 0.6)
+        both = patched(models.quantized, patch_file("LoRA", every=1) | patch_file("bias", every=1))
+        patcher = load_partly(both, 0.6)
         latent, loaded = predicted(patcher), patcher.loaded_size()
         assert waiting(patcher) > 5
         for _ in range(3):
             patcher.partially_load(patcher.load_device, more)
         assert distance(predicted(patcher), latent) < 0.01
         assert patcher.loaded_size() >= loaded
+        assert streamed(patcher) == patcher.model_size() - patcher.loaded_size()
 
 
 def predicted(patcher: ModelPatcher) -> torch.Tensor:

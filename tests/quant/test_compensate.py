@@ -144,12 +144,13 @@ class TestQuantizeCompensated:
         [
             None,
             torch.zeros(128, 30),
+            torch.zeros(0, 30),
             torch.full((128, 30), torch.nan),
             sketch_of(inputs_of(30)).index_fill(1, torch.tensor([4]), torch.inf),
             sketch_of(inputs_of(60)),
             torch.ones(128),
         ],
-        ids=["none", "zeros", "nan", "inf", "of grouped channels", "of no channels"],
+        ids=["none", "zeros", "no rows", "nan", "inf", "of grouped channels", "of no channels"],
     )
     def test_without_a_sketch_that_fits_as_quantize(self, sketch, device):
         weight = gaussian(20, 30).to(device)
