@@ -98,17 +98,28 @@ class Steps:
         return made[0]
 
 
-def measured_load(load: Callable[[], Steps]) -> tuple[dict[str, float], Steps]:
-    """Load a MODEL and take a step; return the seconds and what it took of the host's memory."""
+def measured_load(
+    load: Callable[[], Steps], profile: Path | None = None
+) -> tuple[dict[str, float], Steps]:
+    """Load a MODEL and take a step; return the seconds and what it took of the host's memory.
+
+    `profile` is where to write what Python does in that time, which then takes longer.
+    """
+    made, times = [], []
+
+    def load_and_step() -> None:
+        made.append(load())
+        synchronize()
+        times.append(time.perf_counter())
+        made[0].run(1)
+        synchronize()
+
     synchronize()
     with PeakMemory() as host:
         start = time.perf_counter()
-        steps = load()
-        synchronize()
-        loaded = time.perf_counter()
-        steps.run(1)
-        synchronize()
+        profiled(load_and_step, profile) if profile else load_and_step()
         ended = time.perf_counter()
+    (loaded,), (steps,) = times, made
     return {
         "load s": round(loaded - start, 2),
         "to step 1 s": round(ended - start, 2),

@@ -12,15 +12,18 @@ chosen = common.arguments(
     recorded_size={"type": int, "default": 512},
     effect_size={"type": int, "default": 512},
     rounds={"type": int, "default": 3},
+    profile={"metavar": "FILE", "help": "write what Python does while it loads from the cache"},
     only={"nargs": "*", "help": "rounding, loading, effect, lora; default: all"},
 )
 
 import dataclasses  # noqa: E402
+from pathlib import Path  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from _recording import Recording, recorded  # noqa: E402
+from _small import profiled  # noqa: E402
 from harness.inprocess import distance  # noqa: E402
 from hswq.loader.engine.adopt import ATTACHMENT  # noqa: E402
 from hswq.loader.engine.loading import load_checkpoint  # noqa: E402
@@ -36,6 +39,8 @@ from hswq.quant import QuantizeSettings  # noqa: E402
 
 SETTINGS = QuantizeSettings(compensated=True)
 NONE_KEPT = Keeping(0.0)
+BATCH = 8
+"""Pictures that are recorded together, which takes less time than one after the other."""
 
 
 def peak(function) -> dict[str, float]:
@@ -94,6 +99,9 @@ def loading() -> dict[str, dict]:
     for name in list(loaders) * chosen.rounds:
         common.unload()
         found[name].append(peak(lambda name=name: step(loaders[name]())))
+    if chosen.profile:
+        common.unload()
+        profiled(lambda: step(load()), Path(chosen.profile))
     return {
         f"{name}, to the end of step 1": {
             key: common.median([one[key] for one in rounds]) for key in rounds[0]
@@ -185,7 +193,8 @@ def main() -> None:
         reference = stock()
         sampler = SimpleNamespace(
             sample=lambda patcher, wanted: [
-                common.Sampling(patcher, chosen.recorded_size)(8) for _ in wanted.seeds
+                common.Sampling(patcher, chosen.recorded_size, BATCH)(8)
+                for _ in wanted.seeds[::BATCH]
             ]
         )
         with recorded(reference, Recording([""], sampler, 32)):

@@ -13,6 +13,7 @@ chosen = common.arguments(
     lora={"action": "store_true", "help": "with a LoRA of rank 16 on all Linear layers"},
     controlnet={"action": "store_true", "help": "with a ControlNet of SDXL's size beside it"},
     profile={"metavar": "FOLDER", "help": "write there what Python does in a step of each"},
+    profile_load={"metavar": "FOLDER", "help": "the same of loading and the first step"},
     only={"nargs": "*", "help": "which variants"},
 )
 
@@ -74,7 +75,8 @@ def measure(free: float, makers: dict) -> dict[str, dict]:
     for name, make in makers.items():
         common.unload()
         ballast = Ballast(free)
-        loaded, steps = measured_load(lambda make=make: steps_of(make()))
+        profile = profile_of(chosen.profile_load, f"{free:g} {name} load")
+        loaded, steps = measured_load(lambda make=make: steps_of(make()), profile)
         models[name] = steps
         rows[name] = {**loaded, **sampled(f"{free:g} {name}", steps)}
         ballast.drop()
@@ -105,10 +107,9 @@ def sampled(name: str, steps: Steps) -> dict:
     before, events, around = retries(), [], {}
     if chosen.device == "cuda":
         around[chosen.steps + 1] = lambda step: events.extend(traced(step))
-    if chosen.profile:
-        mode = "dynamic" if chosen.dynamic else "legacy"
-        file = f"{mode} {name}.txt".replace(",", "").replace(" ", "_")
-        around[chosen.steps + 2] = lambda step: profiled(step, Path(chosen.profile) / file)
+    profile = profile_of(chosen.profile, name)
+    if profile:
+        around[chosen.steps + 2] = lambda step: profiled(step, profile)
     # The first step has the way to the GPU in it, the last two are traced and profiled.
     seconds = steps.run(chosen.steps + 3, around)[1 : chosen.steps + 1]
     found = {
@@ -121,6 +122,12 @@ def sampled(name: str, steps: Steps) -> dict:
     }
     found["GiB/s"] = round(found.get("up MiB", 0) / 1024 / common.median(seconds), 1)
     return found
+
+
+def profile_of(folder: str | None, name: str) -> Path | None:
+    mode = "dynamic" if chosen.dynamic else "legacy"
+    file = f"{mode} {name}.txt".replace(",", "").replace(" ", "_")
+    return Path(folder) / file if folder else None
 
 
 def retries() -> int:
