@@ -159,10 +159,10 @@ def write_quantized(checkpoint: str, plan, path: Path, *, markers: bool) -> None
 
 
 class Sampling:
-    """Steps of a stock sampler at cfg 7, so two latents a picture go through the network."""
+    """Steps of a stock sampler at cfg 7, so a batch of two goes through the diffusion model."""
 
-    def __init__(self, patcher, size: int, batch: int = 1) -> None:
-        """Take the model, the pictures' width and height in pixels, and their number."""
+    def __init__(self, patcher, size: int) -> None:
+        """Take the model and the picture's width and height in pixels."""
         import torch
 
         context = patcher.model.model_config.unet_config["context_dim"]
@@ -171,7 +171,7 @@ class Sampling:
         pooled = {"pooled_output": torch.randn(1, 1280, generator=generator)}
         self.patcher = patcher
         self._positive, self._negative = [[hidden, pooled]], [[-hidden, pooled]]
-        self._noise = torch.randn(batch, 4, size // 8, size // 8, generator=generator)
+        self._noise = torch.randn(1, 4, size // 8, size // 8, generator=generator)
 
     def __call__(self, steps: int):
         """Sample and return the latent."""

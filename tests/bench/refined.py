@@ -39,8 +39,6 @@ from hswq.quant import QuantizeSettings  # noqa: E402
 
 SETTINGS = QuantizeSettings(compensated=True)
 NONE_KEPT = Keeping(0.0)
-BATCH = 8
-"""Pictures that are recorded together, which takes less time than one after the other."""
 
 
 def peak(function) -> dict[str, float]:
@@ -193,8 +191,7 @@ def main() -> None:
         reference = stock()
         sampler = SimpleNamespace(
             sample=lambda patcher, wanted: [
-                common.Sampling(patcher, chosen.recorded_size, BATCH)(8)
-                for _ in wanted.seeds[::BATCH]
+                common.Sampling(patcher, chosen.recorded_size)(8) for _ in wanted.seeds
             ]
         )
         with recorded(reference, Recording([""], sampler, 32)):
