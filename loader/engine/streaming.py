@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import comfy.model_management as memory
+import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import LowVramPatch, ModelPatcher
 from comfy.patcher_extension import CallbacksMP
@@ -48,9 +49,33 @@ class LoadOrder(list):
 class _StreamsLargeLayers:
     """What is added to the class of a ModelPatcher."""
 
+    _stays = False
+
     def _load_list(self, *args, for_dynamic: bool = False, **kwargs) -> LoadOrder:
         modules = super()._load_list(*args, for_dynamic=for_dynamic, **kwargs)
         return LoadOrder(modules, first_is_kept=for_dynamic)
+
+    def partially_load(
+        self, device_to: torch.device, extra_memory: float = 0, *args, **kwargs
+    ) -> int:
+        """Load more of the model, or load it again with other patches.
+
+        Before it applies other patches, ComfyUI moves the whole model to the host and back. A model
+        that is on the GPU as a whole, and fits there, stays.
+        """
+        model = self.model
+        fits = model.model_loaded_weight_memory + extra_memory > self.model_size()
+        self._stays = fits and not model.model_lowvram and model.device == device_to
+        return super().partially_load(device_to, extra_memory, *args, **kwargs)
+
+    def unpatch_model(
+        self, device_to: torch.device | None = None, unpatch_weights: bool = True
+    ) -> None:
+        """Take patches off, and move the model unless it stays."""
+        if unpatch_weights and self._stays:
+            device_to = None
+        self._stays = False  # an error while it is loaded again takes it off the GPU
+        super().unpatch_model(device_to, unpatch_weights)
 
     def load(self, *args, **kwargs) -> None:
         super().load(*args, **kwargs)

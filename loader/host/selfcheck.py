@@ -70,8 +70,9 @@ QUANTIZING = Part(
         "ModelPatcher.get_clone_model_override ModelPatcher.get_key_patches "
         "ModelPatcher.hook_backup ModelPatcher.is_dynamic ModelPatcher.load "
         "ModelPatcher.load_device ModelPatcher.model_size ModelPatcher.offload_device "
-        "ModelPatcher.parent ModelPatcher.patches ModelPatcher.set_attachments "
-        "ModelPatcher.set_hook_mode ModelPatcher.size",
+        "ModelPatcher.parent ModelPatcher.partially_load ModelPatcher.patches "
+        "ModelPatcher.set_attachments ModelPatcher.set_hook_mode ModelPatcher.size "
+        "ModelPatcher.unpatch_model",
         "comfy.ops": "CastWeightBiasOp.bias_function CastWeightBiasOp.comfy_cast_weights "
         "CastWeightBiasOp.weight_function cast_bias_weight disable_weight_init "
         "disable_weight_init.Conv2d disable_weight_init.Linear manual_cast manual_cast.Conv2d "

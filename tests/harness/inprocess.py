@@ -136,6 +136,17 @@ def load(patcher: ModelPatcher) -> ModelPatcher:
     return patcher
 
 
+def predicted(patcher: ModelPatcher) -> torch.Tensor:
+    """Return the diffusion model's output, with its weights wherever they are."""
+    device = patcher.load_device
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(2, 4, 16, 16, generator=generator).to(device)
+    context = torch.randn(2, 77, 64, generator=generator).to(device)
+    vector = torch.randn(2, 2816, generator=generator).to(device)
+    sigma = torch.tensor([7.0, 7.0], device=device)
+    return patcher.model.apply_model(latent, sigma, c_crossattn=context, y=vector).cpu()
+
+
 def load_partly(patcher: ModelPatcher, share: float = 0.5) -> ModelPatcher:
     """Load a model as load_models_gpu does where the GPU has room for only a share of it."""
     loaded = comfy.model_management.LoadedModel(patcher)

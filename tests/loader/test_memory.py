@@ -18,6 +18,7 @@ from harness.inprocess import (
     load_partly,
     parts,
     patched,
+    predicted,
     same,
     sample,
     streamed,
@@ -182,17 +183,6 @@ class TestPartlyLoaded:
         assert distance(predicted(patcher), latent) < 0.01
         assert patcher.loaded_size() >= loaded
         assert patcher.loaded_size() + streamed(patcher) == whole
-
-
-def predicted(patcher: ModelPatcher) -> torch.Tensor:
-    """Return the diffusion model's output, with its weights wherever they are."""
-    device = patcher.load_device
-    generator = torch.Generator().manual_seed(0)
-    latent = torch.randn(2, 4, 16, 16, generator=generator).to(device)
-    context = torch.randn(2, 77, 64, generator=generator).to(device)
-    vector = torch.randn(2, 2816, generator=generator).to(device)
-    sigma = torch.tensor([7.0, 7.0], device=device)
-    return patcher.model.apply_model(latent, sigma, c_crossattn=context, y=vector).cpu()
 
 
 class TestUnloaded:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import comfy.lora
 import comfy.model_management
 import pytest
+import torch
 from comfy.model_patcher import ModelPatcher
-from harness.inprocess import assert_frees_what_is_asked, load_partly, unload
+from harness.inprocess import (
+    assert_frees_what_is_asked,
+    load,
+    load_partly,
+    patched,
+    predicted,
+    unload,
+)
+from harness.patches import patch_file
 from hswq.loader.engine.streaming import LARGEST_STREAMED, LoadOrder, stream_large_layers
 
 
@@ -59,6 +69,50 @@ class TestPartlyLoaded:
 
     def test_stock_models_are_left_alone(self, models, memory):
         assert type(models.sixteen_bit._load_list()) is list
+
+
+class TestOtherPatches:
+    @pytest.fixture
+    def moves(self, models, legacy, monkeypatch) -> list[torch.device]:
+        """Where the whole model is moved. Its offload device is another than where it samples."""
+        found, move = [], models.quantized.model.to
+        monkeypatch.setattr(models.quantized.model, "to", lambda to: (found.append(to), move(to)))
+        if models.quantized.load_device.type == "cpu":
+            monkeypatch.setattr(models.quantized, "offload_device", torch.device("cpu", 0))
+        return found
+
+    def test_find_the_model_on_the_gpu_if_it_fits(self, models, moves):
+        strong, weak = (patched(models.quantized, patch_file("LoRA"), s) for s in (1.0, 0.5))
+        wanted = predicted(load(weak))
+        unload()
+        for before in (models.quantized, strong):
+            load(before)
+            moves.clear()
+            assert predicted(load(weak)).equal(wanted)
+            assert models.quantized.offload_device not in moves
+        assert not predicted(load(models.quantized)).equal(wanted)
+        assert models.quantized.offload_device not in moves
+
+    def test_take_it_through_the_host_if_it_does_not_fit(self, models, moves):
+        load(patched(models.quantized, patch_file("LoRA")))
+        moves.clear()
+        other = patched(models.quantized, patch_file("LoRA"), 0.5)
+        other.partially_load(other.load_device, -0.4 * other.model_size())
+        assert moves == [models.quantized.offload_device]
+        assert other.loaded_size() < other.model_size()
+
+    def test_that_fail_take_it_off_the_gpu(self, models, moves, monkeypatch):
+        latent = predicted(load(models.quantized))
+        load(patched(models.quantized, patch_file("LoRA")))
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken"):
+            patch.setattr(comfy.lora, "calculate_weight", broken)
+            load(patched(models.quantized, patch_file("LoRA"), 0.5))
+        assert moves[-1] == models.quantized.offload_device
+        assert predicted(load(models.quantized)).equal(latent)
+
+
+def broken(*_: object) -> None:
+    raise RuntimeError("broken")
 
 
 def entries(*sizes: int) -> list[tuple]:
