@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar, Protocol
 
 import torch
@@ -12,6 +12,15 @@ from .compensate import output_error
 from .formats import Clipping, NumberFormat
 from .plan import Plan, known_errors
 from .search import SearchSettings
+
+
+class Refined(Protocol):
+    """Layers that were rounded before, in a file."""
+
+    def read(
+        self, name: str, up: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return a layer's quantized weight and weight_scale as `up` copies them, if it has any."""
 
 
 class Decider(Protocol):
@@ -24,7 +33,7 @@ class Decider(Protocol):
         settings: of the search; None if it searches nothing.
         sketches: (K, in channels) of layers' inputs by name, by which rounding is compensated;
             None rounds to the nearest.
-        refined: quantized weights and scales of layers that were rounded before, by name.
+        refined: has the layers that were rounded before; None if there are none.
         output_errors: what compensated rounding adds to layers' outputs, by name: what is known
             already, and what `stored` measures.
     """
@@ -32,7 +41,7 @@ class Decider(Protocol):
     number_format: NumberFormat
     settings: SearchSettings | None
     sketches: Mapping[str, torch.Tensor] | None
-    refined: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None
+    refined: Refined | None
     output_errors: dict[str, float | torch.Tensor]
 
     def quantizes(self, name: str) -> bool:
@@ -74,9 +83,7 @@ class KnownPlan:
     plan: Plan
     settings: ClassVar[None] = None
     sketches: Mapping[str, torch.Tensor] | None = dataclasses.field(default=None, compare=False)
-    refined: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = dataclasses.field(
-        default=None, compare=False
-    )
+    refined: Refined | None = dataclasses.field(default=None, compare=False)
     output_errors: dict[str, float | torch.Tensor] = dataclasses.field(init=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -119,11 +119,10 @@ class Quantizer:
 
     def _refined(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
         """Return a layer's quantized weight from an earlier load, on the device; else None."""
-        found = None if self._decider.refined is None else self._decider.refined.get(name)
+        kept = self._decider.refined
+        found = None if kept is None else kept.read(name, self._transfer.up)
         expected = weight.shape, self._decider.number_format.dtype
-        if found is None or (found[0].shape, found[0].dtype) != expected:
-            return None
-        return tuple(map(self._transfer.up, found))
+        return found if found and (found[0].shape, found[0].dtype) == expected else None
 
 
 def restrict(decider: Decider, layers: Collection[str], name: str) -> None:

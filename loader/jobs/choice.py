@@ -70,7 +70,7 @@ class Choice:
             return
         before = self.decider.refined
         if before is not None:
-            whole = before.is_whole and layers.keys() <= before.keys()
+            whole = before.is_whole and layers.keys() <= set(before.names)
             before.close()
             if whole:
                 return

@@ -123,10 +123,9 @@ def _write(
         for name, data, scale in layers:
             if name in sums or name not in sizes:
                 raise ValueError(f"layer {name!r} comes twice, or is not one of the model's")
-            parts = data.cpu(), scale.cpu()
-            sums[name] = checksum(*parts)
-            layout.write(file, name + DATA, parts[0])
-            layout.write(file, name + SCALE, parts[1])
+            sums[name] = checksum(data, scale).item()
+            layout.write(file, name + DATA, data.cpu())
+            layout.write(file, name + SCALE, scale.cpu())
         if len(sums) < len(sizes):
             raise ValueError(f"{len(sizes) - len(sums)} of the model's layers are missing")
         layout.write(file, SUMS, torch.tensor([sums[name] for name in sorted(sums)]))

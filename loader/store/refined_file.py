@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -37,38 +37,31 @@ def facts_of(
     return tensors, {"format": FORMAT, "key": key}
 
 
-def checksum(data: torch.Tensor, scale: torch.Tensor) -> int:
-    """Return the sum of a layer's 64-bit words.
+def checksum(data: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a layer's 64-bit words, an int64 scalar that is equal on all devices.
 
-    It finds damage by a disk, not forgery, and takes no longer than reading the file.
+    It finds damage by a disk, not forgery.
 
     Args:
-        data: the quantized weight, on the CPU.
-        scale: FP32 weight_scale, on the CPU.
+        data: the quantized weight.
+        scale: FP32 weight_scale, on the same device.
     """
     content = data.contiguous().view(-1).view(torch.uint8)
     if content.storage_offset() % 8:
         content = content.clone()
     whole = content.numel() // 8 * 8
     words, rest = content[:whole].view(torch.int64), content[whole:]
-    total = (
+    return (
         words.sum() + rest.sum(dtype=torch.int64) + scale.view(torch.int32).sum(dtype=torch.int64)
     )
-    return total.item()
 
 
-def _is_scale(scale: torch.Tensor) -> bool:
-    return bool(((scale > 0) & (scale < torch.inf)).all())
-
-
-class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
-    """Maps layer name to quantized weight and FP32 weight_scale, both on the CPU.
-
-    A layer is mapped from the file and checked when it is asked for. `model[name]` raises KeyError
-    if the layer is missing or damaged. Tensors remain valid after `close`.
+class RefinedModel:
+    """A quantized model's layers, each mapped from the file when it is asked for.
 
     Attributes:
         path: of the file.
+        names: of its layers, sorted.
         is_open: whether it is still open.
         is_whole: whether no layer was found damaged so far.
     """
@@ -84,36 +77,42 @@ class RefinedModel(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
         self._file = MappedFile(path)
         entries = dict(self._file.entries)
         sums = entries.pop(SUMS, None)
-        self._names = sorted(name.removesuffix(DATA) for name in entries if name.endswith(DATA))
+        self.names = sorted(name.removesuffix(DATA) for name in entries if name.endswith(DATA))
         wanted: dict[str, tuple] = {}
-        for name in self._names:
+        for name in self.names:
             dtype, shape = entries[name + DATA].dtype, entries[name + DATA].shape
             its_format = _FORMATS.get(dtype if shape else None, FP8_SCALED)
             wanted[name + DATA] = DTYPE_NAMES[its_format.dtype], shape
             wanted[name + SCALE] = "F32", its_format.scale_shape(shape)
         if {name: (entry.dtype, entry.shape) for name, entry in entries.items()} != wanted:
             raise ValueError("its tensors are not a quantized model's")
-        if sums is None or (sums.dtype, sums.shape) != ("I64", (len(self._names),)):
+        if sums is None or (sums.dtype, sums.shape) != ("I64", (len(self.names),)):
             raise ValueError("it has no checksum for each layer")
         if self._file.metadata != {"format": FORMAT, "key": key}:
             raise ValueError(f"it is not a {FORMAT} file with the key in its name")
-        self._sums = dict(zip(self._names, self._file.read(SUMS).tolist(), strict=True))
+        self._sums = dict(zip(self.names, self._file.read(SUMS).tolist(), strict=True))
 
-    def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        expected = self._sums[name]
-        data, scale = self._file.read(name + DATA), self._file.read(name + SCALE)
-        if checksum(data, scale) != expected or not _is_scale(scale):
-            if self.is_whole:
-                logging.warning("HSWQ: %s is made again: %s is damaged", self.path.name, name)
-            self.is_whole = False
-            raise KeyError(name)
-        return data, scale
+    def read(
+        self, name: str, up: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return a layer's quantized weight and FP32 weight_scale; None if missing or damaged.
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        Args:
+            name: of the layer.
+            up: copies a tensor from the CPU to where it is wanted, or returns it as it is: mapped,
+                and valid after `close`. It is checked there, which takes a GPU little time.
+        """
+        expected = self._sums.get(name)
+        if expected is None:
+            return None
+        data, scale = up(self._file.read(name + DATA)), up(self._file.read(name + SCALE))
+        is_right = (checksum(data, scale) == expected) & ((scale > 0) & (scale < torch.inf)).all()
+        if is_right:
+            return data, scale
+        if self.is_whole:
+            logging.warning("HSWQ: %s is made again: %s is damaged", self.path.name, name)
+        self.is_whole = False
+        return None
 
     @property
     def is_open(self) -> bool:

@@ -114,8 +114,9 @@ class Compensation(Victim):
         assert sum(one is not None for one in found) >= min(done, 2)
         for one in filter(None, found):
             for name, (data, scale) in self._layers.items():
-                assert one[name][0].view(torch.uint8).equal(data.view(torch.uint8))
-                assert one[name][1].equal(scale)
+                kept_data, kept_scale = one.read(name, lambda mapped: mapped)
+                assert kept_data.view(torch.uint8).equal(data.view(torch.uint8))
+                assert kept_scale.equal(scale)
             one.close()
 
 

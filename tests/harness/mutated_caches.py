@@ -94,11 +94,11 @@ def refined_models(folder: Path, numbers: random.Random) -> Attack:
         found = refined.find(KEY)
         if found is None:
             return False
-        for name in found:
-            try:
-                data, scale = found[name]
-            except KeyError:
+        read = (found.read(name, lambda mapped: mapped) for name in layers)
+        for name, layer in zip(layers, read, strict=True):
+            if layer is None:
                 continue
+            data, scale = layer
             assert data.view(torch.uint8).equal(layers[name][0].view(torch.uint8))
             assert scale.equal(layers[name][1])
         return True

@@ -30,6 +30,11 @@ def layers(checkpoint: Path, choose) -> dict:
     return fp8_layers(checkpoint)
 
 
+def mapped(tensor: torch.Tensor) -> torch.Tensor:
+    """Leave a tensor where it is."""
+    return tensor
+
+
 def shapes(layers: dict) -> dict[str, tuple[int, ...]]:
     return {name: tuple(data.shape) for name, (data, _) in layers.items()}
 
@@ -38,9 +43,9 @@ class TestKept:
     def test_are_the_very_bytes(self, layers):
         keep(layers)
         found = refined.find(KEY)
-        assert set(found) == set(layers)
+        assert set(found.names) == set(layers)
         for name, parts in layers.items():
-            assert all(map(identical, found[name], parts)), name
+            assert all(map(identical, found.read(name, mapped), parts)), name
         assert found.is_whole
         found.close()
         assert left() == [f"{KEY}.safetensors"]
@@ -50,14 +55,14 @@ class TestKept:
         found = refined.find(KEY)
         entries = read_header(str(found.path))
         one, other = sorted(layers)[:2]
-        apart = found[one][0].data_ptr() - found[other][0].data_ptr()
+        apart = found.read(one, mapped)[0].data_ptr() - found.read(other, mapped)[0].data_ptr()
         places = [entries[name + refined_file.DATA].start for name in (one, other)]
         assert apart == places[0] - places[1]
 
     def test_outlive_the_file(self, layers):
         path = keep(layers)
         found = refined.find(KEY)
-        taken = {name: found[name] for name in found}
+        taken = {name: found.read(name, mapped) for name in found.names}
         found.close()
         path.unlink()
         del found
@@ -66,7 +71,7 @@ class TestKept:
 
     def test_become_parameters_outside_of_inference_mode(self, layers):
         keep(layers)
-        data = refined.find(KEY)["out.2"][0]
+        data = refined.find(KEY).read("out.2", mapped)[0]
         with torch.inference_mode(False):
             torch.nn.Parameter(data, requires_grad=False)
 
@@ -82,14 +87,14 @@ class TestKept:
     def test_again_they_take_the_place_of_the_first(self, layers):
         keep(layers)
         keep({"out.2": layers["out.2"]})
-        assert list(refined.find(KEY)) == ["out.2"]
+        assert refined.find(KEY).names == ["out.2"]
 
     def test_tensors_of_any_layout_and_mode(self, choose):
         bytes_ = torch.arange(75, dtype=torch.uint8).view(torch.float8_e4m3fn)
         with torch.inference_mode(False):
             odd = bytes_.clone()[1:64].view(7, 9).mT
             keep({"odd": (odd, torch.tensor(2.0))})
-        data, scale = refined.find(KEY)["odd"]
+        data, scale = refined.find(KEY).read("odd", mapped)
         assert identical(data, odd)
         assert scale.item() == 2.0
 
@@ -141,7 +146,7 @@ class TestDamage:
         if path.is_dir():
             path.rmdir()
         keep(few)
-        assert set(refined.find(KEY)) == set(few)
+        assert set(refined.find(KEY).names) == set(few)
 
     @pytest.mark.parametrize("length", [1, 100])
     def test_of_a_layer_is_the_layers_alone(self, few, length, caplog):
@@ -153,8 +158,8 @@ class TestDamage:
             file.seek(place)
             file.write(bytes(byte ^ 16 for byte in before))
         found = refined.find(KEY)
-        assert [name for name in found if found.get(name) is None] == ["out.2"]
-        assert found.get("out.2") is None
+        assert [name for name in found.names if found.read(name, mapped) is None] == ["out.2"]
+        assert found.read("out.2", mapped) is None
         assert caplog.text.count("out.2 is damaged") == 1
         assert not found.is_whole
         found.close()
@@ -163,7 +168,7 @@ class TestDamage:
     @pytest.mark.parametrize("scale", [0.0, -1.0, torch.inf, torch.nan])
     def test_a_scale_that_is_none(self, few, scale):
         keep({"out.2": (few["out.2"][0], torch.tensor(scale))})
-        assert refined.find(KEY).get("out.2") is None
+        assert refined.find(KEY).read("out.2", mapped) is None
 
 
 @contextmanager
