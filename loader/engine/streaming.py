@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import comfy.model_management as memory
 import torch
@@ -26,7 +26,7 @@ class LoadOrder(list):
     same size are streamed, those are spread evenly over the network.
     """
 
-    def __init__(self, modules: list[tuple], *, first_is_kept: bool) -> None:
+    def __init__(self, modules: Iterable[tuple], *, first_is_kept: bool) -> None:
         """Take the modules in the order of the network.
 
         Args:
@@ -34,7 +34,7 @@ class LoadOrder(list):
             first_is_kept: whether ComfyUI keeps the front of the sorted list, and not its back.
         """
         super().__init__(modules)
-        self._places = {name: _reversed_bits(at) for at, (*_, name, _, _) in enumerate(modules)}
+        self._places = {name: _reversed_bits(at) for at, (*_, name, _, _) in enumerate(self)}
         self._first_is_kept = first_is_kept
 
     def sort(self, *, reverse: bool = False) -> None:
@@ -53,7 +53,7 @@ class _StreamsLargeLayers:
 
     def _load_list(self, *args, for_dynamic: bool = False, **kwargs) -> LoadOrder:
         modules = super()._load_list(*args, for_dynamic=for_dynamic, **kwargs)
-        return LoadOrder(modules, first_is_kept=for_dynamic)
+        return LoadOrder(map(_without_weights, modules), first_is_kept=for_dynamic)
 
     def partially_load(
         self, device_to: torch.device, extra_memory: float = 0, *args, **kwargs
@@ -81,6 +81,17 @@ class _StreamsLargeLayers:
         super().load(*args, **kwargs)
         if not self.force_cast_weights:
             _keep_what_was_loaded(self.model)
+
+
+def _without_weights(entry: tuple) -> tuple:
+    """Return a module's entry of a load list, which shall not hold the module's weights.
+
+    What is replaced or moved would else stay on the GPU until the last module is. ComfyUI needs the
+    weights' names, and what is on torch's "meta" device, to give it memory.
+    """
+    *others, weights = entry
+    held = {name: weight if weight.is_meta else None for name, weight in weights.items()}
+    return *others, held
 
 
 def _keep_what_was_loaded(model: BaseModel) -> None:

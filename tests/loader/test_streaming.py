@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import comfy.lora
 import comfy.model_management
 import pytest
@@ -66,6 +68,13 @@ class TestPartlyLoaded:
         assert isinstance(clone._load_list(), LoadOrder)
         assert isinstance(clone.clone()._load_list(), LoadOrder)
         assert isinstance(clone, ModelPatcher)
+
+    def test_what_is_replaced_is_not_held_until_the_end(self, models, legacy):
+        layer = load(models.quantized).model.diffusion_model.out[2]
+        entries, weight = models.quantized._load_list(), weakref.ref(layer.weight)
+        layer.to("cpu")
+        assert entries
+        assert weight() is None
 
     def test_stock_models_are_left_alone(self, models, memory):
         assert type(models.sixteen_bit._load_list()) is list
