@@ -16,6 +16,7 @@ from comfy.quant_ops import TensorCoreFP8E4M3Layout, register_layout_class
 
 from ...quant import FP8_MAX, Clipping, Plan, dequantize, quantize
 from .int8_layout import HSWQINT8Layout
+from .transfer import moved
 
 LAYOUT, INT8_LAYOUT = "HSWQFP8Layout", "HSWQINT8Layout"
 _ROUNDED_TO_MAX = 464.0  # halfway to 480, the next value if the grid went on: rounds to 448
@@ -166,12 +167,16 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
             # ignore `copy`, so that a backup would be the weight itself, or they dequantize. They
             # are right for the operations that `.to` is made of.
             return func.decompose(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            device = (kwargs or {}).get("device", args[0].device)
+            if device != args[0].device:
+                return _moved(args[0], torch.device(device), kwargs.get("dtype"))
         if func is torch.ops.aten.copy_.default:
             # comfy_kitchen's handler expects two quantized tensors.
             target, source, *rest = args
             if not isinstance(target, comfy.quant_ops.QuantizedTensor):
                 return func(target, source.dequantize(), *rest, **(kwargs or {}))
-            args = (target, _like(target, source), *rest)
+            args = (target, _moved(_like(target, source), target.device), *rest)
         if func.is_view:
             # torch wants a view to be made in the mode in which its base was made.
             with torch.inference_mode(args[0].is_inference()), torch.no_grad():
@@ -211,6 +216,18 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
     ) -> QuantizedTensor:
         copied = super()._copy_with(qdata, params, clone_params)
         return type(self)(copied._qdata, copied._layout_cls, copied._params)
+
+
+def _moved(
+    tensor: comfy.quant_ops.QuantizedTensor, device: torch.device, dtype: torch.dtype | None = None
+) -> comfy.quant_ops.QuantizedTensor:
+    """Return a tensor's copy on another device, or itself on its own."""
+    if device == tensor.device:
+        return tensor
+    params = tensor._params.to_device(device)
+    params = dataclasses.replace(params, orig_dtype=dtype or params.orig_dtype)
+    data = moved(tensor._qdata, device)
+    return tensor._copy_with(qdata=data, params=params, clone_params=False)
 
 
 def _like(

@@ -12,10 +12,12 @@ from comfy.quant_ops import QuantizedTensor
 from ...quant import Clipping, Plan
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
+from ..files.mapped_file import mapped, part_of
 from ..files.model_file import ModelFile
-from ..files.safetensors import DTYPES, is_safetensors
+from ..files.safetensors import is_safetensors
 from ..files.versions import version_of
 from ..host import settings
+from .transfer import moved
 
 
 class Originals:
@@ -72,7 +74,7 @@ class Originals:
         original = self._read(f"{layer}.weight")
         if original is None or original.shape != weight.shape:
             return None
-        return original.to(weight.device, weight.dtype)
+        return moved(original, weight.device).to(weight.dtype)
 
     def compensated(
         self, layer: str, weight: torch.Tensor, clipping: Clipping
@@ -100,11 +102,7 @@ class Originals:
             if not self._is_still_there():
                 return None
             entry = self._entries[name]
-            data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
-            with open(self._path, "rb") as file:
-                file.seek(entry.start)
-                whole = file.readinto(data.numpy()) == data.numel()
-            return data.view(DTYPES[entry.dtype]).view(entry.shape) if whole else None
+            return part_of(mapped(self._path, entry.end), entry)
         except (OSError, KeyError, ModelFileError):
             return None
 

@@ -11,7 +11,7 @@ import torch
 
 from ...quant import INT8, Decider, NumberFormat, Plan, stored
 from . import ahead
-from .transfer import Transfer
+from .transfer import transfer_of
 
 WORK_BYTES = 512 << 20
 """GPU memory to free for searching one layer."""
@@ -68,7 +68,7 @@ class Quantizer:
         """
         self._decider: Decider | None = decider
         self._resident, self._note = resident, note
-        self._transfer = Transfer(quantizing_device(decider.number_format))
+        self._transfer = transfer_of(quantizing_device(decider.number_format))
         ahead.wait()
         self._progress = comfy.utils.ProgressBar(layers) if layers else None
         memory.free_memory(WORK_BYTES, self._transfer.device)
