@@ -2,8 +2,8 @@
 
 Without kernels (see quant.ahead) that load takes several seconds longer than the next ones, and one
 second when they are prepared (docs/cost.md). Beginning together with the load gained nothing: its
-first layer waits for almost all kernels. Who quantizes a model has recorded it in 16 bit before, so
-a recorded sampling begins it (loader/recording/recorder.py).
+first layer waits for almost all kernels. Who quantizes a model has recorded it in 16 bit before, or
+has uploaded statistics: both begin it (loader/recording/recorder.py, loader/panel/uploads.py).
 """
 
 from __future__ import annotations

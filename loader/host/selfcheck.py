@@ -138,6 +138,7 @@ PANEL = Part(
     "the panel",
     {
         "comfy.cli_args": "args args.enable_cors_header args.listen",
+        "comfy.model_management": "get_torch_device unet_dtype",
         "server": "PromptServer.loop PromptServer.routes PromptServer.send_sync "
         "PromptServer.sockets",
     },

@@ -8,8 +8,12 @@ import re
 import tempfile
 from pathlib import Path
 
+import comfy.model_management as memory
+import torch
+
 from ...calibration import Statistics, StatisticsError, load_statistics
 from .. import store
+from ..engine import ahead
 from ..files.owners import WHOLE
 from ..host.events import changed
 from ..jobs.model_files import find_source, shapes_of
@@ -56,7 +60,15 @@ def take_in(content: bytes, name: str) -> str:
         if before is None or before.samples < with_id.samples:
             locked_file.write(with_id, path)
     changed()
+    _prepare()
     return its
+
+
+def _prepare() -> None:
+    """Prepare the GPU: who sends statistics will quantize by them, and may have recorded none."""
+    device = memory.get_torch_device()
+    dtype = memory.unet_dtype(device)
+    ahead.prepare(device, torch.float16 if dtype.itemsize < 2 else dtype)
 
 
 def _read(content: bytes, name: str) -> Statistics:

@@ -6,6 +6,7 @@ import hashlib
 import io
 from pathlib import Path
 
+import comfy.model_management
 import pytest
 import torch
 from hswq.calibration import (
@@ -16,6 +17,7 @@ from hswq.calibration import (
     save_statistics,
 )
 from hswq.loader import store
+from hswq.loader.engine import ahead
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.host.folders import FOLDER
 from hswq.loader.panel.uploads import take_in
@@ -50,6 +52,17 @@ def recorded(number: int) -> dict:
 def total() -> int:
     found = store.statistics_of(FINGERPRINT)
     return 0 if found is None else found.samples
+
+
+class TestPreparing:
+    @pytest.mark.parametrize("usual", [torch.bfloat16, torch.float8_e4m3fn])
+    def test_the_gpu_is_ready_for_who_has_recorded_nothing(self, tmp_path, monkeypatch, usual):
+        asked = []
+        monkeypatch.setattr(ahead, "prepare", lambda *what: asked.append(what))
+        monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda _: usual)
+        take_in(content(tmp_path, statistics(2, **recorded(1))), NAME)
+        dtype = torch.bfloat16 if usual is torch.bfloat16 else torch.float16
+        assert asked == [(comfy.model_management.get_torch_device(), dtype)]
 
 
 class TestCounting:
