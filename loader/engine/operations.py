@@ -19,6 +19,7 @@ from .int8_matmul import multiplies_here
 from .layout import hold
 from .matmul import multiplied
 from .originals import Originals
+from .transfer import moved
 
 Decide = Callable[
     [str, torch.Tensor, torch.device], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
@@ -274,8 +275,18 @@ class _Quantizable:
         # torch moves parameters by exchanging their data, which fails for a tensor subclass.
         for key, value in self._parameters.items():
             if value is not None:
-                self._set(key, fn(value))
+                self._set(key, _applied(fn, value))
         return self
+
+
+def _applied(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
+    """Return what a function for `Module._apply` makes of a parameter; it may be to move it."""
+    if isinstance(value, QuantizedTensor):
+        return fn(value)
+    empty = fn(torch.empty(0, dtype=value.dtype, device=value.device))
+    if empty.device == value.device or empty.dtype != value.dtype:
+        return fn(value)
+    return moved(value.data, empty.device)
 
 
 def _is_for_hooks(weight: torch.Tensor) -> bool:
