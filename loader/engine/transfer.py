@@ -100,7 +100,8 @@ class _Ring:
         """Return `count` bytes; wait for the GPU if it still copies from them."""
         if self._memory is None:
             pin = torch.cuda.is_available()
-            self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=pin)
+            with torch.inference_mode(False):  # it is used in both modes
+                self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=pin)
         start = self._end if self._end + count <= self._size else 0
         self._start, self._end = start, start + count
         while self._busy and any(b.start < self._end and start < b.end for b in self._busy):

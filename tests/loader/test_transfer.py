@@ -44,6 +44,14 @@ class TestPlaced:
         rearranged = weight.view(torch.uint8).to(memory_format=torch.channels_last)
         assert transfer.place(rearranged, torch.device("cpu")).equal(weight.view(torch.uint8))
 
+    @pytest.mark.parametrize("first", [True, False])
+    def test_in_either_mode_after_the_other(self, transfer, first):
+        for inside in (first, not first):
+            with torch.inference_mode(inside):
+                placed = transfer.place(made(5, 7), torch.device("cpu"))
+            assert placed.equal(made(5, 7))
+            assert placed.is_inference() == inside
+
     @pytest.mark.gpu
     def test_from_a_gpu_as_well(self):
         if not torch.cuda.is_available():
