@@ -65,6 +65,7 @@ const versionOf = (model) =>
 
 /** Show a model; null for none. Of most models no effects are measured, so none go by effect. */
 export function selectModel(id) {
+  unanswered.clear(); // of the other model, which may have a file where this one has none
   const unknown = { detail: null, curves: null, plan: null, file: null };
   change({ selected: id, selection: "sensitivity", task: null, ...unknown });
   askModel();
