@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import contextlib
 import os
 import shutil
@@ -17,7 +19,7 @@ from harness.fixtures import (
 from harness.panelpage import PanelPage
 from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 __all__ = ["client", "pytest_runtest_makereport"]
 
@@ -25,6 +27,27 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 READY = """window.app && app.vueAppReady && app.extensionManager
     && !app.extensionManager.spinner"""
+# What users do in a page, undone. To open it anew takes ten times as long.
+AS_OPENED = """async () => {
+    const {sidebarTab, toast, workflow} = app.extensionManager
+    if (sidebarTab.activeSidebarTabId) sidebarTab.toggleSidebarTab(sidebarTab.activeSidebarTabId)
+    toast.dismissAll()
+    document.activeElement.blur()
+    localStorage.clear()
+    sessionStorage.clear()
+    const edited = [...workflow.openWorkflows]
+    await app.loadGraphData()
+    for (const one of edited) await workflow.closeWorkflow(one)
+    const {state, change} = await import("/extensions/hswq/panel/state.mjs")
+    const fresh = await import(`/extensions/hswq/panel/state.mjs?${Math.random()}`)
+    change({...fresh.state, settings: state.settings})
+}"""
+# What a page asks for when it is opened.
+REFRESH = """async () => {
+    await app.reloadNodeDefs()
+    await (await import("/extensions/hswq/panel/questions.mjs")).refresh()
+}"""
+SIZE = {"width": 1680, "height": 900}
 PAGE_MILLISECONDS = 120_000  # five seconds on an idle machine
 TEAPOT = 418  # an HTTP status that no server here has
 
@@ -67,28 +90,89 @@ def statistics(server: ComfyUIServer) -> tuple[str, bytes]:
 
 
 @pytest.fixture
-def panel(statistics: tuple[str, bytes], server: ComfyUIServer, page: Page) -> PanelPage:
-    """The panel, not open yet, of a server that has recorded 40 images of the toy."""
+def recorded(statistics: tuple[str, bytes], server: ComfyUIServer) -> None:
+    """The server has recorded 40 images of the toy."""
     start_over(server)
     name, content = statistics
     (server.models / "hswq" / name).write_bytes(content)
+
+
+@pytest.fixture
+def panel(recorded: None, page: Page) -> PanelPage:
+    """The panel, not open yet, of a server that has recorded 40 images of the toy."""
     return PanelPage(page)
 
 
 @pytest.fixture
-def page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
-    """ComfyUI's page, ready. A script error, or a console error of this extension, fails a test."""
+def page(tab: Tab, server: ComfyUIServer) -> Iterator[Page]:
+    """ComfyUI's page, ready. A script error, or a console error of this extension, fails a test.
+
+    It is the same for all tests, and each gets it as it was opened.
+    """
     reset_settings(server)
-    with open_page(browser, server) as page:
-        yield page
+    tab.page.evaluate(REFRESH)
+    yield tab.page
+    tab.clear()
+    tab.check()
+
+
+@pytest.fixture(scope="session")
+def tab(browser: Browser, server: ComfyUIServer) -> Iterator[Tab]:
+    """The page that tests share."""
+    reset_settings(server)
+    tab = Tab(browser, server)
+    yield tab
+    tab.page.close()
 
 
 @contextlib.contextmanager
 def open_page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
     """Open ComfyUI's page; at the end, nothing in it may have gone wrong."""
-    problems: list[str] = []
+    tab = Tab(browser, server)
+    try:
+        yield tab.page
+    finally:
+        tab.page.unroute_all(behavior="ignoreErrors")  # of an answer that is still on its way
+        tab.page.close()
+    tab.check()
 
-    def listen(message: ConsoleMessage) -> None:
+
+class Tab:
+    """A page of ComfyUI, and what has gone wrong in it.
+
+    Attributes:
+        page: the page, ready.
+    """
+
+    def __init__(self, browser: Browser, server: ComfyUIServer) -> None:
+        """Open it."""
+        self._problems: list[str] = []
+        self.page = browser.new_page(viewport=SIZE)
+        self.page.set_default_timeout(PAGE_MILLISECONDS)
+        self.page.on("console", self._listen)
+        self.page.on("pageerror", lambda error: self._problems.append(str(error)))
+        self._asked = unanswered(self.page)
+        self.page.goto(server.url)
+        self.page.wait_for_function(READY)
+
+    def clear(self) -> None:
+        """Make it as it was opened, but for settings. All that it has asked us is answered."""
+        page = self.page
+        page.unroute_all(behavior="ignoreErrors")
+        page.set_viewport_size(SIZE)
+        if page.get_by_role("dialog").count():
+            page.reload()
+            page.wait_for_function(READY)
+        page.evaluate(AS_OPENED)
+        while self._asked:
+            page.wait_for_timeout(10)
+
+    def check(self) -> None:
+        """Fail if anything has gone wrong since the last check."""
+        problems, self._problems = self._problems, []
+        assert problems == []
+
+    def _listen(self, message: ConsoleMessage) -> None:
         """ComfyUI's own page logs errors too, such as files that a new user does not have yet."""
         told = f"{message.text} ({message.location.get('url')})"
         if "status of 400" in told and "/statistics/upload" in told:
@@ -98,17 +182,14 @@ def open_page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
         if "net::ERR_CONNECTION" in told:
             return  # its line about a server that a test stops: the panel says that it is gone
         if message.type in ("error", "warning") and "hswq" in told.lower():
-            problems.append(told)
+            self._problems.append(told)
 
-    page = browser.new_page(viewport={"width": 1680, "height": 900})
-    page.set_default_timeout(PAGE_MILLISECONDS)
-    page.on("console", listen)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(server.url)
-    page.wait_for_function(READY)
-    try:
-        yield page
-    finally:
-        page.unroute_all(behavior="ignoreErrors")  # of an answer that is still on its way
-        page.close()
-    assert problems == []
+
+def unanswered(page: Page) -> set[Request]:
+    """Return the questions to our routes that are not answered, as a set that stays up to date."""
+    asked: set[Request] = set()
+    page.on("request", lambda one: asked.add(one) if "/hswq/" in one.url else None)
+    for end in ("requestfinished", "requestfailed"):
+        page.on(end, lambda one: asked.discard(one))  # it takes no built-in method
+    page.on("framenavigated", lambda _: asked.clear())  # nobody waits for their answers any more
+    return asked

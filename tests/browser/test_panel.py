@@ -4,19 +4,16 @@ import hashlib
 import json
 import re
 import urllib.parse
-from collections.abc import Iterator
 
 import pytest
 from harness.client import Client
-from harness.fixtures import ENOUGH_STEPS, start_over
+from harness.fixtures import ENOUGH_STEPS
 from harness.lines import QUARTER_KEPT, sentence
 from harness.panelpage import PanelPage
 from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from hswq.calibration import load_statistics
-from playwright.sync_api import Browser, Page, Route, expect
-
-from .conftest import open_page
+from playwright.sync_api import Page, Route, expect
 
 pytestmark = pytest.mark.browser
 
@@ -33,11 +30,9 @@ UNDO = "() => app.extensionManager.command.execute('Comfy.Undo')"
 
 
 @pytest.fixture
-def panel(browser: Browser, server: ComfyUIServer) -> Iterator[PanelPage]:
+def panel(client: Client, page: Page) -> PanelPage:
     """The panel, of a server that has recorded nothing."""
-    start_over(server)
-    with open_page(browser, server) as page:
-        yield PanelPage(page)
+    return PanelPage(page)
 
 
 def sample(server: ComfyUIServer, images: int) -> None:
@@ -201,11 +196,8 @@ def delete(panel: PanelPage, server: ComfyUIServer) -> None:
 
 
 def test_a_point_by_effect_is_applied_and_exported(
-    statistics: tuple[str, bytes], server: ComfyUIServer, page: Page
+    recorded: None, server: ComfyUIServer, page: Page
 ):
-    start_over(server)
-    name, content = statistics
-    (server.models / "hswq" / name).write_bytes(content)
     measure_effects(server)
     take_a_small_card(page)
     panel = PanelPage(page)

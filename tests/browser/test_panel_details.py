@@ -10,9 +10,9 @@ from harness.fixtures import change_settings
 from harness.panelpage import PanelPage
 from harness.prompts import CHECKPOINT, node, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from .conftest import READY, TEAPOT
+from .conftest import TEAPOT, open_page
 from .test_examples import OPEN
 
 pytestmark = pytest.mark.browser
@@ -26,6 +26,10 @@ COUNT = """() => {
         const original = api[name].bind(api)
         api[name] = (event, listen) => { listeners[change](listen); return original(event, listen) }
     }
+}"""
+UNCOUNTED = """() => {
+    delete window.comfyAPI.api.api.addEventListener
+    delete window.comfyAPI.api.api.removeEventListener
 }"""
 NAMELESS = """() => [...document.querySelectorAll(".hswq-panel :is(a, button, input, select)")]
     .filter((one) => !(one.labels?.[0]?.textContent || one.textContent || one.ariaLabel).trim())
@@ -175,6 +179,7 @@ class TestManners:
         panel.toggle()
         expect(panel.root).to_have_count(0)
         assert panel.page.evaluate("window.listening.size") == 0
+        panel.page.evaluate(UNCOUNTED)
 
 
 class TestAccess:
@@ -202,21 +207,23 @@ class TestAccess:
         expect(panel.root.locator("tbody tr").first).to_be_visible()
         assert panel.page.evaluate(SMALL) == []
 
-    def test_in_japanese(self, panel: PanelPage, server: ComfyUIServer):
+    def test_in_japanese(self, recorded: None, browser: Browser, server: ComfyUIServer):
         change_settings(server, {"Comfy.Locale": "ja"})
         try:
-            panel.page.reload()
-            panel.page.wait_for_function(READY)
-            panel.toggle()
-            expect(panel.models).to_contain_text("40 枚")
-            expect(panel.fact("sentence")).to_contain_text("MiB、40 枚、FP8")
-            expect(panel.root.get_by_role("heading", name="エクスポート")).to_be_visible()
-            panel.unfold("層")
-            why = panel.root.locator("tbody td[data-kept=true]").first
-            expect(why).to_have_text("16 ビット 感度")
-            expect(why).to_have_attribute("title", re.compile("感度が最も高い層の 1 つ"))
+            with open_page(browser, server) as page:
+                self.expect_japanese(PanelPage(page))
         finally:
             change_settings(server, {"Comfy.Locale": "en"})
+
+    def expect_japanese(self, panel: PanelPage) -> None:
+        panel.toggle()
+        expect(panel.models).to_contain_text("40 枚")
+        expect(panel.fact("sentence")).to_contain_text("MiB、40 枚、FP8")
+        expect(panel.root.get_by_role("heading", name="エクスポート")).to_be_visible()
+        panel.unfold("層")
+        why = panel.root.locator("tbody td[data-kept=true]").first
+        expect(why).to_have_text("16 ビット 感度")
+        expect(why).to_have_attribute("title", re.compile("感度が最も高い層の 1 つ"))
 
 
 class TestLook:

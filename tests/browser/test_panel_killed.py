@@ -10,9 +10,9 @@ from harness.client import Client
 from harness.panelpage import PanelPage
 from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, Page, expect
 
-from .conftest import READY
+from .conftest import READY, unanswered
 from .test_panel import measure_effects
 from .test_panel_jobs import busy, exported, large
 
@@ -95,15 +95,6 @@ class TestKilled:
         assert list((server.models / "hswq").glob("*.pt")) == []
 
 
-def unanswered(page: Page) -> set[Request]:
-    """Return the questions to our routes that are not answered, as a set that stays up to date."""
-    asked: set[Request] = set()
-    page.on("request", lambda one: asked.add(one) if "/hswq/" in one.url else None)
-    for end in ("requestfinished", "requestfailed"):
-        page.on(end, lambda one: asked.discard(one))  # it takes no built-in method
-    return asked
-
-
 @pytest.fixture
 def tabs(browser: Browser, panel: PanelPage, server: ComfyUIServer) -> Iterator[list[PanelPage]]:
     """Two tabs of one browser, in each the panel."""
@@ -128,11 +119,11 @@ class TestTabs:
     ):
         one, other = tabs
         exported(server)  # removes what other tests have exported
-        self.cancel_what_the_other_tab_does(one, other, server)
         one.button("Search").click()
         for tab in tabs:
             tab.expect_job("done")
             expect(tab.fact("sentence")).to_contain_text("error")
+        self.cancel_what_the_other_tab_does(one, other, server)
         measure_effects(server)
         Client(server.url).run(text_to_latent(stock_loader(), steps=1))  # tells of a change
         for tab in tabs:
@@ -140,7 +131,7 @@ class TestTabs:
         other.unfold("Statistics files")
         other.confirm("Delete all statistics of this model")
         expect(one.models).to_have_count(0)
-        expect(one.job).to_have_attribute("data-state", "done")
+        expect(one.job).to_have_attribute("data-state", "cancelled")
         other.job.get_by_role("button", name="Dismiss").click()
         expect(one.job).to_have_count(0)
         expect(one.problem).to_have_count(0)

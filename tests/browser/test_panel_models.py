@@ -8,16 +8,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from harness.client import Client
-from harness.fixtures import change_settings
 from harness.panelpage import PanelPage
 from harness.prompts import hswq_loader, numbered, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 from hswq.calibration import LayerStatistics, Statistics, save_statistics
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
-from .conftest import open_page
 from .test_examples import BOXES, overlap
-from .test_node_lines import FIT, OPEN, RUN
+from .test_node_lines import FIT, OPEN, RUN, SET
 
 pytestmark = pytest.mark.browser
 
@@ -90,17 +88,14 @@ class TestFP8Files:
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "nodes-2.0"])
-def beside(request: pytest.FixtureRequest, browser: Browser, server, panel) -> Iterator[PanelPage]:
+def beside(request: pytest.FixtureRequest, panel: PanelPage) -> Iterator[PanelPage]:
     """The panel in a page with a loader that has run, in both looks of nodes."""
-    change_settings(server, {"Comfy.VueNodes.Enabled": request.param})
-    try:
-        with open_page(browser, server) as page:
-            page.evaluate(OPEN, numbered(text_to_latent(hswq_loader(), steps=1)))
-            page.evaluate(RUN)
-            page.evaluate(FIT)
-            yield PanelPage(page)
-    finally:
-        change_settings(server, {"Comfy.VueNodes.Enabled": False})
+    panel.page.evaluate(SET, ["Comfy.VueNodes.Enabled", request.param])
+    panel.page.evaluate(OPEN, numbered(text_to_latent(hswq_loader(), steps=1)))
+    panel.page.evaluate(RUN)
+    panel.page.evaluate(FIT)
+    yield panel
+    panel.page.evaluate(SET, ["Comfy.VueNodes.Enabled", False])
 
 
 class TestApply:
