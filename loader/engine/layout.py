@@ -16,7 +16,7 @@ from comfy.quant_ops import TensorCoreFP8E4M3Layout, register_layout_class
 
 from ...quant import FP8_MAX, Clipping, Plan, dequantize, quantize
 from .int8_layout import HSWQINT8Layout
-from .transfer import moved
+from .transfer import is_up_from_pageable, moved
 
 LAYOUT, INT8_LAYOUT = "HSWQFP8Layout", "HSWQINT8Layout"
 _ROUNDED_TO_MAX = 464.0  # halfway to 480, the next value if the grid went on: rounds to 448
@@ -176,7 +176,10 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
             target, source, *rest = args
             if not isinstance(target, comfy.quant_ops.QuantizedTensor):
                 return func(target, source.dequantize(), *rest, **(kwargs or {}))
-            args = (target, _moved(_like(target, source), target.device), *rest)
+            source = _like(target, source)
+            if is_up_from_pageable(source._qdata, target.device):
+                source = _moved(source, target.device)
+            args = (target, source, *rest)
         if func.is_view:
             # torch wants a view to be made in the mode in which its base was made.
             with torch.inference_mode(args[0].is_inference()), torch.no_grad():
@@ -221,9 +224,7 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
 def _moved(
     tensor: comfy.quant_ops.QuantizedTensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> comfy.quant_ops.QuantizedTensor:
-    """Return a tensor's copy on another device, or itself on its own."""
-    if device == tensor.device:
-        return tensor
+    """Return a tensor's copy on another device."""
     params = tensor._params.to_device(device)
     params = dataclasses.replace(params, orig_dtype=dtype or params.orig_dtype)
     data = moved(tensor._qdata, device)

@@ -15,13 +15,22 @@ _RING_BYTES = 64 << 20
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor's copy on another device, as `Tensor.to` does, but quicker."""
-    if type(tensor) is torch.Tensor:  # a compiler traces with others, which have no memory
-        way = tensor.device.type, device.type
-        if way == ("cuda", "cpu"):
-            return transfer_of(tensor.device).place(tensor, device)
-        if way == ("cpu", "cuda") and not tensor.is_pinned():
-            return transfer_of(device).up(tensor)
+    if is_up_from_pageable(tensor, device):
+        return transfer_of(device).up(tensor)
+    way = tensor.device.type, device.type
+    if way == ("cuda", "cpu") and type(tensor) is torch.Tensor:
+        return transfer_of(tensor.device).place(tensor, device)
     return tensor.to(device)
+
+
+def is_up_from_pageable(tensor: torch.Tensor, device: torch.device) -> bool:
+    """Whether a copy to a device is from host memory that the GPU cannot read itself.
+
+    It never is where a compiler traces with tensors that have no memory.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu" or type(tensor) is not torch.Tensor:
+        return False
+    return not tensor.is_pinned()
 
 
 @functools.cache
