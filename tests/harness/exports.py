@@ -16,13 +16,14 @@ from hswq.loader.engine.model_structure import layers_of
 from hswq.loader.engine.quantizer import quantizing_device
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.model_file import ModelFile
-from hswq.loader.files.whole_hash import background
 from hswq.loader.host.folders import register_folder
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.export import export
 from hswq.loader.jobs.export_settings import ExportSettings
 from hswq.loader.jobs.output_path import export_path
 from hswq.quant import FP8_SCALED, LayerPlan, Plan, QuantizeSettings, fp8_format, make_plan
+
+from harness.modelfiles import end_hashing
 
 SAMPLES = 40
 
@@ -36,7 +37,7 @@ def folders(tmp_path, monkeypatch):
 
 def use_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give ComfyUI such folders until the patch is undone."""
-    background.join()  # it would write what it found for an earlier test
+    end_hashing()
     paths = {
         "checkpoints": ([str(tmp_path / "output" / "checkpoints")], {".safetensors"}),
         "diffusion_models": ([str(tmp_path / "output" / "diffusion_models")], {".safetensors"}),

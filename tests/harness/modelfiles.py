@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from hswq.loader.files import fingerprints
 from hswq.loader.files.versions import version_of
+from hswq.loader.files.whole_hash import background
 from safetensors.torch import save_file
 
 HOUR = 3600
@@ -48,3 +49,15 @@ def rewritten(path: str, content: bytes) -> None:
 def restart() -> None:
     """Forget what is in memory, as a start of ComfyUI does."""
     fingerprints._all.cache_clear()
+
+
+def end_hashing() -> None:
+    """Hash no file any more that an earlier test has used: what is found would go to this one.
+
+    To wait for it takes two seconds, as that is how long a new file is left alone.
+    """
+    busy = background.busy
+    background.stop()
+    background.join()
+    background.__init__()
+    background.busy = busy

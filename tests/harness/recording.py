@@ -18,9 +18,10 @@ from hswq.calibration import LayerStatistics, Statistics, monitored_layers
 from hswq.loader import store
 from hswq.loader.engine import ahead
 from hswq.loader.files.fingerprints import fingerprint
-from hswq.loader.files.whole_hash import background
 from hswq.loader.host.folders import FOLDER
 from hswq.loader.recording.recorder import Recorder
+
+from harness.modelfiles import end_hashing
 
 CFGGuider = comfy.samplers.CFGGuider
 
@@ -28,7 +29,7 @@ CFGGuider = comfy.samplers.CFGGuider
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Statistics and settings for the test alone."""
-    background.join()  # what another test's files are hashed for would go here
+    end_hashing()
     folders = folder_paths.folder_names_and_paths
     monkeypatch.setitem(folders, FOLDER, ([str(tmp_path / "hswq")], {".pt"}))
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
