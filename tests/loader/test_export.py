@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -45,13 +46,33 @@ def loaded_by_us(path: str, plan: Plan):
     return load_checkpoint(path, plan, only_model=True)[0]
 
 
+@pytest.fixture(scope="module")
+def before() -> dict[tuple[str, bool], tuple[Path, Plan]]:
+    """Where the toy was exported before, by how."""
+    return {}
+
+
+@pytest.fixture
+def exported(recorded, before, kind, model_only) -> tuple[Path, Plan]:
+    """The toy's export, in ComfyUI's folders, and its Plan. Each is written once for all tests."""
+    settings = wanted(kind, model_only=model_only)
+    if (kind, model_only) not in before:
+        before[kind, model_only] = written(recorded, settings)
+    path, plan = before[kind, model_only]
+    target = target_of(settings)
+    if target != path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return target, plan
+
+
 class TestFile:
     @KINDS
     @WHAT
     def test_has_the_loaders_weights_and_all_else_as_it_was(
-        self, recorded, plans, kind, model_only
+        self, recorded, exported, plans, kind, model_only
     ):
-        path, plan = written(recorded, wanted(kind, model_only=model_only))
+        path, plan = exported
         its_format = FILE_FORMATS[kind].number_format
         assert plan.number_format == its_format
         if its_format is not INT8:
@@ -84,8 +105,8 @@ class TestFile:
 
     @KINDS
     @WHAT
-    def test_gives_our_loader_its_own_weights(self, recorded, kind, model_only):
-        path, plan = written(recorded, wanted(kind, model_only=model_only))
+    def test_gives_our_loader_its_own_weights(self, recorded, exported, kind, model_only):
+        path, plan = exported
         if model_only:
             stored = load_diffusion_model(str(path), None)
         else:
@@ -217,8 +238,8 @@ class TestStock:
         return CheckpointLoaderSimple().load_checkpoint(path.name)[0]
 
     @WHAT
-    def test_reads_it_and_keeps_16_bit_layers(self, recorded, caplog, kind, model_only):
-        path, plan = written(recorded, wanted(kind, model_only=model_only))
+    def test_reads_it_and_keeps_16_bit_layers(self, recorded, exported, caplog, model_only):
+        path, plan = exported
         with caplog.at_level(logging.INFO):
             stock = self.load(path, model_only)
         assert "Using mixed precision operations" in caplog.messages
@@ -241,8 +262,8 @@ class TestStock:
         assert len(plan.kept) > 50
 
     @WHAT
-    def test_samples_as_our_loader_does(self, recorded, kind, model_only):
-        path, _ = written(recorded, wanted(kind, model_only=model_only))
+    def test_samples_as_our_loader_does(self, exported, model_only):
+        path, _ = exported
         stock = self.load(path, model_only)
         ours = load_diffusion_model if model_only else load_checkpoint
         ours = ours(str(path), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import comfy.model_management
 import pytest
 import torch
-from harness.exports import record, wanted, written
+from harness.exports import record, use_folders, wanted, written
 from harness.inprocess import distance, held, same, sample
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
@@ -28,6 +28,15 @@ def source(checkpoint, statistics, folders) -> str:
     """The toy with enough recorded samples."""
     record(str(checkpoint), statistics)
     return str(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def path(checkpoint, statistics, tmp_path_factory) -> Path:
+    """An export of the toy, the same for all tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch, torch.inference_mode():
+        use_folders(tmp_path_factory.mktemp("exported"), monkeypatch)
+        record(str(checkpoint), statistics)
+        return written(str(checkpoint), wanted("int8", keep_ratio=0.1))[0]
 
 
 def loaded(path: Path | str, how=None, **more):
@@ -62,8 +71,7 @@ class TestExport:
         load_again, arguments = found.cached_patcher_init
         assert not same(held(load_again(*arguments, disable_dynamic=True)), held(found))
 
-    def test_says_what_a_layer_is(self, source):
-        path, _ = written(source, wanted("int8", keep_ratio=0.1))
+    def test_says_what_a_layer_is(self, path):
         tensors = load_file(path)
         marker = json.loads(bytes(tensors[KEY + "comfy_quant"].tolist()))
         assert marker == {"format": "int8_tensorwise", "full_precision_matrix_mult": True}
@@ -86,10 +94,6 @@ def marker(**content) -> torch.Tensor:
 
 
 class TestOthers:
-    @pytest.fixture
-    def path(self, source) -> Path:
-        return written(source, wanted("int8", keep_ratio=0.1))[0]
-
     @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
     def test_one_scale_for_a_layer(self, path, tmp_path, shape):
         """As ComfyUI's int8_tensorwise has it, and OneTrainer."""
