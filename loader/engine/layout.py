@@ -167,7 +167,7 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
             # ignore `copy`, so that a backup would be the weight itself, or they dequantize. They
             # are right for the operations that `.to` is made of.
             return func.decompose(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default:
+        if func is torch.ops.aten._to_copy.default:  # comfy_kitchen's handler takes the slow way
             device = (kwargs or {}).get("device", args[0].device)
             if device != args[0].device:
                 return _moved(args[0], torch.device(device), kwargs.get("dtype"))
@@ -178,7 +178,8 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
                 return func(target, source.dequantize(), *rest, **(kwargs or {}))
             source = _like(target, source)
             if is_up_from_pageable(source._qdata, target.device):
-                source = _moved(source, target.device)
+                data = moved(source._qdata, target.device)
+                source = source._copy_with(qdata=data, params=source._params, clone_params=False)
             args = (target, source, *rest)
         if func.is_view:
             # torch wants a view to be made in the mode in which its base was made.
@@ -225,8 +226,12 @@ def _moved(
     tensor: comfy.quant_ops.QuantizedTensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> comfy.quant_ops.QuantizedTensor:
     """Return a tensor's copy on another device."""
-    params = tensor._params.to_device(device)
-    params = dataclasses.replace(params, orig_dtype=dtype or params.orig_dtype)
+    before, at_once = tensor._params, device.type == "cuda"  # a reader on the host would not wait
+    scales = {
+        name: getattr(before, name).to(device, non_blocking=at_once)
+        for name in before._tensor_fields()
+    }
+    params = dataclasses.replace(before, orig_dtype=dtype or before.orig_dtype, **scales)
     data = moved(tensor._qdata, device)
     return tensor._copy_with(qdata=data, params=params, clone_params=False)
 

@@ -280,10 +280,13 @@ class _Quantizable:
 
 
 def _applied(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
-    """Return what a function for `Module._apply` makes of a parameter; it may be to move it."""
-    if isinstance(value, QuantizedTensor):
+    """Return what a function for `Module._apply` makes of a parameter.
+
+    Most such functions move it. It goes by pinned memory then.
+    """
+    if isinstance(value, QuantizedTensor) or value.is_meta:
         return fn(value)
-    empty = fn(torch.empty(0, dtype=value.dtype, device=value.device))
+    empty = fn(value.data.new_empty((0,) * value.ndim))
     if empty.device == value.device or empty.dtype != value.dtype:
         return fn(value)
     return moved(value.data, empty.device)

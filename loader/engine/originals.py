@@ -12,12 +12,11 @@ from comfy.quant_ops import QuantizedTensor
 from ...quant import Clipping, Plan
 from ..files.errors import ModelFileError
 from ..files.fingerprints import fingerprint
-from ..files.mapped_file import mapped, part_of
 from ..files.model_file import ModelFile
-from ..files.safetensors import is_safetensors
+from ..files.safetensors import DTYPES, is_safetensors
 from ..files.versions import version_of
 from ..host import settings
-from .transfer import moved
+from .transfer import transfer_of
 
 
 class Originals:
@@ -71,10 +70,10 @@ class Originals:
         held = _checksum(weight._qdata), weight._params.scale
         if not all(map(_equal, held, noted)):
             return None
-        original = self._read(f"{layer}.weight")
+        original = self._read(f"{layer}.weight", weight.device)
         if original is None or original.shape != weight.shape:
             return None
-        return moved(original, weight.device).to(weight.dtype)
+        return original.to(weight.dtype)
 
     def compensated(
         self, layer: str, weight: torch.Tensor, clipping: Clipping
@@ -97,12 +96,15 @@ class Originals:
             self._version = version
         return version == self._version
 
-    def _read(self, name: str) -> torch.Tensor | None:
+    def _read(self, name: str, device: torch.device) -> torch.Tensor | None:
         try:
             if not self._is_still_there():
                 return None
             entry = self._entries[name]
-            return part_of(mapped(self._path, entry.end), entry)
+            with open(self._path, "rb", buffering=0) as file:
+                file.seek(entry.start)
+                data = transfer_of(device).read(file, entry.end - entry.start)
+            return data.view(DTYPES[entry.dtype]).view(entry.shape)
         except (OSError, KeyError, ModelFileError):
             return None
 

@@ -64,18 +64,34 @@ class _StreamsLargeLayers:
         that is on the GPU as a whole, and fits there, stays.
         """
         model = self.model
+        is_whole = not getattr(model, "model_lowvram", True) and model.device == device_to
         fits = model.model_loaded_weight_memory + extra_memory > self.model_size()
-        self._stays = fits and not model.model_lowvram and model.device == device_to
-        return super().partially_load(device_to, extra_memory, *args, **kwargs)
+        self._stays = stays = is_whole and fits and not self._exchanges_weights()
+        try:
+            return super().partially_load(device_to, extra_memory, *args, **kwargs)
+        except BaseException:
+            self._stays = False
+            if stays:  # ComfyUI takes it off the GPU after errors of `load` alone
+                self.detach()
+            raise
+        finally:
+            self._stays = False
+
+    def _exchanges_weights(self) -> bool:
+        """Whether an object patch has weights, which it may take out of the model or bring into it.
+
+        ComfyUI moves those with the whole model, and with nothing else.
+        """
+        objects = *self.object_patches.values(), *self.object_patches_backup.values()
+        modules = (one for one in objects if isinstance(one, torch.nn.Module))
+        return any(next(one.parameters(), None) is not None for one in modules)
 
     def unpatch_model(
         self, device_to: torch.device | None = None, unpatch_weights: bool = True
     ) -> None:
         """Take patches off, and move the model unless it stays."""
-        if unpatch_weights and self._stays:
-            device_to = None
-        self._stays = False  # an error while it is loaded again takes it off the GPU
-        super().unpatch_model(device_to, unpatch_weights)
+        stays, self._stays = self._stays, False
+        super().unpatch_model(None if stays and unpatch_weights else device_to, unpatch_weights)
 
     def load(self, *args, **kwargs) -> None:
         super().load(*args, **kwargs)

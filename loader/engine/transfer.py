@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import deque
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 
@@ -14,7 +15,7 @@ _RING_BYTES = 64 << 20
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor's copy on another device, as `Tensor.to` does, but quicker."""
+    """Return a tensor on a device, as `Tensor.to` does, but quicker."""
     if is_up_from_pageable(tensor, device):
         return transfer_of(device).up(tensor)
     way = tensor.device.type, device.type
@@ -59,7 +60,10 @@ class Transfer:
         self._lock = threading.Lock()
 
     def up(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a CPU tensor's copy on the device; a tensor of the device is returned as it is."""
+        """Return a CPU tensor's copy on the device; a tensor of the device is returned as it is.
+
+        The copy is complete for the current stream of the device.
+        """
         if not self._staged or tensor.device.type != "cpu" or not tensor.is_contiguous():
             return tensor.to(self.device)
         copied = torch.empty_like(tensor, device=self.device)
@@ -70,6 +74,25 @@ class Transfer:
                 target.copy_(buffer, non_blocking=True)
                 self._ring.hand_over(buffer)
         return copied
+
+    def read(self, file: BinaryIO, count: int) -> torch.Tensor:
+        """Return the next bytes of a file on the device, complete for its current stream.
+
+        Raises:
+            OSError: there are fewer, or they cannot be read.
+        """
+        if not self._staged:
+            found = torch.empty(count, dtype=torch.uint8)
+            _fill(found, file)
+            return found.to(self.device)
+        found = torch.empty(count, dtype=torch.uint8, device=self.device)
+        with self._lock:
+            for target in _pieces(found):
+                buffer = self._ring.take(target.numel())
+                _fill(buffer, file)
+                target.copy_(buffer, non_blocking=True)
+                self._ring.hand_over(buffer)
+        return found
 
     def place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Return a completed copy on another device; a tensor of that device as it is."""
@@ -108,9 +131,8 @@ class _Ring:
     def take(self, count: int) -> torch.Tensor:
         """Return `count` bytes; wait for the GPU if it still copies from them."""
         if self._memory is None:
-            pin = torch.cuda.is_available()
             with torch.inference_mode(False):  # it is used in both modes
-                self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=pin)
+                self._memory = _pinned(self._size)
         start = self._end if self._end + count <= self._size else 0
         self._start, self._end = start, start + count
         while self._busy and any(b.start < self._end and start < b.end for b in self._busy):
@@ -132,6 +154,19 @@ class _Ring:
 
     def _free_oldest(self) -> None:
         self._busy.popleft().done.synchronize()
+
+
+def _fill(buffer: torch.Tensor, file: BinaryIO) -> None:
+    if file.readinto(buffer.numpy()) < buffer.numel():
+        raise OSError("it has become shorter")
+
+
+def _pinned(size: int) -> torch.Tensor:
+    """Return bytes of pinned memory; of ordinary memory, which is slower, if there is none."""
+    if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    return torch.empty(size, dtype=torch.uint8)
 
 
 def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from .safetensors import DTYPES, TensorEntry, parse_header
+from .safetensors import DTYPES, parse_header
 
 
 class MappedFile:
@@ -31,7 +31,12 @@ class MappedFile:
         """
         self.entries, self.metadata = parse_header(os.fspath(path))
         size = max((entry.end for entry in self.entries.values()), default=0)
-        self._bytes = mapped(path, size)
+        # Tensors that are made in inference mode cannot become parameters without a copy.
+        with torch.inference_mode(False):
+            try:
+                self._bytes = torch.from_file(os.fspath(path), size=size, dtype=torch.uint8)
+            except RuntimeError as error:  # it was removed or cut short just now
+                raise OSError(str(error).split("\n", 1)[0]) from error
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor on the CPU, mapped.
@@ -39,32 +44,10 @@ class MappedFile:
         Raises:
             KeyError: the file has none of that name, or torch does not know its dtype.
         """
-        return part_of(self._bytes, self.entries[name])
-
-
-def mapped(path: str | os.PathLike, size: int) -> torch.Tensor:
-    """Return the first `size` bytes of a file, mapped for as long as somebody holds them.
-
-    Raises:
-        OSError: it cannot be read, or is shorter.
-    """
-    # Tensors that are made in inference mode cannot become parameters without a copy.
-    with torch.inference_mode(False):
-        try:
-            return torch.from_file(os.fspath(path), size=size, dtype=torch.uint8)
-        except RuntimeError as error:
-            raise OSError(str(error).split("\n", 1)[0]) from error
-
-
-def part_of(content: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
-    """Return the tensor that an entry describes; it shares the memory of the file's bytes.
-
-    Raises:
-        KeyError: torch does not know its dtype.
-    """
-    dtype = DTYPES[entry.dtype]
-    with torch.inference_mode(False):
-        part = content[entry.start : entry.end]
-        if entry.start % dtype.itemsize:  # the format does not promise that tensors are aligned
-            part = part.clone()
-        return part.view(dtype).view(entry.shape)
+        entry = self.entries[name]
+        dtype = DTYPES[entry.dtype]
+        with torch.inference_mode(False):
+            content = self._bytes[entry.start : entry.end]
+            if entry.start % dtype.itemsize:  # the format does not promise that tensors are aligned
+                content = content.clone()
+            return content.view(dtype).view(entry.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -23,6 +24,9 @@ MAX_BYTES = 64 << 20
 """SDXL's statistics are 8 MiB."""
 
 UPLOADED = "uploaded"
+_SDXL = 2_567_463_684
+"""Parameters of SDXL's UNet, by which ComfyUI chooses a dtype."""
+
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"\w[\w .()+,@-]*")
@@ -66,9 +70,12 @@ def take_in(content: bytes, name: str) -> str:
 
 def _prepare() -> None:
     """Prepare the GPU: who sends statistics will quantize by them, and may have recorded none."""
-    device = memory.get_torch_device()
-    dtype = memory.unet_dtype(device)
-    ahead.prepare(device, torch.float16 if dtype.itemsize < 2 else dtype)
+    try:
+        device = memory.get_torch_device()
+        dtype = memory.unet_dtype(device, _SDXL)
+        ahead.prepare(device, torch.float16 if dtype.itemsize < 2 else dtype)
+    except RuntimeError as error:  # the file is kept all the same
+        logging.info("HSWQ: the GPU is not prepared: %s", error)
 
 
 def _read(content: bytes, name: str) -> Statistics:

@@ -110,9 +110,14 @@ def page(tab: Tab, server: ComfyUIServer) -> Iterator[Page]:
     It is the same for all tests, and each gets it as it was opened.
     """
     reset_settings(server)
+    tab.page.wait_for_function(READY)
     tab.page.evaluate(REFRESH)
     yield tab.page
-    tab.clear()
+    try:
+        tab.clear()
+    except BaseException:  # the next test shall not begin with what this one has left
+        tab.page.reload()
+        raise
     tab.check()
 
 

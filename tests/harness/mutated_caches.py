@@ -94,11 +94,9 @@ def refined_models(folder: Path, numbers: random.Random) -> Attack:
         found = refined.find(KEY)
         if found is None:
             return False
-        read = (found.read(name, lambda mapped: mapped) for name in layers)
-        for name, layer in zip(layers, read, strict=True):
-            if layer is None:
-                continue
-            data, scale = layer
+        read = {name: found.read(name, lambda tensor: tensor) for name in found.names}
+        for name in read.keys() - {name for name, layer in read.items() if layer is None}:
+            data, scale = read[name]
             assert data.view(torch.uint8).equal(layers[name][0].view(torch.uint8))
             assert scale.equal(layers[name][1])
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 import comfy.lora
 import comfy.model_management
@@ -110,18 +111,42 @@ class TestOtherPatches:
         assert moves == [models.quantized.offload_device]
         assert other.loaded_size() < other.model_size()
 
-    def test_that_fail_take_it_off_the_gpu(self, models, moves, monkeypatch):
+    @pytest.mark.parametrize("where", ["weights", "object patches", "injections"])
+    def test_that_fail_take_it_off_the_gpu(self, models, moves, monkeypatch, where):
         latent = predicted(load(models.quantized))
         load(patched(models.quantized, patch_file("LoRA")))
+        other = patched(models.quantized, patch_file("LoRA"), 0.5)
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken"):
-            patch.setattr(comfy.lora, "calculate_weight", broken)
-            load(patched(models.quantized, patch_file("LoRA"), 0.5))
+            if where == "weights":
+                patch.setattr(comfy.lora, "calculate_weight", broken)
+            else:
+                patch.setattr(other, WHERE[where], broken_once())
+            load(other)
         assert moves[-1] == models.quantized.offload_device
         assert predicted(load(models.quantized)).equal(latent)
+
+    def test_take_it_through_the_host_if_a_layer_is_exchanged(self, models, moves):
+        """It would stay on the GPU, in no model."""
+        other = patched(models.quantized, patch_file("LoRA"))
+        other.add_object_patch("diffusion_model.out.2", torch.nn.Conv2d(64, 4, 3, padding=1))
+        for wanted in (other, models.quantized):
+            load(models.quantized if wanted is other else other)
+            moves.clear()
+            load(wanted)
+            assert models.quantized.offload_device in moves
+
+
+WHERE = {"object patches": "patch_model", "injections": "eject_model"}
 
 
 def broken(*_: object) -> None:
     raise RuntimeError("broken")
+
+
+def broken_once() -> Callable:
+    """Return a function that fails when it is called first."""
+    calls = iter([broken])
+    return lambda *_, **__: next(calls, lambda: None)()
 
 
 def entries(*sizes: int) -> list[tuple]:

@@ -52,6 +52,11 @@ class TestPlaced:
             assert placed.equal(made(5, 7))
             assert placed.is_inference() == inside
 
+    def test_where_there_is_no_pinned_memory(self, transfer, monkeypatch):
+        """Here it fails for want of a driver, elsewhere because too much is pinned already."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert transfer.place(made(5, 7), torch.device("cpu")).equal(made(5, 7))
+
     @pytest.mark.gpu
     def test_from_a_gpu_as_well(self):
         if not torch.cuda.is_available():
@@ -63,6 +68,24 @@ class TestPlaced:
             torch.cuda._sleep(10_000_000)  # the GPU is still at work
             assert transfer.place(up + 1, torch.device("cpu")).equal(made(size, value + 1))
         transfer.finish()
+
+
+class TestRead:
+    @pytest.fixture
+    def file(self, tmp_path):
+        path = tmp_path / "bytes"
+        path.write_bytes(bytes(range(200)))
+        with open(path, "rb", buffering=0) as file:
+            yield file
+
+    def test_bytes_are_the_files(self, file, device):
+        file.seek(3)
+        found = Transfer(torch.device(device)).read(file, 100)
+        assert found.tolist() == list(range(3, 103))
+
+    def test_a_file_that_has_become_shorter_is_an_error(self, file, device):
+        with pytest.raises(OSError, match="shorter"):
+            Transfer(torch.device(device)).read(file, 201)
 
 
 @pytest.mark.gpu

@@ -59,7 +59,7 @@ class TestPreparing:
     def test_the_gpu_is_ready_for_who_has_recorded_nothing(self, tmp_path, monkeypatch, usual):
         asked = []
         monkeypatch.setattr(ahead, "prepare", lambda *what: asked.append(what))
-        monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda _: usual)
+        monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda *_: usual)
         take_in(content(tmp_path, statistics(2, **recorded(1))), NAME)
         dtype = torch.bfloat16 if usual is torch.bfloat16 else torch.float16
         assert asked == [(comfy.model_management.get_torch_device(), dtype)]
