@@ -121,7 +121,7 @@ def page(tab: Tab, server: ComfyUIServer) -> Iterator[Page]:
     tab.check()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tab(browser: Browser, server: ComfyUIServer) -> Iterator[Tab]:
     """The page that tests share."""
     reset_settings(server)

@@ -49,7 +49,6 @@ STARTS = {
 class TestKilled:
     def test_while_a_job_runs(self, large: PanelPage, server: ComfyUIServer):
         """It is lost, and can be done again; nothing of it is left, and nothing else is lost."""
-        exported(server)  # removes what other tests have exported
         for samples, name in enumerate(STARTS, 41):
             Client(server.url).run(text_to_latent(stock_loader(), steps=1))
             large.expect_samples(samples)
@@ -118,7 +117,6 @@ class TestTabs:
         self, large: PanelPage, tabs: list[PanelPage], server: ComfyUIServer
     ):
         one, other = tabs
-        exported(server)  # removes what other tests have exported
         one.button("Search").click()
         for tab in tabs:
             tab.expect_job("done")

@@ -72,7 +72,7 @@ def client(server: ComfyUIServer) -> Client:
 
 
 def start_over(server: ComfyUIServer) -> None:
-    """Delete all that was recorded and searched, files and memory of it; nothing runs by then.
+    """Delete all that was recorded, searched and exported; nothing runs by then.
 
     What an earlier test has chosen in the settings is undone.
     """
@@ -88,6 +88,8 @@ def start_over(server: ComfyUIServer) -> None:
             shutil.rmtree(path)
         else:  # a thread of the server may just remove a temporary file of its own
             path.unlink(missing_ok=True)
+    for path in (server.base / "output").rglob("*.safetensors"):
+        path.unlink()
 
 
 @pytest.fixture(scope="session")
