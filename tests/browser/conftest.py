@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -49,6 +50,8 @@ REFRESH = """async () => {
 }"""
 SIZE = {"width": 1680, "height": 900}
 PAGE_MILLISECONDS = 120_000  # five seconds on an idle machine
+# An upload, or a question about an export, such as of a file that a test has deleted.
+REFUSED = re.compile(r"status of 4(00|09) .*/statistics/(upload|\w+/export\?)")
 TEAPOT = 418  # an HTTP status that no server here has
 
 
@@ -180,7 +183,7 @@ class Tab:
     def _listen(self, message: ConsoleMessage) -> None:
         """ComfyUI's own page logs errors too, such as files that a new user does not have yet."""
         told = f"{message.text} ({message.location.get('url')})"
-        if "status of 400" in told and "/statistics/upload" in told:
+        if REFUSED.search(told):
             return  # Chromium's own line about an answer that the panel shows
         if f"status of {TEAPOT}" in told:
             return  # its line about an answer that a test gives in the server's place
