@@ -28,26 +28,6 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 READY = """window.app && app.vueAppReady && app.extensionManager
     && !app.extensionManager.spinner"""
-# What users do in a page, undone. To open it anew takes ten times as long.
-AS_OPENED = """async () => {
-    const {sidebarTab, toast, workflow} = app.extensionManager
-    if (sidebarTab.activeSidebarTabId) sidebarTab.toggleSidebarTab(sidebarTab.activeSidebarTabId)
-    toast.dismissAll()
-    document.activeElement.blur()
-    localStorage.clear()
-    sessionStorage.clear()
-    const edited = [...workflow.openWorkflows]
-    await app.loadGraphData()
-    for (const one of edited) await workflow.closeWorkflow(one)
-    const {state, change} = await import("/extensions/hswq/panel/state.mjs")
-    const fresh = await import(`/extensions/hswq/panel/state.mjs?${Math.random()}`)
-    change({...fresh.state, settings: state.settings})
-}"""
-# What a page asks for when it is opened.
-REFRESH = """async () => {
-    await app.reloadNodeDefs()
-    await (await import("/extensions/hswq/panel/questions.mjs")).refresh()
-}"""
 SIZE = {"width": 1680, "height": 900}
 PAGE_MILLISECONDS = 120_000  # five seconds on an idle machine
 # An upload, or a question about an export, such as of a file that a test has deleted.
@@ -107,30 +87,11 @@ def panel(recorded: None, page: Page) -> PanelPage:
 
 
 @pytest.fixture
-def page(tab: Tab, server: ComfyUIServer) -> Iterator[Page]:
-    """ComfyUI's page, ready. A script error, or a console error of this extension, fails a test.
-
-    It is the same for all tests, and each gets it as it was opened.
-    """
+def page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
+    """ComfyUI's page, ready. A script error, or a console error of this extension, fails a test."""
     reset_settings(server)
-    tab.page.wait_for_function(READY)
-    tab.page.evaluate(REFRESH)
-    yield tab.page
-    try:
-        tab.clear()
-    except BaseException:  # the next test shall not begin with what this one has left
-        tab.page.reload()
-        raise
-    tab.check()
-
-
-@pytest.fixture(scope="package")
-def tab(browser: Browser, server: ComfyUIServer) -> Iterator[Tab]:
-    """The page that tests share."""
-    reset_settings(server)
-    tab = Tab(browser, server)
-    yield tab
-    tab.page.close()
+    with open_page(browser, server) as page:
+        yield page
 
 
 @contextlib.contextmanager
@@ -159,21 +120,8 @@ class Tab:
         self.page.set_default_timeout(PAGE_MILLISECONDS)
         self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self._problems.append(str(error)))
-        self._asked = unanswered(self.page)
         self.page.goto(server.url)
         self.page.wait_for_function(READY)
-
-    def clear(self) -> None:
-        """Make it as it was opened, but for settings. All that it has asked us is answered."""
-        page = self.page
-        page.unroute_all(behavior="ignoreErrors")
-        page.set_viewport_size(SIZE)
-        if page.get_by_role("dialog").count():
-            page.reload()
-            page.wait_for_function(READY)
-        page.evaluate(AS_OPENED)
-        while self._asked:
-            page.wait_for_timeout(10)
 
     def check(self) -> None:
         """Fail if anything has gone wrong since the last check."""
