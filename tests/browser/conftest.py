@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -20,7 +18,7 @@ from harness.fixtures import (
 from harness.panelpage import PanelPage
 from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 __all__ = ["client", "pytest_runtest_makereport"]
 
@@ -28,7 +26,6 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 READY = """window.app && app.vueAppReady && app.extensionManager
     && !app.extensionManager.spinner"""
-SIZE = {"width": 1680, "height": 900}
 PAGE_MILLISECONDS = 120_000  # five seconds on an idle machine
 # An upload, or a question about an export, such as of a file that a test has deleted.
 REFUSED = re.compile(r"status of 4(00|09) .*/statistics/(upload|\w+/export\?)")
@@ -97,38 +94,9 @@ def page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
 @contextlib.contextmanager
 def open_page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
     """Open ComfyUI's page; at the end, nothing in it may have gone wrong."""
-    tab = Tab(browser, server)
-    try:
-        yield tab.page
-    finally:
-        tab.page.unroute_all(behavior="ignoreErrors")  # of an answer that is still on its way
-        tab.page.close()
-    tab.check()
+    problems: list[str] = []
 
-
-class Tab:
-    """A page of ComfyUI, and what has gone wrong in it.
-
-    Attributes:
-        page: the page, ready.
-    """
-
-    def __init__(self, browser: Browser, server: ComfyUIServer) -> None:
-        """Open it."""
-        self._problems: list[str] = []
-        self.page = browser.new_page(viewport=SIZE)
-        self.page.set_default_timeout(PAGE_MILLISECONDS)
-        self.page.on("console", self._listen)
-        self.page.on("pageerror", lambda error: self._problems.append(str(error)))
-        self.page.goto(server.url)
-        self.page.wait_for_function(READY)
-
-    def check(self) -> None:
-        """Fail if anything has gone wrong since the last check."""
-        problems, self._problems = self._problems, []
-        assert problems == []
-
-    def _listen(self, message: ConsoleMessage) -> None:
+    def listen(message: ConsoleMessage) -> None:
         """ComfyUI's own page logs errors too, such as files that a new user does not have yet."""
         told = f"{message.text} ({message.location.get('url')})"
         if REFUSED.search(told):
@@ -138,14 +106,17 @@ class Tab:
         if "net::ERR_CONNECTION" in told:
             return  # its line about a server that a test stops: the panel says that it is gone
         if message.type in ("error", "warning") and "hswq" in told.lower():
-            self._problems.append(told)
+            problems.append(told)
 
-
-def unanswered(page: Page) -> set[Request]:
-    """Return the questions to our routes that are not answered, as a set that stays up to date."""
-    asked: set[Request] = set()
-    page.on("request", lambda one: asked.add(one) if "/hswq/" in one.url else None)
-    for end in ("requestfinished", "requestfailed"):
-        page.on(end, lambda one: asked.discard(one))  # it takes no built-in method
-    page.on("framenavigated", lambda _: asked.clear())  # nobody waits for their answers any more
-    return asked
+    page = browser.new_page(viewport={"width": 1680, "height": 900})
+    page.set_default_timeout(PAGE_MILLISECONDS)
+    page.on("console", listen)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(server.url)
+    page.wait_for_function(READY)
+    try:
+        yield page
+    finally:
+        page.unroute_all(behavior="ignoreErrors")  # of an answer that is still on its way
+        page.close()
+    assert problems == []

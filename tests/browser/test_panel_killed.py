@@ -10,9 +10,9 @@ from harness.client import Client
 from harness.panelpage import PanelPage
 from harness.prompts import stock_loader, text_to_latent
 from harness.server import ComfyUIServer
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
-from .conftest import READY, unanswered
+from .conftest import READY
 from .test_panel import measure_effects
 from .test_panel_jobs import busy, exported, large
 
@@ -92,6 +92,15 @@ class TestKilled:
         panel.page.locator("[role=dialog] button").filter(has_text="Delete").click()
         expect(panel.root).to_contain_text("0 of 32 images until FP8")
         assert list((server.models / "hswq").glob("*.pt")) == []
+
+
+def unanswered(page: Page) -> set[Request]:
+    """Return the questions to our routes that are not answered, as a set that stays up to date."""
+    asked: set[Request] = set()
+    page.on("request", lambda one: asked.add(one) if "/hswq/" in one.url else None)
+    for end in ("requestfinished", "requestfailed"):
+        page.on(end, lambda one: asked.discard(one))  # it takes no built-in method
+    return asked
 
 
 @pytest.fixture

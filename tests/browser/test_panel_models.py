@@ -91,11 +91,13 @@ class TestFP8Files:
 def beside(request: pytest.FixtureRequest, panel: PanelPage) -> Iterator[PanelPage]:
     """The panel in a page with a loader that has run, in both looks of nodes."""
     panel.page.evaluate(SET, ["Comfy.VueNodes.Enabled", request.param])
-    panel.page.evaluate(OPEN, numbered(text_to_latent(hswq_loader(), steps=1)))
-    panel.page.evaluate(RUN)
-    panel.page.evaluate(FIT)
-    yield panel
-    panel.page.evaluate(SET, ["Comfy.VueNodes.Enabled", False])
+    try:
+        panel.page.evaluate(OPEN, numbered(text_to_latent(hswq_loader(), steps=1)))
+        panel.page.evaluate(RUN)
+        panel.page.evaluate(FIT)
+        yield panel
+    finally:
+        panel.page.evaluate(SET, ["Comfy.VueNodes.Enabled", False])
 
 
 class TestApply:
