@@ -12,6 +12,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 from harness.exports import SAMPLES, record, target_of, wanted
+from harness.modelfiles import end_hashing
 from hswq.calibration import Statistics
 from hswq.loader import store
 from hswq.loader.files.fingerprints import fingerprint
@@ -31,7 +32,8 @@ IN_USE = "The process cannot access the file because it is being used by another
 
 
 def files_in(folder: Path) -> dict[Path, bytes]:
-    """Return the files in a folder; locks are nobody's data."""
+    """Return the files in a folder once none is being hashed; locks are nobody's data."""
+    end_hashing()
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {path: path.read_bytes() for path in files}
 
