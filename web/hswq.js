@@ -42,8 +42,9 @@ const newlyReady = (before, models) =>
 /** Say that a model is ready, and what the loader will make of it by its defaults. */
 async function announce({ id, name }) {
   await loadTexts();
-  const { outcome } = await request(`statistics/${id}/plan?mode=scaled&keep_ratio=0.25`);
-  const detail = t("readyDetail", { name, outcome: sentence(outcome) });
+  const plan = await request(`statistics/${id}/plan?mode=scaled&keep_ratio=0.25`).catch(() => null);
+  if (!plan) return; // its statistics were deleted meanwhile
+  const detail = t("readyDetail", { name, outcome: sentence(plan.outcome) });
   const life = NOTICE_MILLISECONDS;
   app.extensionManager.toast.add({ severity: "success", summary: t("ready"), detail, life });
 }

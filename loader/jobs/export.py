@@ -152,7 +152,8 @@ class _Export:
         """Describe the file, which is written, was there, or is yet to be written."""
         quantized = len(self._beside)
         kept = len(self._source.layers) - quantized
-        return Exported(plan, quantized, kept, self.file.size, self._outcome(plan))
+        about = self.chosen.about
+        return Exported(plan, quantized, kept, self.file.size, self._outcome(plan), about)
 
     def _outcome(self, plan: Plan | None) -> Outcome:
         decider = self.chosen.decider

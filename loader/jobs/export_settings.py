@@ -75,6 +75,7 @@ class Exported:
         kept: number of layers in 16 bit.
         size: of the file in bytes.
         outcome: what the file's diffusion model is, as far as it is known.
+        about: what else a line for users shall say, such as how layers were selected; may be empty.
     """
 
     plan: Plan | None
@@ -82,3 +83,4 @@ class Exported:
     kept: int
     size: int
     outcome: Outcome
+    about: str

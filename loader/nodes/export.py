@@ -140,6 +140,7 @@ class HSWQExport(io.ComfyNode):
             f"{exported.outcome.title}, {exported.kept} in 16 bit; the file has "
             f"{exported.size / 2**20:.0f} MiB"
         )
+        text = "; ".join(filter(None, (text, exported.about)))
         place = {"filename": target.name, "subfolder": os.path.dirname(shown), "type": "output"}
         outcome = exported.outcome.to_json()
         facts = {"existed": existed, "seconds": seconds, "bytes": exported.size, "outcome": outcome}

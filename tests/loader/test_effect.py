@@ -292,7 +292,8 @@ class TestLoaded:
             "scaled, convs too", choice.AUTO, 0.0, choice.FAIL, compensated=True,
             selection=BY_EFFECT, keep_mb=0.1,
         )  # fmt: skip
-        export(trained.path, tmp_path / "exported.safetensors", settings)
+        exported = export(trained.path, tmp_path / "exported.safetensors", settings)
+        assert exported.about.startswith("by estimated effect; ")
         read = load_checkpoint(str(tmp_path / "exported.safetensors"), None, only_model=True)[0]
         assert not same(held(read), held(load(trained, keep_mb=0.1, also_keep="")))
 

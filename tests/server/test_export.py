@@ -89,6 +89,7 @@ class TestExport:
         assert run.text(NODE).startswith(f"checkpoints/exported.safetensors {who}: ")
         assert f"{sentence(outcome)}, {max(1, round(seconds))} sec; " in run.text(NODE)
         assert layers_told(run.text(NODE)) in QUARTER_KEPT
+        assert "; sampling with a 16-bit loader adds more, up to " in run.text(NODE)
         assert history_of(recorded, events)["outputs"][NODE]["models"] == [told]
         assert [path.name for path in exported(output)] == ["exported.safetensors"]
         stored = recorded.run(text_to_latent(hswq_loader("exported.safetensors")))
