@@ -110,7 +110,7 @@ def _count_with_kernels(
     weight: torch.Tensor, importance: torch.Tensor | None, bins: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if importance is None:
-        importance = torch.ones(1, dtype=torch.float64)
+        importance = torch.ones(1, dtype=torch.float64, device=weight.device)
     importance = importance.to(weight.device, non_blocking=True)
     with torch.cuda.device_of(weight):  # Triton launches on the current device
         largest, finite = search_kernels.largest_magnitude(weight)

@@ -16,7 +16,7 @@ from comfy.quant_ops import TensorCoreFP8E4M3Layout, register_layout_class
 
 from ...quant import FP8_MAX, Clipping, Plan, dequantize, quantize
 from .int8_layout import HSWQINT8Layout
-from .transfer import is_up_from_pageable, moved
+from .transfer import is_up_from_pageable, moved, transfer_of
 
 LAYOUT, INT8_LAYOUT = "HSWQFP8Layout", "HSWQINT8Layout"
 _ROUNDED_TO_MAX = 464.0  # halfway to 480, the next value if the grid went on: rounds to 448
@@ -171,6 +171,10 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
             device = (kwargs or {}).get("device", args[0].device)
             if device != args[0].device:
                 return _moved(args[0], torch.device(device), kwargs.get("dtype"))
+        if func is torch.ops.aten.empty_like.default:
+            device = (kwargs or {}).get("device") or args[0].device
+            if device != args[0].device:
+                return _room_for(args[0], torch.device(device), kwargs.get("dtype"))
         if func is torch.ops.aten.copy_.default:
             # comfy_kitchen's handler expects two quantized tensors.
             target, source, *rest = args
@@ -178,8 +182,9 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
                 return func(target, source.dequantize(), *rest, **(kwargs or {}))
             source = _like(target, source)
             if is_up_from_pageable(source._qdata, target.device):
-                data = moved(source._qdata, target.device)
-                source = source._copy_with(qdata=data, params=source._params, clone_params=False)
+                transfer_of(target.device).fill(target._qdata, source._qdata)
+                # What is left to copy are the scales.
+                source = source._copy_with(qdata=target._qdata, clone_params=False)
             args = (target, source, *rest)
         if func.is_view:
             # torch wants a view to be made in the mode in which its base was made.
@@ -226,14 +231,30 @@ def _moved(
     tensor: comfy.quant_ops.QuantizedTensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> comfy.quant_ops.QuantizedTensor:
     """Return a tensor's copy on another device."""
-    before, at_once = tensor._params, device.type == "cuda"  # a reader on the host would not wait
-    scales = {
-        name: getattr(before, name).to(device, non_blocking=at_once)
-        for name in before._tensor_fields()
-    }
+    return _with_parts(tensor, lambda part: moved(part, device), dtype)
+
+
+def _room_for(
+    tensor: comfy.quant_ops.QuantizedTensor, device: torch.device, dtype: torch.dtype | None = None
+) -> comfy.quant_ops.QuantizedTensor:
+    """Return a tensor on a device, into which a tensor can be copied.
+
+    ComfyUI makes one for each layer that it streams. comfy_kitchen's handler copies the scales, and
+    waits for that copy, and so for all that the GPU has yet to do in that stream.
+    """
+    return _with_parts(tensor, lambda part: torch.empty_like(part, device=device), dtype)
+
+
+def _with_parts(
+    tensor: comfy.quant_ops.QuantizedTensor,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    dtype: torch.dtype | None,
+) -> comfy.quant_ops.QuantizedTensor:
+    """Return a tensor whose bytes and scales are what a function makes of this one's."""
+    before = tensor._params
+    scales = {name: change(getattr(before, name)) for name in before._tensor_fields()}
     params = dataclasses.replace(before, orig_dtype=dtype or before.orig_dtype, **scales)
-    data = moved(tensor._qdata, device)
-    return tensor._copy_with(qdata=data, params=params, clone_params=False)
+    return tensor._copy_with(qdata=change(tensor._qdata), params=params, clone_params=False)
 
 
 def _like(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import comfy.model_management as memory
 import torch
+from comfy.hooks import HookGroup
 from comfy.model_base import BaseModel
 from comfy.model_patcher import LowVramPatch, ModelPatcher
 from comfy.patcher_extension import CallbacksMP
@@ -92,6 +93,16 @@ class _StreamsLargeLayers:
         """Take patches off, and move the model unless it stays."""
         stays, self._stays = self._stays, False
         super().unpatch_model(None if stays and unpatch_weights else device_to, unpatch_weights)
+
+    def patch_hooks(self, hooks: HookGroup) -> None:
+        """Apply the patches of hooks, or take them off.
+
+        ComfyUI writes them into the weights from which the GPU may still copy for the last step, as
+        it does where a layer is streamed from pinned memory.
+        """
+        if getattr(self.model, "model_lowvram", False):
+            memory.synchronize()
+        super().patch_hooks(hooks)
 
     def load(self, *args, **kwargs) -> None:
         super().load(*args, **kwargs)

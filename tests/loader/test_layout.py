@@ -7,6 +7,7 @@ import dataclasses
 import comfy.quant_ops
 import pytest
 import torch
+from comfy.model_management import cast_to, get_offload_stream
 from hswq.loader.engine.layout import LAYOUT, QuantizedTensor, hold
 from hswq.quant import FP8_MAX, quantize
 
@@ -114,6 +115,46 @@ VIEWS = {
     "narrow": lambda tensor: tensor.narrow(0, 2, 4),
     "row": lambda tensor: tensor[3],
 }
+
+
+class TestRoomFor:
+    """What ComfyUI allocates for a layer that it streams, before it copies the layer there."""
+
+    def test_is_on_the_device(self, weight, mode):
+        room = torch.empty_like(weight, device="meta", dtype=torch.float32)
+        assert isinstance(room, QuantizedTensor)
+        assert room._qdata.is_meta
+        assert room._params.scale.is_meta
+        assert (room.dtype, room.shape) == (torch.float32, weight.shape)
+
+    def test_copies_nothing(self, weight, mode):
+        """A copy of the scale would wait for the GPU: in each step, for each streamed layer."""
+        with torch.profiler.profile(acc_events=True) as profile:
+            torch.empty_like(weight, device="meta")
+        names = {event.name for event in profile.events()}
+        assert "aten::empty_like" in names
+        assert not names & {"aten::clone", "aten::copy_", "aten::_to_copy"}
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("pinned", [True, False])
+    def test_is_filled_without_a_wait(self, weight, mode, pinned):
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU")
+        if pinned:
+            data = weight._qdata.pin_memory()
+            weight = weight._copy_with(qdata=data, params=weight._params, clone_params=False)
+        device = torch.device("cuda", 0)
+        cast_to(made(True), device=device, stream=get_offload_stream(device))  # allocates all
+        torch.cuda._sleep(10_000_000)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            there = cast_to(
+                weight, device=device, non_blocking=True, stream=get_offload_stream(device)
+            )
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+        assert same_bytes(there.cpu(), weight)
 
 
 class TestReading:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import comfy.model_management
@@ -69,6 +72,18 @@ class TestPlaced:
             assert transfer.place(up + 1, torch.device("cpu")).equal(made(size, value + 1))
         transfer.finish()
 
+    @pytest.mark.gpu
+    def test_into_a_part_of_a_gpu_tensor(self):
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU")
+        transfer = Transfer(torch.device("cuda", 0))
+        buffer = torch.zeros(sum(SIZES), dtype=torch.uint8, device="cuda")
+        for value, (size, target) in enumerate(zip(SIZES, buffer.split(SIZES), strict=True), 1):
+            torch.cuda._sleep(10_000_000)
+            transfer.fill(target, made(size, value))
+        expected = torch.cat([made(size, value) for value, size in enumerate(SIZES, 1)])
+        assert buffer.cpu().equal(expected)
+
 
 class TestRead:
     @pytest.fixture
@@ -82,6 +97,20 @@ class TestRead:
         file.seek(3)
         found = Transfer(torch.device(device)).read(file, 100)
         assert found.tolist() == list(range(3, 103))
+
+    def test_bytes_that_come_little_by_little(self, device):
+        """Some network file systems give less at once than is asked for, as a pipe does."""
+        end, start = os.pipe()
+
+        def write() -> None:
+            with open(start, "wb", buffering=0) as pipe:
+                for part in range(0, 200, 40):
+                    pipe.write(bytes(range(part, part + 40)))
+                    time.sleep(0.01)
+
+        with open(end, "rb", buffering=0) as file, ThreadPoolExecutor(1) as writer:
+            writer.submit(write)
+            assert Transfer(torch.device(device)).read(file, 200).tolist() == list(range(200))
 
     def test_a_file_that_has_become_shorter_is_an_error(self, file, device):
         with pytest.raises(OSError, match="shorter"):
