@@ -8,8 +8,8 @@ import threading
 from collections import deque
 from typing import BinaryIO, NamedTuple
 
+import comfy.model_management as memory
 import torch
-from comfy.cli_args import args
 
 _PIECE_BYTES = 16 << 20
 _RING_BYTES = 64 << 20
@@ -56,7 +56,7 @@ class Transfer:
     def __init__(self, device: torch.device) -> None:
         """Take the device that weights go to. Pinned memory is allocated when first needed."""
         self.device = device
-        self._staged = device.type == "cuda" and not args.disable_pinned_memory
+        self._staged = device.type == "cuda" and memory.MAX_PINNED_MEMORY > 0
         self._ring = _Ring(_RING_BYTES, device)
         self._lock = threading.Lock()
 

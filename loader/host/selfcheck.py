@@ -49,7 +49,7 @@ QUANTIZING = Part(
     "loading, converting and exporting in FP8",
     {
         "comfy.float": "stochastic_rounding",
-        "comfy.hooks": "EnumHookMode EnumHookMode.MinVram",
+        "comfy.hooks": "EnumHookMode EnumHookMode.MinVram HookGroup",
         "comfy.ldm.modules.attention": "FeedForward GEGLU",
         "comfy.lora": "calculate_weight",
         "comfy.model_base": "BaseModel.get_dtype BaseModel.manual_cast_dtype "
@@ -57,12 +57,12 @@ QUANTIZING = Part(
         "BaseModel.state_dict_for_saving",
         "comfy.model_detection": "convert_diffusers_mmdit model_config_from_diffusers_unet "
         "model_config_from_unet",
-        "comfy.model_management": "LoadedModel LoadedModel.model_load OOM_EXCEPTION VRAMState "
-        "VRAMState.LOW_VRAM VRAMState.NO_VRAM current_loaded_models extra_reserved_memory "
-        "free_memory get_free_memory "
+        "comfy.model_management": "LoadedModel LoadedModel.model_load MAX_PINNED_MEMORY "
+        "OOM_EXCEPTION VRAMState VRAMState.LOW_VRAM VRAMState.NO_VRAM current_loaded_models "
+        "extra_reserved_memory free_memory get_free_memory "
         "get_torch_device get_total_memory lora_compute_dtype minimum_inference_memory module_size "
-        "supports_cast supports_fp8_compute throw_exception_if_processing_interrupted unet_dtype "
-        "unet_manual_cast unet_offload_device vram_state",
+        "supports_cast supports_fp8_compute synchronize throw_exception_if_processing_interrupted "
+        "unet_dtype unet_manual_cast unet_offload_device vram_state",
         "comfy.model_patcher": "LowVramPatch ModelPatcher._load_list "
         "ModelPatcher.add_callback_with_key ModelPatcher.cached_hook_patches "
         "ModelPatcher.cached_patcher_init ModelPatcher.clone "
@@ -70,9 +70,9 @@ QUANTIZING = Part(
         "ModelPatcher.get_clone_model_override ModelPatcher.get_key_patches "
         "ModelPatcher.hook_backup ModelPatcher.is_dynamic ModelPatcher.load "
         "ModelPatcher.load_device ModelPatcher.model_size ModelPatcher.offload_device "
-        "ModelPatcher.parent ModelPatcher.partially_load ModelPatcher.patches "
-        "ModelPatcher.set_attachments ModelPatcher.set_hook_mode ModelPatcher.size "
-        "ModelPatcher.unpatch_model",
+        "ModelPatcher.parent ModelPatcher.partially_load ModelPatcher.patch_hooks "
+        "ModelPatcher.patches ModelPatcher.set_attachments ModelPatcher.set_hook_mode "
+        "ModelPatcher.size ModelPatcher.unpatch_model",
         "comfy.ops": "CastWeightBiasOp.bias_function CastWeightBiasOp.comfy_cast_weights "
         "CastWeightBiasOp.weight_function cast_bias_weight disable_weight_init "
         "disable_weight_init.Conv2d disable_weight_init.Linear manual_cast manual_cast.Conv2d "

@@ -40,9 +40,9 @@ def arguments(
     for name, options in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     chosen = parser.parse_args()
-    chosen.device = chosen.device or default_device()
     if start_comfyui(chosen.device, *comfyui, dynamic=chosen.dynamic) != chosen.dynamic:
         sys.exit("Dynamic VRAM does not start here")
+    chosen.device = chosen.device or default_device()
     package = types.ModuleType("hswq")
     package.__path__ = [str(ROOT)]
     sys.modules["hswq"] = package
@@ -64,28 +64,36 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def start_comfyui(device: str, *options: str, dynamic: bool = False) -> bool:
+def start_comfyui(device: str | None, *options: str, dynamic: bool = False) -> bool:
     """Bring ComfyUI up in this process, without its server and with the toy known to it.
 
+    As in ComfyUI's main.py, torch allocates the GPU's memory by cudaMallocAsync. That can only be
+    chosen before torch is imported; later it stays as it is.
+
     Args:
-        device: "cuda" or "cpu".
+        device: "cuda" or "cpu"; None for cuda if there is an NVIDIA GPU.
         options: further ones of ComfyUI's own command line.
-        dynamic: turn Dynamic VRAM on.
+        dynamic: turn Dynamic VRAM on, if the device is a GPU.
 
     Returns:
         Whether Dynamic VRAM is on.
     """
     sys.path[:0] = [os.environ.get("COMFYUI_PATH", str(ROOT / ".dev/ComfyUI")), str(ROOT / "tests")]
-    arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if device == "cpu" else []), *options]
+    arguments, sys.argv = sys.argv, [sys.argv[0], *options]
     try:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        dynamic = dynamic and _turn_on_dynamic_vram()
-        import comfy.sd
-        import toy.nodes  # noqa: F401
+        from comfy.cli_args import args
     finally:
         sys.argv = arguments
+    if "torch" not in sys.modules:
+        import cuda_malloc  # noqa: F401
+    args.cpu = (device or default_device()) == "cpu"
+    dynamic = dynamic and not args.cpu and _turn_on_dynamic_vram()
+    import comfy.sd
+    import toy.nodes  # noqa: F401
+
     return dynamic
 
 

@@ -10,25 +10,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 from bench import common
-from toy.checkpoint import make_checkpoint
 
 BASE = tempfile.TemporaryDirectory(prefix="hswq-comfyui-")
 DYNAMIC_VRAM = common.start_comfyui(
-    common.default_device(),
+    None,
     "--base-directory",
     BASE.name,
     "--use-pytorch-cross-attention",  # as on a GPU
-    dynamic=torch.cuda.is_available(),
+    dynamic=True,
 )
-
-# The toy's layers are too small to share, and the machine may have other work.
-torch.set_num_threads(1)
 
 import comfy.memory_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sd  # noqa: E402
+import torch  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from harness import inprocess  # noqa: E402
 from harness.exports import folders, plans, recorded  # noqa: E402, F401
@@ -38,6 +34,10 @@ from helpers import make_planner  # noqa: E402
 from hswq.calibration import Statistics  # noqa: E402
 from hswq.loader.engine import loading  # noqa: E402
 from hswq.quant import Planner, SearchSettings  # noqa: E402
+from toy.checkpoint import make_checkpoint  # noqa: E402
+
+# The toy's layers are too small to share, and the machine may have other work.
+torch.set_num_threads(1)
 
 
 class Models(NamedTuple):
