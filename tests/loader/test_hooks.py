@@ -6,9 +6,21 @@ import comfy.hooks
 import pytest
 import torch
 from comfy.hooks import EnumHookMode, HookGroup
+from comfy.model_management import cast_to, get_offload_stream
 from comfy_extras import nodes_hooks
-from harness.inprocess import conditioning, distance, held, load, patched, same, sample, unload
+from harness.inprocess import (
+    conditioning,
+    distance,
+    held,
+    load,
+    load_partly,
+    patched,
+    same,
+    sample,
+    unload,
+)
 from harness.patches import patch_file
+from hswq.loader.engine.adopt import ATTACHMENT
 
 MODES = [EnumHookMode.MinVram, EnumHookMode.MaxSpeed]
 
@@ -137,3 +149,28 @@ class TestRemoval:
         assert sample(with_lora, hooked(lora_hook())).equal(first)
         unload()
         assert not same(held(models.quantized), before)
+
+
+@pytest.mark.gpu
+def test_what_is_still_streamed_is_not_overwritten(models, legacy):
+    """Else a step would compute with the weights of the next prompt's hooks."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    patcher = load_partly(models.quantized, 0.3)
+    network, device = patcher.model.diffusion_model, patcher.load_device
+    quantized = patcher.get_attachment(ATTACHMENT).quantized
+    weights = {f"{name}.weight": network.get_submodule(name).weight for name in quantized}
+    name, weight = next(one for one in weights.items() if one[1].is_pinned())
+    before, other, key = weight.clone(), weight.clone(), f"diffusion_model.{name}"
+    other._qdata.zero_()
+    patcher.hook_backup[key] = other, weight.device
+    stream = get_offload_stream(device)
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(1_000_000_000)
+    there = cast_to(weight, None, device, non_blocking=True, stream=stream)
+    patcher.patch_hooks(None)
+    torch.cuda.synchronize()
+    assert not weight._qdata.view(torch.uint8).any()
+    assert there._qdata.cpu().view(torch.uint8).equal(before._qdata.view(torch.uint8))
+    patcher.hook_backup[key] = before, weight.device
+    patcher.patch_hooks(None)
