@@ -4,6 +4,8 @@ ComfyUI imports it under its folder's name and runs the root `__init__.py`; the 
 nothing of ComfyUI are tested without either.
 """
 
+import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -11,6 +13,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+if shutil.which("nvidia-smi"):  # as ComfyUI's main.py does, before torch is imported
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
 
 if "hswq" not in sys.modules:
     package = types.ModuleType("hswq")

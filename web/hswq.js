@@ -42,7 +42,10 @@ const newlyReady = (before, models) =>
 /** Say that a model is ready, and what the loader will make of it by its defaults. */
 async function announce({ id, name }) {
   await loadTexts();
-  const plan = await request(`statistics/${id}/plan?mode=scaled&keep_ratio=0.25`).catch(() => null);
+  const asked = request(`statistics/${id}/plan?mode=scaled&keep_ratio=0.25`);
+  const plan = await asked.catch((error) => {
+    if (error.status !== 404) throw error;
+  });
   if (!plan) return; // its statistics were deleted meanwhile
   const detail = t("readyDetail", { name, outcome: sentence(plan.outcome) });
   const life = NOTICE_MILLISECONDS;

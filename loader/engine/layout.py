@@ -172,7 +172,7 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
             if device != args[0].device:
                 return _moved(args[0], torch.device(device), kwargs.get("dtype"))
         if func is torch.ops.aten.empty_like.default:
-            device = (kwargs or {}).get("device") or args[0].device
+            device = (kwargs or {}).get("device", args[0].device)
             if device != args[0].device:
                 return _room_for(args[0], torch.device(device), kwargs.get("dtype"))
         if func is torch.ops.aten.copy_.default:
@@ -181,7 +181,8 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
             if not isinstance(target, comfy.quant_ops.QuantizedTensor):
                 return func(target, source.dequantize(), *rest, **(kwargs or {}))
             source = _like(target, source)
-            if is_up_from_pageable(source._qdata, target.device):
+            is_alike = source._layout_cls == target._layout_cls  # else comfy_kitchen raises
+            if is_alike and is_up_from_pageable(source._qdata, target.device):
                 transfer_of(target.device).fill(target._qdata, source._qdata)
                 # What is left to copy are the scales.
                 source = source._copy_with(qdata=target._qdata, clone_params=False)

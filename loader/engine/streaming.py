@@ -95,14 +95,23 @@ class _StreamsLargeLayers:
         super().unpatch_model(None if stays and unpatch_weights else device_to, unpatch_weights)
 
     def patch_hooks(self, hooks: HookGroup) -> None:
-        """Apply the patches of hooks, or take them off.
-
-        ComfyUI writes them into the weights from which the GPU may still copy for the last step, as
-        it does where a layer is streamed from pinned memory.
-        """
-        if getattr(self.model, "model_lowvram", False):
-            memory.synchronize()
+        """Apply the patches of hooks, or take them off."""
+        self._await_streamed()
         super().patch_hooks(hooks)
+
+    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
+        """Take the patches of hooks off."""
+        if self.hook_backup:
+            self._await_streamed()
+        super().unpatch_hooks(whitelist_keys_set)
+
+    def _await_streamed(self) -> None:
+        """Wait for layers that the GPU may still copy from pinned memory, for a step before.
+
+        ComfyUI overwrites them there for hooks, and does not wait.
+        """
+        if self.model.model_lowvram:
+            memory.synchronize()
 
     def load(self, *args, **kwargs) -> None:
         super().load(*args, **kwargs)

@@ -28,16 +28,21 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def is_up_from_pageable(tensor: torch.Tensor, device: torch.device) -> bool:
     """Whether a copy to a device is from host memory that the GPU cannot read itself.
 
-    It never is where a compiler traces with tensors that have no memory.
+    It never is where a compiler traces with tensors that have no memory. With ComfyUI's option
+    --disable-pinned-memory it counts as if the GPU could, so that ComfyUI's own way is taken.
     """
-    if device.type != "cuda" or tensor.device.type != "cpu" or type(tensor) is not torch.Tensor:
+    if not _is_staged(device) or tensor.device.type != "cpu" or type(tensor) is not torch.Tensor:
         return False
     return not tensor.is_pinned()
 
 
+def _is_staged(device: torch.device) -> bool:
+    return device.type == "cuda" and memory.MAX_PINNED_MEMORY > 0
+
+
 @functools.cache
 def transfer_of(device: torch.device) -> Transfer:
-    """Return a device's Transfer. All share its pinned memory, which a load gives back."""
+    """Return a device's Transfer. All share its pinned memory, until the next load has ended."""
     return Transfer(device)
 
 
@@ -56,7 +61,7 @@ class Transfer:
     def __init__(self, device: torch.device) -> None:
         """Take the device that weights go to. Pinned memory is allocated when first needed."""
         self.device = device
-        self._staged = device.type == "cuda" and memory.MAX_PINNED_MEMORY > 0
+        self._staged = _is_staged(device)
         self._ring = _Ring(_RING_BYTES, device)
         self._lock = threading.Lock()
 
@@ -80,10 +85,10 @@ class Transfer:
             target.copy_(source)
             return
         with self._lock:
-            for its, part in zip(_pieces(source), _pieces(target), strict=True):
-                buffer = self._ring.take(its.numel())
-                buffer.copy_(its)
-                part.copy_(buffer, non_blocking=True)
+            for piece, room in zip(_pieces(source), _pieces(target), strict=True):
+                buffer = self._ring.take(piece.numel())
+                buffer.copy_(piece)
+                room.copy_(buffer, non_blocking=True)
                 self._ring.hand_over(buffer)
 
     def read(self, file: BinaryIO, count: int) -> torch.Tensor:

@@ -72,7 +72,7 @@ QUANTIZING = Part(
         "ModelPatcher.load_device ModelPatcher.model_size ModelPatcher.offload_device "
         "ModelPatcher.parent ModelPatcher.partially_load ModelPatcher.patch_hooks "
         "ModelPatcher.patches ModelPatcher.set_attachments ModelPatcher.set_hook_mode "
-        "ModelPatcher.size ModelPatcher.unpatch_model",
+        "ModelPatcher.size ModelPatcher.unpatch_hooks ModelPatcher.unpatch_model",
         "comfy.ops": "CastWeightBiasOp.bias_function CastWeightBiasOp.comfy_cast_weights "
         "CastWeightBiasOp.weight_function cast_bias_weight disable_weight_init "
         "disable_weight_init.Conv2d disable_weight_init.Linear manual_cast manual_cast.Conv2d "

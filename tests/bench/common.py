@@ -68,7 +68,7 @@ def start_comfyui(device: str | None, *options: str, dynamic: bool = False) -> b
     """Bring ComfyUI up in this process, without its server and with the toy known to it.
 
     As in ComfyUI's main.py, torch allocates the GPU's memory by cudaMallocAsync. That can only be
-    chosen before torch is imported; later it stays as it is.
+    chosen before torch is imported. If it was imported before, ComfyUI goes by what torch has.
 
     Args:
         device: "cuda" or "cpu"; None for cuda if there is an NVIDIA GPU.
@@ -90,11 +90,18 @@ def start_comfyui(device: str | None, *options: str, dynamic: bool = False) -> b
     if "torch" not in sys.modules:
         import cuda_malloc  # noqa: F401
     args.cpu = (device or default_device()) == "cpu"
+    args.cuda_malloc = _is_by_cuda_malloc_async()
     dynamic = dynamic and not args.cpu and _turn_on_dynamic_vram()
     import comfy.sd
     import toy.nodes  # noqa: F401
 
     return dynamic
+
+
+def _is_by_cuda_malloc_async() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.get_allocator_backend() == "cudaMallocAsync"
 
 
 def _turn_on_dynamic_vram() -> bool:

@@ -156,6 +156,7 @@ def test_what_is_still_streamed_is_not_overwritten(models, legacy):
     """Else a step would compute with the weights of the next prompt's hooks."""
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
+    unload()  # it may be there as a whole
     patcher = load_partly(models.quantized, 0.3)
     network, device = patcher.model.diffusion_model, patcher.load_device
     quantized = patcher.get_attachment(ATTACHMENT).quantized
@@ -163,14 +164,18 @@ def test_what_is_still_streamed_is_not_overwritten(models, legacy):
     name, weight = next(one for one in weights.items() if one[1].is_pinned())
     before, other, key = weight.clone(), weight.clone(), f"diffusion_model.{name}"
     other._qdata.zero_()
-    patcher.hook_backup[key] = other, weight.device
-    stream = get_offload_stream(device)
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(1_000_000_000)
-    there = cast_to(weight, None, device, non_blocking=True, stream=stream)
-    patcher.patch_hooks(None)
-    torch.cuda.synchronize()
-    assert not weight._qdata.view(torch.uint8).any()
-    assert there._qdata.cpu().view(torch.uint8).equal(before._qdata.view(torch.uint8))
-    patcher.hook_backup[key] = before, weight.device
-    patcher.patch_hooks(None)
+    try:
+        for take_off in (lambda: patcher.patch_hooks(None), patcher.clean_hooks):
+            patcher.hook_backup[key] = other, weight.device
+            stream = get_offload_stream(device)
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(1_000_000_000)
+            there = cast_to(weight, None, device, non_blocking=True, stream=stream)
+            assert not stream.query()
+            take_off()
+            torch.cuda.synchronize()
+            assert not weight._qdata.view(torch.uint8).any()
+            assert there._qdata.cpu().view(torch.uint8).equal(before._qdata.view(torch.uint8))
+            weight.copy_(before)
+    finally:
+        weight.copy_(before)

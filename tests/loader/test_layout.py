@@ -9,7 +9,8 @@ import pytest
 import torch
 from comfy.model_management import cast_to, get_offload_stream
 from hswq.loader.engine.layout import LAYOUT, QuantizedTensor, hold
-from hswq.quant import FP8_MAX, quantize
+from hswq.loader.engine.matmul import scale_input
+from hswq.quant import FP8_MAX, int8, quantize
 
 INSIDE = [True, False]
 
@@ -20,6 +21,18 @@ def made(inside: bool, dtype=torch.float16, shape=(16, 24)) -> QuantizedTensor:
     with torch.inference_mode(inside), torch.no_grad():
         data, scale = quantize(values, 0.9 * values.abs().max(), scaled=True)
         return hold(data.clone(), scale.clone(), dtype)
+
+
+def of_kind(kind: str, inside: bool) -> QuantizedTensor:
+    """Return a weight of a number format, with all that its layout may hold beside the bytes."""
+    if kind == "int8":
+        with torch.inference_mode(inside), torch.no_grad():
+            values = made(inside).dequantize().float()
+            return hold(*int8.quantize(values, values.abs().max()), torch.float16)
+    weight = made(inside)
+    if kind == "fp8 with input_scale":
+        scale_input(weight, 3.0)
+    return weight
 
 
 def same_bytes(a: QuantizedTensor, b: QuantizedTensor) -> bool:
@@ -137,22 +150,24 @@ class TestRoomFor:
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("pinned", [True, False])
-    def test_is_filled_without_a_wait(self, weight, mode, pinned):
+    @pytest.mark.parametrize("kind", ["fp8", "fp8 with input_scale", "int8"])
+    def test_is_filled_without_a_wait(self, mode, kind, pinned):
         if not torch.cuda.is_available():
             pytest.skip("needs an NVIDIA GPU")
+        weight, device = of_kind(kind, mode), torch.device("cuda", 0)
         if pinned:
             data = weight._qdata.pin_memory()
             weight = weight._copy_with(qdata=data, params=weight._params, clone_params=False)
-        device = torch.device("cuda", 0)
-        cast_to(made(True), device=device, stream=get_offload_stream(device))  # allocates all
-        torch.cuda._sleep(10_000_000)
+        stream = get_offload_stream(device)
+        cast_to(weight, device=device, non_blocking=True, stream=stream)  # allocates all
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(1_000_000_000)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            there = cast_to(
-                weight, device=device, non_blocking=True, stream=get_offload_stream(device)
-            )
+            there = cast_to(weight, device=device, non_blocking=True, stream=stream)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert not stream.query()
         torch.cuda.synchronize()
         assert same_bytes(there.cpu(), weight)
 
