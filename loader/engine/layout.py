@@ -167,14 +167,10 @@ class QuantizedTensor(comfy.quant_ops.QuantizedTensor):
             # ignore `copy`, so that a backup would be the weight itself, or they dequantize. They
             # are right for the operations that `.to` is made of.
             return func.decompose(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default:  # comfy_kitchen's handler takes the slow way
+        if func in _ON_ANOTHER_DEVICE:
             device = (kwargs or {}).get("device", args[0].device)
             if device != args[0].device:
-                return _moved(args[0], torch.device(device), kwargs.get("dtype"))
-        if func is torch.ops.aten.empty_like.default:
-            device = (kwargs or {}).get("device", args[0].device)
-            if device != args[0].device:
-                return _room_for(args[0], torch.device(device), kwargs.get("dtype"))
+                return _ON_ANOTHER_DEVICE[func](args[0], torch.device(device), kwargs.get("dtype"))
         if func is torch.ops.aten.copy_.default:
             # comfy_kitchen's handler expects two quantized tensors.
             target, source, *rest = args
@@ -244,6 +240,13 @@ def _room_for(
     waits for that copy, and so for all that the GPU has yet to do in that stream.
     """
     return _with_parts(tensor, lambda part: torch.empty_like(part, device=device), dtype)
+
+
+_ON_ANOTHER_DEVICE = {
+    torch.ops.aten._to_copy.default: _moved,
+    torch.ops.aten.empty_like.default: _room_for,
+}
+"""Operations for which comfy_kitchen's handlers take the slow way."""
 
 
 def _with_parts(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 
 import comfy.model_management as memory
 import torch
-from comfy.hooks import HookGroup
 from comfy.model_base import BaseModel
 from comfy.model_patcher import LowVramPatch, ModelPatcher
 from comfy.patcher_extension import CallbacksMP
@@ -94,16 +93,14 @@ class _StreamsLargeLayers:
         stays, self._stays = self._stays, False
         super().unpatch_model(None if stays and unpatch_weights else device_to, unpatch_weights)
 
-    def patch_hooks(self, hooks: HookGroup) -> None:
-        """Apply the patches of hooks, or take them off."""
+    def patch_hooks(self, *args, **kwargs) -> None:
         self._await_streamed()
-        super().patch_hooks(hooks)
+        super().patch_hooks(*args, **kwargs)
 
-    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
-        """Take the patches of hooks off."""
+    def unpatch_hooks(self, *args, **kwargs) -> None:
         if self.hook_backup:
             self._await_streamed()
-        super().unpatch_hooks(whitelist_keys_set)
+        super().unpatch_hooks(*args, **kwargs)
 
     def _await_streamed(self) -> None:
         """Wait for layers that the GPU may still copy from pinned memory, for a step before.

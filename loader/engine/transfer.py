@@ -6,6 +6,7 @@ import contextlib
 import functools
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 import comfy.model_management as memory
@@ -84,12 +85,8 @@ class Transfer:
         if not (self._staged and source.is_contiguous() and target.is_contiguous()):
             target.copy_(source)
             return
-        with self._lock:
-            for piece, room in zip(_pieces(source), _pieces(target), strict=True):
-                buffer = self._ring.take(piece.numel())
-                buffer.copy_(piece)
-                room.copy_(buffer, non_blocking=True)
-                self._ring.hand_over(buffer)
+        pieces = iter(_pieces(source))
+        self._send(target, lambda buffer: buffer.copy_(next(pieces)))
 
     def read(self, file: BinaryIO, count: int) -> torch.Tensor:
         """Return the next bytes of a file on the device, complete for its current stream.
@@ -102,12 +99,7 @@ class Transfer:
             _read_into(found, file)
             return found.to(self.device)
         found = torch.empty(count, dtype=torch.uint8, device=self.device)
-        with self._lock:
-            for target in _pieces(found):
-                buffer = self._ring.take(target.numel())
-                _read_into(buffer, file)
-                target.copy_(buffer, non_blocking=True)
-                self._ring.hand_over(buffer)
+        self._send(found, lambda buffer: _read_into(buffer, file))
         return found
 
     def place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -120,6 +112,15 @@ class Transfer:
             for source, target in zip(_pieces(tensor), _pieces(copied), strict=True):
                 target.copy_(self._ring.take(source.numel()).copy_(source))
         return copied
+
+    def _send(self, target: torch.Tensor, write: Callable[[torch.Tensor], object]) -> None:
+        """Fill a tensor of the device with what a function writes, piece by piece."""
+        with self._lock:
+            for room in _pieces(target):
+                buffer = self._ring.take(room.numel())
+                write(buffer)
+                room.copy_(buffer, non_blocking=True)
+                self._ring.hand_over(buffer)
 
     def finish(self) -> None:
         """Wait for the copies to the device, and release the pinned memory."""

@@ -49,7 +49,7 @@ QUANTIZING = Part(
     "loading, converting and exporting in FP8",
     {
         "comfy.float": "stochastic_rounding",
-        "comfy.hooks": "EnumHookMode EnumHookMode.MinVram HookGroup",
+        "comfy.hooks": "EnumHookMode EnumHookMode.MinVram",
         "comfy.ldm.modules.attention": "FeedForward GEGLU",
         "comfy.lora": "calculate_weight",
         "comfy.model_base": "BaseModel.get_dtype BaseModel.manual_cast_dtype "

@@ -25,6 +25,7 @@ SMALL = """(values) => {
         }
     }
 }"""
+# ComfyUI's own workflow, which is open till then, has a KSampler too.
 IS_OPEN = "app.graph._nodes.some((one) => one.type === 'HSWQCheckpointLoader')"
 VALUES = {"width": 32, "height": 32, "batch_size": 32, "steps": ENOUGH_STEPS, "rounding": "nearest"}
 
@@ -58,9 +59,7 @@ def test_takes_four_actions(browser: Browser, host: str, request: pytest.Fixture
         page = panel.page
         user.does(panel.toggle)
         user.does(panel.button("Open the first workflow").click)
-        page.wait_for_function(
-            IS_OPEN
-        )  # ComfyUI's own workflow, open till then, has a KSampler too
+        page.wait_for_function(IS_OPEN)
         page.evaluate(SMALL, VALUES)
         count = page.get_by_test_id("action-bar-buttons").locator("xpath=following::input").first
         user.does(lambda: count.fill(str(RUNS)))
