@@ -10,7 +10,7 @@ from harness.fixtures import change_settings
 from harness.panelpage import PanelPage
 from harness.prompts import CHECKPOINT, node, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from .conftest import TEAPOT, open_page
 from .test_examples import OPEN
@@ -102,6 +102,24 @@ class TestFiles:
         expect(panel.problem).to_have_count(0)
         panel.upload("theirs.pt", content)
         expect(panel.root).to_contain_text("Nothing new: all that is in theirs.pt was here already")
+
+    def test_a_pressed_link_stays_where_it_is(self, panel: PanelPage):
+        """What is answered meanwhile stands above it: the click would be lost."""
+        held: list[Route] = []
+        panel.page.route("**/curves", lambda route: held.append(route))
+        panel.open()
+        panel.unfold("Statistics files")
+        panel.root.get_by_role("link", name="Download").hover()
+        while not held:
+            panel.page.wait_for_timeout(50)
+        panel.page.mouse.down()
+        with panel.page.expect_response("**/curves"):
+            held.pop().continue_()
+        panel.page.wait_for_timeout(500)
+        expect(panel.button("Export")).to_have_count(0)
+        with panel.page.expect_download():
+            panel.page.mouse.up()
+        expect(panel.button("Export")).to_be_visible()
 
 
 class TestTable:

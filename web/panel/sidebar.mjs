@@ -7,6 +7,7 @@ import { language, loadTexts } from "../common/texts.mjs";
 import { panelView } from "../views/panel.mjs";
 import { actions } from "./actions.mjs";
 import { refreshJob, resumeJob } from "./jobs.mjs";
+import { heldByPress } from "./press.mjs";
 import { askModel, firstRecorded, refresh, selectModel, stopAsking } from "./questions.mjs";
 import { selectedModel, showBy, state, tried } from "./state.mjs";
 
@@ -50,9 +51,12 @@ export function mount(element) {
   root.ondragover = takeDrop;
   root.ondrop = takeDrop;
   for (const [event, listen] of Object.entries(listeners)) api.addEventListener(event, listen);
-  showBy(() => patch(root, panelView(state, selectedModel(), actions)));
+  showBy(heldByPress(root, render));
   tried(begin);
 }
+
+/** The panel may be closed by the very click that ends a press. */
+const render = () => root && patch(root, panelView(state, selectedModel(), actions));
 
 async function begin() {
   await loadTexts();

@@ -1,0 +1,26 @@
+// Nothing moves while something is pressed. An answer that comes then may move what is below it,
+// and the browser drops a click whose press and release are on different elements.
+
+const PRESSED = "a, button, label, summary"; // not a slider, which is to be followed
+// The last one ends a press whose release the page was not told.
+const ENDS = ["pointerup", "pointercancel", "pointermove"];
+
+/** Return a function that renders; while something in `root` is pressed, only once that ends. */
+export function heldByPress(root, render) {
+  let isPressed = false;
+  root.onpointerdown = ({ target }) => {
+    if (isPressed || !target.closest(PRESSED)) return;
+    isPressed = true;
+    const ended = new AbortController();
+    const release = ({ buttons }) => {
+      if (buttons) return;
+      ended.abort();
+      setTimeout(() => {
+        isPressed = false; // now: the click comes right after the release
+        render();
+      });
+    };
+    for (const end of ENDS) window.addEventListener(end, release, { signal: ended.signal });
+  };
+  return () => isPressed || render();
+}
