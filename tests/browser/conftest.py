@@ -8,15 +8,15 @@ import pytest
 from environment.install import FRONTEND_FOLDER
 from harness.client import Client
 from harness.fixtures import (
-    ENOUGH_STEPS,
     client,
     pytest_runtest_makereport,
     reset_settings,
+    small_sampling,
     start_over,
     toy_server,
 )
 from harness.panelpage import PanelPage
-from harness.prompts import stock_loader, text_to_latent
+from harness.prompts import stock_loader
 from harness.server import ComfyUIServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
@@ -64,7 +64,7 @@ def pinned_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIS
 def statistics(server: ComfyUIServer) -> tuple[str, bytes]:
     """Name and bytes of a file of 40 recorded images; recorded once for all tests."""
     start_over(server)
-    Client(server.url).run(text_to_latent(stock_loader(), batch=40, steps=ENOUGH_STEPS))
+    Client(server.url).run(small_sampling(stock_loader(), 40))
     (path,) = (server.models / "hswq").glob("*.pt")
     return path.name, path.read_bytes()
 

@@ -7,10 +7,10 @@ import urllib.parse
 
 import pytest
 from harness.client import Client
-from harness.fixtures import ENOUGH_STEPS
+from harness.fixtures import small_sampling
 from harness.lines import QUARTER_KEPT, sentence
 from harness.panelpage import PanelPage
-from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
+from harness.prompts import CHECKPOINT, stock_loader
 from harness.server import ComfyUIServer
 from hswq.calibration import load_statistics
 from playwright.sync_api import Page, Route, expect
@@ -37,9 +37,7 @@ def panel(client: Client, page: Page) -> PanelPage:
 
 def sample(server: ComfyUIServer, images: int) -> None:
     """Sample from elsewhere, so that only what the server tells the page can show it."""
-    Client(server.url).run(
-        text_to_latent(stock_loader(), batch=images, steps=ENOUGH_STEPS, seed=images)
-    )
+    Client(server.url).run(small_sampling(stock_loader(), images, seed=images))
 
 
 def ask(server: ComfyUIServer, rest: str) -> dict:

@@ -15,7 +15,7 @@ from toy.checkpoint import make_checkpoint
 from harness.client import Client
 from harness.http import JSON, Connection
 from harness.patches import patch_file
-from harness.prompts import CHECKPOINT, stock_loader, text_to_latent
+from harness.prompts import CHECKPOINT, Prompt, stock_loader, text_to_latent
 from harness.server import ComfyUIServer
 
 PROBE_NODES = Path(__file__).parent / "probe_nodes"
@@ -56,12 +56,24 @@ def change_settings(server: ComfyUIServer, settings: dict) -> None:
     whole.replace(path)
 
 
+@pytest.fixture(scope="session")
+def enough(server: ComfyUIServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What was recorded of the toy, enough to load it in FP8; recorded once for all tests."""
+    start_over(server)
+    Client(server.url).run(small_sampling(stock_loader()))
+    return shutil.copytree(server.models / "hswq", tmp_path_factory.mktemp("recorded") / "hswq")
+
+
 @pytest.fixture
-def recorded(client: Client) -> Client:
+def recorded(enough: Path, server: ComfyUIServer, client: Client) -> Client:
     """A user of a server that has recorded enough of the toy to load it in FP8."""
-    client.run(text_to_latent(stock_loader(), batch=32, steps=ENOUGH_STEPS))
-    free(client)
+    shutil.copytree(enough, server.models / "hswq", dirs_exist_ok=True)
     return client
+
+
+def small_sampling(loader: dict, batch: int = 32, seed: int = 0) -> Prompt:
+    """Return a prompt that measures each layer of the toy often enough, in small pictures."""
+    return text_to_latent(loader, size=32, batch=batch, steps=ENOUGH_STEPS, seed=seed)
 
 
 @pytest.fixture

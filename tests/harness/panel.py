@@ -12,9 +12,9 @@ import pytest
 from hswq.calibration import load_statistics
 
 from harness.client import Client
-from harness.fixtures import ENOUGH_STEPS, start_over
+from harness.fixtures import small_sampling, start_over
 from harness.http import BYTES, JSON, Answer, Connection
-from harness.prompts import stock_loader, text_to_latent
+from harness.prompts import stock_loader
 from harness.server import ComfyUIServer
 
 SESSION = "recorded"
@@ -60,7 +60,7 @@ class Panel:
 
 def sampled(client: Client, samples: int = 4, **how) -> None:
     """Sample with the toy so that it is recorded."""
-    client.run(text_to_latent(stock_loader(), batch=samples, steps=ENOUGH_STEPS, **how))
+    client.run(small_sampling(stock_loader(), samples, **how))
 
 
 @pytest.fixture

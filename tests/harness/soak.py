@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from toy.checkpoint import make_checkpoint
 
 from harness.client import Client, ExecutionError, InterruptedPromptError
-from harness.fixtures import ENOUGH_STEPS, LORA, change_settings, free
+from harness.fixtures import LORA, change_settings, free, small_sampling
 from harness.hostmemory import anonymous
 from harness.patches import patch_file
 from harness.prompts import (
@@ -20,7 +20,6 @@ from harness.prompts import (
     hswq_loader,
     node,
     stock_loader,
-    text_to_latent,
     through,
 )
 from harness.server import ComfyUIServer
@@ -40,9 +39,16 @@ class Soak:
         samples: recorded of each model, in the background and by the calibration node.
     """
 
-    def __init__(self, server: ComfyUIServer, client: Client, seed: int = 0) -> None:
+    def __init__(
+        self,
+        server: ComfyUIServer,
+        client: Client,
+        seed: int = 0,
+        models: tuple[str, ...] = MODELS,
+    ) -> None:
         """Make the models and a LoRA, and forget all statistics (the client's fixture does)."""
-        for number, name in enumerate(MODELS):
+        self._models = models
+        for number, name in enumerate(models):
             path = server.models / "checkpoints" / name
             if not path.exists():
                 make_checkpoint(path, seed=number)
@@ -56,24 +62,24 @@ class Soak:
         self._server, self._client = server, client
         self._random, self._seed = random.Random(seed), 0
         self.done: dict[str, int] = {}
-        self.samples = dict.fromkeys(MODELS, 0)
+        self.samples = dict.fromkeys(models, 0)
         self.exported: set[Path] = set()
 
     def run(self, times: int) -> None:
         """Do each thing with each model first of all, then anything with any, so many in all."""
-        in_order = [(action, model) for model in MODELS for action in self.actions]
+        in_order = [(action, model) for model in self._models for action in self.actions]
         for number in range(sum(self.done.values()), sum(self.done.values()) + times):
             if number < len(in_order):
                 action, model = in_order[number]
             else:
                 (action,) = self._random.choices(list(self.actions), list(self.actions.values()))
-                model = self._random.choice(MODELS)
+                model = self._random.choice(self._models)
             action(model)
             self.done[action.__name__] = self.done.get(action.__name__, 0) + 1
 
     def sample(self, model: str) -> None:
         """Sample with the stock loader, maybe with a LoRA: recorded until the target."""
-        first = not self.samples[model] and model != MODELS[-1]
+        first = not self.samples[model] and model != self._models[-1]
         batch = USABLE if first else self._random.choice((1, 2, 8))
         self._client.run(self._maybe_with_lora(self._prompt(stock_loader(model), batch)))
         self._recorded(model, batch)
@@ -166,7 +172,7 @@ class Soak:
     def _prompt(self, loader: dict, batch: int) -> Prompt:
         """Return a prompt that ComfyUI has no result of yet."""
         self._seed += 1
-        return text_to_latent(loader, batch=batch, steps=ENOUGH_STEPS, seed=self._seed)
+        return small_sampling(loader, batch, self._seed)
 
     def _maybe_with_lora(self, prompt: Prompt) -> Prompt:
         strength = self._random.choice((None, None, 0.5, 1.0))

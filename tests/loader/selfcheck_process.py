@@ -1,7 +1,9 @@
-"""Takes each name of ComfyUI's that the self-check knows away in turn, and starts the extension.
+"""Takes names of ComfyUI's away that the self-check knows, and starts the extension.
 
-Prints one JSON object: for each name, and for "" with nothing taken, what the log says and what
-is there. In a process of its own, since nobody else could use this ComfyUI in the meantime.
+Names that the same parts need are taken together, and an owner not together with what it owns.
+Prints a JSON list: for each start the names that were taken, what the log says and what is there.
+The first is with nothing taken. In a process of its own, since nobody else could use this ComfyUI
+in the meantime.
 """
 
 from __future__ import annotations
@@ -39,26 +41,47 @@ from server import PromptServer  # noqa: E402
 OUTER_SAMPLE = comfy.samplers.CFGGuider.outer_sample
 
 
+def rounds() -> list[list[tuple[str, str]]]:
+    """Return the names to take together, as modules and names in them."""
+    parts = (selfcheck.BASE, *selfcheck.PARTS)
+    wanted = [(module, name, part.does) for part in parts
+              for module, names in part.names.items() for name in names.split()]  # fmt: skip
+    found: dict[tuple, list[tuple[str, str]]] = {}
+    for module, name in dict.fromkeys((module, name) for module, name, _ in wanted):
+        needed_by = frozenset(
+            does for its, one, does in wanted if its == module and f"{one}.".startswith(f"{name}.")
+        )
+        found.setdefault((needed_by, name.count(".")), []).append((module, name))
+    return list(found.values())
+
+
 @contextlib.contextmanager
-def without(module: str, name: str) -> Iterator[None]:
-    """Take a name away, of a class also from what its instances get when they are made."""
-    owner = importlib.import_module(module)
-    *way, last = name.split(".")
-    for step in way:
-        owner = getattr(owner, step)
+def without(names: list[tuple[str, str]]) -> Iterator[None]:
+    """Take names away, of a class also from what its instances get when they are made."""
     with contextlib.ExitStack() as undo:
-        for base in owner.__mro__ if inspect.isclass(owner) else ():
-            maker = inspect.unwrap(vars(base).get("__init__", without))
-            if inspect.isfunction(maker):
-                undo.callback(setattr, maker, "__code__", maker.__code__)
-                names = tuple(f"not_{n}" if n == last else n for n in maker.__code__.co_names)
-                maker.__code__ = maker.__code__.replace(co_names=names)
-            if last in vars(base):
-                take(base, last, undo)
-        if not inspect.isclass(owner):
-            undo.callback(setattr, owner, last, getattr(owner, last))
-            delattr(owner, last)
+        for module, name in names:
+            owner = importlib.import_module(module)
+            *way, last = name.split(".")
+            for step in way:
+                owner = getattr(owner, step)
+            take_from(owner, last, undo)
         yield
+
+
+def take_from(owner: object, name: str, undo: contextlib.ExitStack) -> None:
+    """Take a name from a module or an object, or from a class and those that it inherits from."""
+    if not inspect.isclass(owner):
+        undo.callback(setattr, owner, name, getattr(owner, name))
+        delattr(owner, name)
+        return
+    for base in owner.__mro__:
+        maker = inspect.unwrap(vars(base).get("__init__", without))
+        if inspect.isfunction(maker):
+            undo.callback(setattr, maker, "__code__", maker.__code__)
+            names = tuple(f"not_{n}" if n == name else n for n in maker.__code__.co_names)
+            maker.__code__ = maker.__code__.replace(co_names=names)
+        if name in vars(base):
+            take(base, name, undo)
 
 
 def take(owner: type, name: str, undo: contextlib.ExitStack) -> None:
@@ -107,18 +130,15 @@ def start(place: Path, server: PromptServer) -> dict:
 
 
 def main() -> None:
-    """Start without each name, and without none."""
+    """Start without none, and without each round's names."""
     server = PromptServer(asyncio.new_event_loop())
-    found = {}
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "hswq_here"
         place.symlink_to(common.ROOT, target_is_directory=True)
-        found[""] = start(place, server)
-        for part in (selfcheck.BASE, *selfcheck.PARTS):
-            for module, names in part.names.items():
-                for name in names.split():
-                    with without(module, name):
-                        found[f"{module}.{name}"] = start(place, server)
+        for names in ([], *rounds()):
+            with without(names):
+                found.append({"taken": [".".join(name) for name in names], **start(place, server)})
     print(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-from harness.fixtures import client, lora, pytest_runtest_makereport, recorded, server
+from harness.fixtures import client, enough, lora, pytest_runtest_makereport, recorded, server
 from harness.packing import clone, pack, packed_server
 from harness.panel import content, panel, ready
 
@@ -6,6 +6,7 @@ __all__ = [
     "client",
     "clone",
     "content",
+    "enough",
     "lora",
     "pack",
     "packed_server",

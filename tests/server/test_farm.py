@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness.client import Client
-from harness.fixtures import ENOUGH_STEPS
+from harness.fixtures import small_sampling
 from harness.lines import QUARTER_KEPT, layers_told
 from harness.prompts import CHECKPOINT, hswq_loader, node, stock_loader, text_to_latent
 from harness.server import ROOT, ComfyUIServer
@@ -37,7 +37,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sample(script: Path, *machines: ComfyUIServer) -> None:
     """Do step 1, and wait for its end."""
     workflow = script.with_name("workflow.json")
-    prompt = text_to_latent(stock_loader(), steps=ENOUGH_STEPS, batch=BATCH)
+    prompt = small_sampling(stock_loader(), BATCH)
     workflow.write_text(json.dumps(prompt), "utf-8")
     urls = [machine.url for machine in machines]
     subprocess.run([sys.executable, script, workflow, str(IMAGES), *urls], check=True, timeout=60)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from harness.client import Client
-from harness.fixtures import ENOUGH_STEPS
+from harness.fixtures import small_sampling
 from harness.lines import QUARTER_KEPT, layers_told
 from harness.packing import NAME, comfy
 from harness.prompts import hswq_loader, text_to_latent
@@ -86,7 +86,7 @@ class TestServer:
 
     def test_from_nothing_to_fp8(self, packed_server: ComfyUIServer, client: Client):
         """Generate, and generate again: installing and opening the template come before."""
-        first = client.run(text_to_latent(hswq_loader(), batch=32, steps=ENOUGH_STEPS))
+        first = client.run(small_sampling(hswq_loader()))
         assert first.text("loader").startswith("16 bit for now")
         second = client.run(text_to_latent(hswq_loader(), seed=1))
         assert layers_told(second.text("loader")) in QUARTER_KEPT
