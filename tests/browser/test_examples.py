@@ -2,10 +2,12 @@
 
 import re
 import urllib.request
+from collections.abc import Iterator
 from itertools import combinations
 
 import pytest
 from harness.client import Client
+from harness.fixtures import start_over
 from harness.prompts import CHECKPOINT
 from harness.server import ComfyUIServer
 from playwright.sync_api import Browser, Page, expect
@@ -49,6 +51,14 @@ def overlap(a: list, b: list) -> bool:
     )
 
 
+@pytest.fixture(scope="module")
+def page(browser: Browser, server: ComfyUIServer) -> Iterator[Page]:
+    """One for all: a workflow that is opened takes the place of the one before."""
+    start_over(server)
+    with open_page(browser, server) as page:
+        yield page
+
+
 class TestExamples:
     def test_are_offered_with_a_picture(self, server: ComfyUIServer, client: Client):
         offered = client.get_json("/api/workflow_templates")
@@ -82,8 +92,11 @@ class TestExamples:
 
     def test_first_use_comes_first(self, page: Page):
         page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-        page.get_by_role("dialog").get_by_text("hswq", exact=True).click()
-        expect(page.get_by_text(re.compile("^hswq_"))).to_have_text(EXAMPLES)
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_text("hswq", exact=True).click()
+        expect(dialog.get_by_text(re.compile("^hswq_"))).to_have_text(EXAMPLES)
+        page.keyboard.press("Escape")
+        expect(dialog).to_have_count(0)
 
     @pytest.mark.parametrize(
         ("name", "node", "line"),

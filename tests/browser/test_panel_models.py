@@ -51,7 +51,11 @@ def many(panel: PanelPage, server: ComfyUIServer) -> PanelPage:
 
 
 class TestMany:
-    def test_have_a_line_each_and_details_in_place(self, many: PanelPage):
+    def test_are_at_home_in_the_list(self, many: PanelPage):
+        self.have_a_line_each_and_details_in_place(many)
+        self.are_searched_and_sorted(many)
+
+    def have_a_line_each_and_details_in_place(self, many: PanelPage) -> None:
         assert all(row.bounding_box()["height"] <= LINE for row in many.models.all())
         last = many.models.filter(has_text="model 00")
         last.click()
@@ -61,11 +65,12 @@ class TestMany:
         last.click()
         expect(many.root.locator(".hswq-detail")).to_have_count(0)
 
-    def test_are_searched_and_sorted(self, many: PanelPage):
+    def are_searched_and_sorted(self, many: PanelPage) -> None:
         many.root.get_by_role("combobox", name="Order").select_option("name")
         expect(many.models.first).to_contain_text("model 00")
         many.root.get_by_role("combobox", name="Order").select_option("images")
         expect(many.models.first).to_contain_text("sd_xl_base")
+        many.models.first.click()  # whatever is searched for, what is open stays
         many.root.get_by_role("searchbox", name="Find a model").fill("MODEL 17")
         expect(many.models).to_have_text(["sd_xl_base_1.040 images", "model 1717 of 32"])
 

@@ -156,7 +156,11 @@ def wait_for_run(panel: PanelPage, seed: int) -> None:
 
 
 class TestLastWorkflow:
-    def test_of_a_custom_sampler(self, panel: PanelPage, server: ComfyUIServer):
+    def test_is_understood(self, panel: PanelPage, server: ComfyUIServer):
+        self.of_a_custom_sampler(panel, server)
+        self.is_the_first_pass_of_several(panel, server)
+
+    def of_a_custom_sampler(self, panel: PanelPage, server: ComfyUIServer) -> None:
         Client(server.url).run(custom_sampler(text_to_latent(stock_loader(), batch=2)))
         wait_for_run(panel, seed=11)
         found = panel.page.evaluate(LAST, CHECKPOINT)
@@ -168,7 +172,7 @@ class TestLastWorkflow:
         assert found["nodes"]["empty"]["inputs"]["batch_size"] == 1
         assert found["runSeconds"] > 0
 
-    def test_is_the_first_pass_of_several(self, panel: PanelPage, server: ComfyUIServer):
+    def is_the_first_pass_of_several(self, panel: PanelPage, server: ComfyUIServer) -> None:
         prompt = text_to_latent(stock_loader(), seed=5)
         second = {**prompt["sampler"]["inputs"], "latent_image": ["sampler", 0], "seed": 6}
         save = node("SaveLatent", samples=["second", 0], filename_prefix="latents/test")
