@@ -22,6 +22,14 @@ class Refined(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return a layer's quantized weight and weight_scale as `up` copies them, if it has any."""
 
+    def read_unchecked(
+        self, name: str, up: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Return them and whether they are right, a bool scalar tensor; who asks must look."""
+
+    def reject(self, name: str) -> None:
+        """Note that a layer was not right."""
+
 
 class Decider(Protocol):
     """Decides how each layer is stored, when its weight is loaded.
@@ -53,7 +61,7 @@ class Decider(Protocol):
     def clipping_of(self, name: str, weight: torch.Tensor | None) -> Clipping | None:
         """Return where a layer is clipped, None where it keeps its 16-bit weight.
 
-        Every layer of the model is asked about once, in the model's order.
+        Every layer of the model is asked about in the model's order, and may be asked about again.
         """
 
     def input_amax(self, name: str) -> float | None:

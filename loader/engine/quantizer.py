@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import comfy.model_management as memory
 import comfy.utils
@@ -38,6 +39,24 @@ def quantizing_device(number_format: NumberFormat) -> torch.device:
     return device
 
 
+class _Refined(NamedTuple):
+    """A layer from an earlier load that was given away before it was known to be right.
+
+    Attributes:
+        name: of the layer.
+        weight: the 16-bit weight, by which it can be made again.
+        data: stored weight.
+        scale: its weight_scale.
+        is_right: bool scalar tensor.
+    """
+
+    name: str
+    weight: torch.Tensor
+    data: torch.Tensor
+    scale: torch.Tensor
+    is_right: torch.Tensor
+
+
 class Quantizer:
     """Takes a model's layers one at a time, in the model's order.
 
@@ -69,6 +88,7 @@ class Quantizer:
         self._decider: Decider | None = decider
         self._resident, self._note = resident, note
         self._transfer = transfer_of(quantizing_device(decider.number_format))
+        self._unchecked: list[_Refined] = []
         ahead.wait()
         self._progress = comfy.utils.ProgressBar(layers) if layers else None
         memory.free_memory(WORK_BYTES, self._transfer.device)
@@ -105,9 +125,12 @@ class Quantizer:
     def finish(self) -> Plan:
         """Return the Plan, and release pinned memory and statistics.
 
+        Layers of an earlier load that were damaged are made again where they are.
+
         Raises:
             ValueError: the statistics or the Plan belong to another model.
         """
+        self._mend()
         self._transfer.finish()
         decider, self._decider = self._decider, None
         return decider.finish()
@@ -118,11 +141,38 @@ class Quantizer:
             self._progress.update(1)
 
     def _refined(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-        """Return a layer's quantized weight from an earlier load, on the device; else None."""
+        """Return a layer's quantized weight from an earlier load, on the device; else None.
+
+        What stays on the device is checked when all layers are there: asking about each would let
+        the file and the GPU wait for each other 800 times.
+        """
         kept = self._decider.refined
-        found = None if kept is None else kept.read(name, self._transfer.up)
+        if kept is None:
+            return None
+        read = kept.read_unchecked if self._resident else kept.read
+        found = read(name, self._transfer.up)
         expected = weight.shape, self._decider.number_format.dtype
-        return found if found and (found[0].shape, found[0].dtype) == expected else None
+        if not found or (found[0].shape, found[0].dtype) != expected:
+            return None
+        if self._resident:
+            self._unchecked.append(_Refined(name, weight, *found))
+        return found[:2]
+
+    def _mend(self) -> None:
+        """Make layers again, in place, that came damaged from the file of an earlier load."""
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        right = torch.stack([one.is_right for one in unchecked]).tolist()
+        for name, weight, data, scale, _ in (
+            one for one, is_right in zip(unchecked, right, strict=True) if not is_right
+        ):
+            self._decider.refined.reject(name)
+            made, its_scale = stored(self._decider, name, self._transfer.up(weight))
+            data.copy_(made)
+            scale.copy_(its_scale)
+            if self._note is not None:
+                self._note(name, data, scale)
 
 
 def restrict(decider: Decider, layers: Collection[str], name: str) -> None:

@@ -51,9 +51,8 @@ def checksum(data: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         content = content.clone()
     whole = content.numel() // 8 * 8
     words, rest = content[:whole].view(torch.int64), content[whole:]
-    return (
-        words.sum() + rest.sum(dtype=torch.int64) + scale.view(torch.int32).sum(dtype=torch.int64)
-    )
+    found = words.sum() + scale.view(torch.int32).sum(dtype=torch.int64)
+    return found + rest.sum(dtype=torch.int64) if len(rest) else found
 
 
 class RefinedModel:
@@ -100,19 +99,36 @@ class RefinedModel:
         Args:
             name: of the layer.
             up: copies a tensor from the CPU to where it is wanted, or returns it as it is: mapped,
-                and valid after `close`. It is checked there, which takes a GPU little time.
+                and valid after `close`.
+        """
+        found = self.read_unchecked(name, up)
+        if found is None:
+            return None
+        *parts, is_right = found
+        if is_right:
+            return tuple(parts)
+        self.reject(name)
+        return None
+
+    def read_unchecked(
+        self, name: str, up: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Return a layer as `read` does, and whether it is right, a bool scalar tensor.
+
+        A GPU finds that out in little time, but to ask it makes the CPU wait for all copies so far.
         """
         expected = self._sums.get(name)
         if expected is None:
             return None
         data, scale = up(self._file.read(name + DATA)), up(self._file.read(name + SCALE))
         is_right = (checksum(data, scale) == expected) & ((scale > 0) & (scale < torch.inf)).all()
-        if is_right:
-            return data, scale
+        return data, scale, is_right
+
+    def reject(self, name: str) -> None:
+        """Note that a layer is damaged, so that `close` removes the file."""
         if self.is_whole:
             logging.warning("HSWQ: %s is made again: %s is damaged", self.path.name, name)
         self.is_whole = False
-        return None
 
     @property
     def is_open(self) -> bool:

@@ -10,12 +10,14 @@ import folder_paths
 import pytest
 import torch
 from harness import inprocess
-from harness.inprocess import distance, held, same
+from harness.inprocess import distance, held, same, unload
 from harness.trained import load, sample
 from hswq.calibration import monitored_layers
 from hswq.loader import store
+from hswq.loader.engine import loading
 from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.loading import load_checkpoint, load_diffusion_model
+from hswq.loader.engine.transfer import Transfer
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.layer_formats import FILE_FORMATS
 from hswq.loader.files.model_file import ModelFile
@@ -75,16 +77,23 @@ class TestKept:
         monkeypatch.setattr(formats_fp8, "quantize_compensated", None)
         assert not same(held(load(trained, COMPENSATED, keep=True)), held(one))
 
-    def test_only_what_is_damaged_is_rounded_again(self, trained):
+    @pytest.mark.parametrize("resident", [False, True])
+    def test_only_what_is_damaged_is_rounded_again(self, trained, monkeypatch, resident):
+        """On a GPU with room for all, only after the last layer."""
+        monkeypatch.setattr(loading, "make_room", lambda *_: resident)
+        if resident and not torch.cuda.is_available():
+            monkeypatch.setattr(Transfer, "up", lambda _, tensor: tensor.clone())  # as to a GPU
         one = load(trained, COMPENSATED, keep=True)
         (path,) = refined.refined_folder().glob("*.safetensors")
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
+        content[-1] ^= 1
         damaged = path.with_suffix(".damaged")
         damaged.write_bytes(content)  # not in place: the first model's weights are mapped
         damaged.replace(path)
         assert not same(held(load(trained, COMPENSATED, keep=True)), held(one))
         assert path.read_bytes() != content
+        unload()
 
     def test_not_of_rounding_to_the_nearest(self, trained):
         before = set(refined.refined_folder().glob("*"))
