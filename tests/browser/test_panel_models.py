@@ -29,6 +29,10 @@ CROWD = """() => {
         y += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT
     }
 }"""
+# How the list shows what is clicked, when all that the panel does about the click is done.
+NOTE_CLICKED = """() => addEventListener("click", ({ target }) => {
+    window.clicked = target.closest(".hswq-model")?.ariaExpanded
+}, { once: true })"""
 MODELS = 40
 LAYERS = 8
 LINE = 40  # pixels
@@ -58,7 +62,9 @@ class TestMany:
     def have_a_line_each_and_details_in_place(self, many: PanelPage) -> None:
         assert all(row.bounding_box()["height"] <= LINE for row in many.models.all())
         last = many.models.filter(has_text="model 00")
+        many.page.evaluate(NOTE_CLICKED)
         last.click()
+        assert many.page.evaluate("window.clicked") == "true", "it opens later than it is clicked"
         expect(last).to_have_attribute("aria-expanded", "true")
         expect(many.root.locator(".hswq-detail")).to_have_count(1)
         expect(many.root.get_by_text("images until FP8")).to_be_in_viewport()

@@ -8,6 +8,10 @@ const ENDS = ["pointerup", "pointercancel", "pointermove"];
 /** Return a function that renders; while something in `root` is pressed, only once that ends. */
 export function heldByPress(root, render) {
   let isPressed = false;
+  const end = () => {
+    isPressed = false;
+    render();
+  };
   root.onpointerdown = ({ target }) => {
     if (isPressed || !target.closest(PRESSED)) return;
     isPressed = true;
@@ -15,12 +19,11 @@ export function heldByPress(root, render) {
     const release = ({ buttons }) => {
       if (buttons) return;
       ended.abort();
-      setTimeout(() => {
-        isPressed = false; // now: the click comes right after the release
-        render();
-      });
+      setTimeout(end); // the click comes right after the release
     };
-    for (const end of ENDS) window.addEventListener(end, release, { signal: ended.signal });
+    for (const name of ENDS) window.addEventListener(name, release, { signal: ended.signal });
   };
+  // What the click itself changes is shown at once: it may be scrolled to.
+  root.addEventListener("click", () => (isPressed = false), { capture: true });
   return () => isPressed || render();
 }
