@@ -164,9 +164,9 @@ class Quantizer:
         if not unchecked:
             return
         right = torch.stack([one.is_right for one in unchecked]).tolist()
-        for name, weight, data, scale, _ in (
-            one for one, is_right in zip(unchecked, right, strict=True) if not is_right
-        ):
+        for (name, weight, data, scale, _), is_right in zip(unchecked, right, strict=True):
+            if is_right:
+                continue
             self._decider.refined.reject(name)
             made, its_scale = stored(self._decider, name, self._transfer.up(weight))
             data.copy_(made)

@@ -55,7 +55,7 @@ def many(panel: PanelPage, server: ComfyUIServer) -> PanelPage:
 
 
 class TestMany:
-    def test_are_at_home_in_the_list(self, many: PanelPage):
+    def test_are_listed_opened_searched_and_sorted(self, many: PanelPage):
         self.have_a_line_each_and_details_in_place(many)
         self.are_searched_and_sorted(many)
 

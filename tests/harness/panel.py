@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from pathlib import Path
 
 import pytest
 from hswq.calibration import load_statistics
 
 from harness.client import Client
-from harness.fixtures import small_sampling, start_over
+from harness.fixtures import small_sampling
 from harness.http import BYTES, JSON, Answer, Connection
 from harness.prompts import stock_loader
 from harness.server import ComfyUIServer
@@ -70,12 +71,10 @@ def panel(server: ComfyUIServer, client: Client) -> Panel:
 
 
 @pytest.fixture(scope="session")
-def content(server: ComfyUIServer) -> bytes:
+def content(enough: Path) -> bytes:
     """A statistics file of the toy, with enough samples to load it in FP8."""
-    client, panel = Client(server.url), Panel(server.url)
-    start_over(server)
-    sampled(client, 32, seed=5)
-    return panel.get(f"file?session={SESSION}").body
+    (path,) = enough.glob("*.pt")
+    return path.read_bytes()
 
 
 @pytest.fixture

@@ -21,12 +21,13 @@ from hswq.loader.engine.transfer import Transfer
 from hswq.loader.files.fingerprints import fingerprint
 from hswq.loader.files.layer_formats import FILE_FORMATS
 from hswq.loader.files.model_file import ModelFile
+from hswq.loader.files.safetensors import read_header
 from hswq.loader.host import settings
 from hswq.loader.jobs import choice
 from hswq.loader.jobs.also_keep import ENDS, also_kept
 from hswq.loader.jobs.export import export
 from hswq.loader.jobs.export_settings import ExportSettings
-from hswq.loader.store import refined
+from hswq.loader.store import refined, refined_file
 from hswq.quant import FP8_SCALED, INT8, BySensitivity, QuantizeSettings, Reason
 from hswq.quant.compensate import CHECKED
 from hswq.quant.formats import fp8 as formats_fp8
@@ -86,8 +87,9 @@ class TestKept:
         one = load(trained, COMPENSATED, keep=True)
         (path,) = refined.refined_folder().glob("*.safetensors")
         content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        content[-1] ^= 1
+        places = sorted((name, entry.start) for name, entry in read_header(str(path)).items())
+        for kind in (refined_file.DATA, refined_file.SCALE):  # of two layers
+            content[[start for name, start in places if name.endswith(kind)][len(kind)]] ^= 1
         damaged = path.with_suffix(".damaged")
         damaged.write_bytes(content)  # not in place: the first model's weights are mapped
         damaged.replace(path)

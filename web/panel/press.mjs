@@ -2,7 +2,7 @@
 // and the browser drops a click whose press and release are on different elements.
 
 const PRESSED = "a, button, label, summary"; // not a slider, which is to be followed
-// The last one ends a press whose release the page was not told.
+// The last one, without a button, ends a press whose release the page was not told.
 const ENDS = ["pointerup", "pointercancel", "pointermove"];
 
 /** Return a function that renders; while something in `root` is pressed, only once that ends. */
@@ -12,8 +12,8 @@ export function heldByPress(root, render) {
     isPressed = false;
     render();
   };
-  root.onpointerdown = ({ target }) => {
-    if (isPressed || !target.closest(PRESSED)) return;
+  root.onpointerdown = ({ target, button }) => {
+    if (button || isPressed || !target.closest(PRESSED)) return;
     isPressed = true;
     const ended = new AbortController();
     const release = ({ buttons }) => {
