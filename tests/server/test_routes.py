@@ -62,7 +62,7 @@ class TestStatus:
         change_settings(server, {"HSWQ.Target": 32, "HSWQ.Record": False})
         status = panel.status()
         assert (status["recording"], status["target"]) == (False, 32)
-        assert status["models"][0]["state"] == "complete"
+        assert panel.model()["state"] == "complete"
 
     def test_of_a_merge(self, panel: Panel, client: Client):
         merged = node("ModelMergeSimple", model1=["loader", 0], model2=["loader", 0], ratio=0.5)
