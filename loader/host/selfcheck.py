@@ -71,6 +71,7 @@ QUANTIZING = Part(
         "ModelPatcher.hook_backup ModelPatcher.is_dynamic ModelPatcher.load "
         "ModelPatcher.load_device ModelPatcher.model_size ModelPatcher.offload_device "
         "ModelPatcher.parent ModelPatcher.partially_load ModelPatcher.patch_hooks "
+        "ModelPatcher.backup ModelPatcher.patch_weight_to_device "
         "ModelPatcher.patches ModelPatcher.set_attachments ModelPatcher.set_hook_mode "
         "ModelPatcher.size ModelPatcher.unpatch_hooks ModelPatcher.unpatch_model",
         "comfy.ops": "CastWeightBiasOp.bias_function CastWeightBiasOp.comfy_cast_weights "
@@ -86,7 +87,8 @@ QUANTIZING = Part(
         "comfy.supported_models_base": "BASE BASE.custom_operations BASE.get_model "
         "BASE.model_type BASE.quant_config BASE.set_inference_dtype "
         "BASE.supported_inference_dtypes BASE.unet_config",
-        "comfy.utils": "ProgressBar ProgressBar.update set_attr string_to_seed weight_dtype",
+        "comfy.utils": "ProgressBar ProgressBar.update get_attr set_attr set_attr_param "
+        "string_to_seed weight_dtype",
         "folder_paths": "get_output_directory is_within_directory",
     },
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import comfy.lora
 import comfy.model_management
+import comfy.utils
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -30,6 +31,12 @@ def sizes(patcher: ModelPatcher) -> tuple[list[int], list[int]]:
             place = streaming if hasattr(module, "prev_comfy_cast_weights") else staying
             place.append(comfy.model_management.module_size(module))
     return streaming, staying
+
+
+def place(patcher: ModelPatcher, key: str) -> int:
+    """Return where in memory a weight is."""
+    weight = comfy.utils.get_attr(patcher.model, key)
+    return getattr(weight, "_qdata", weight).data_ptr()
 
 
 def in_comfyuis_order(patcher: ModelPatcher) -> ModelPatcher:
@@ -102,6 +109,34 @@ class TestOtherPatches:
             assert models.quantized.offload_device not in moves
         assert not predicted(load(models.quantized)).equal(wanted)
         assert models.quantized.offload_device not in moves
+
+    def test_are_applied_in_place(self, models, moves):
+        """New weights would lie between the memory that patching takes, and gaps remain."""
+        strong, weak = (patched(models.quantized, patch_file("LoRA"), s) for s in (1.0, 0.5))
+        load(models.quantized)
+        before = {key: place(models.quantized, key) for key in strong.patches}
+        for wanted in (strong, weak, models.quantized):
+            load(wanted)
+            assert {key: place(models.quantized, key) for key in strong.patches} == before
+
+    def test_find_weights_on_the_gpu(self, models, legacy, monkeypatch):
+        """They are there before patching takes memory, though the model comes from the host."""
+        model, found, calculate = models.quantized, {}, comfy.lora.calculate_weight
+        if model.load_device.type == "cpu":
+            pytest.skip("needs an NVIDIA GPU")
+
+        def noted(patches: list, weight: torch.Tensor, key: str, *args, **kwargs) -> torch.Tensor:
+            found[key] = place(model, key)
+            return calculate(patches, weight, key, *args, **kwargs)
+
+        unload()
+        monkeypatch.setattr(comfy.lora, "calculate_weight", noted)
+        with_lora = patched(model, patch_file("LoRA"))
+        on_host = {key: place(model, key) for key in with_lora.patches}
+        load(with_lora)
+        assert found.keys() == on_host.keys()
+        for key, before in on_host.items():
+            assert place(model, key) == found[key] != before
 
     def test_take_it_through_the_host_if_it_does_not_fit(self, models, moves):
         load(patched(models.quantized, patch_file("LoRA")))
