@@ -47,11 +47,18 @@ def round_to_grid(magnitude: torch.Tensor) -> torch.Tensor:
     return torch.where(magnitude < _SMALLEST_NORMAL, subnormal, bits.view(torch.float32))
 
 
+def scalar(value: float | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a number as an FP32 scalar tensor. A GPU gets it without making the CPU wait."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, torch.float32)
+    return torch.full((), value, dtype=torch.float32, device=device)
+
+
 def storing_of(weight: torch.Tensor, amax: float | torch.Tensor, *, scaled: bool) -> Storing:
     """Return how `quantize` stores a weight. The arguments are the same."""
     # The original computes FP16 weights in FP16. So do we, to store the same bytes.
     dtype = torch.float16 if weight.dtype is torch.float16 else torch.float32
-    amax = torch.as_tensor(amax, dtype=torch.float32, device=weight.device)
+    amax = scalar(amax, weight.device)
     if scaled:
         return Storing(quotient(FP8_MAX, amax), FP8_MAX, quotient(amax, FP8_MAX), dtype)
     bound = amax.clamp(max=FP8_MAX).to(dtype)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import kernels, search_kernels
-from .fp8 import quotient
+from .fp8 import quotient, scalar
 from .storing import Storing, for_rows
 
 INT8_MAX = 127.0
@@ -125,8 +125,7 @@ def row_amax(
                 f"a plan for a layer of {len(shares)} rows cannot clip one of {len(rows)}"
             )
         rows = rows / SHARES * shares.to(rows.device, torch.float32)
-    amax = torch.as_tensor(amax, dtype=torch.float32, device=rows.device)
-    return rows * (amax / rows.amax())
+    return rows * (scalar(amax, rows.device) / rows.amax())
 
 
 def layer_amax(found: RowSearch) -> torch.Tensor:

@@ -27,8 +27,8 @@ Decide = Callable[
 """Takes a layer's name, 16-bit weight and device; returns the weight to keep, or quantized bytes
 and weight_scale.
 
-All copies must be complete on return, and bytes and scale must be on the device where they are to
-stay: ComfyUI may move a model, or compute with it, as soon as its weights are loaded.
+Bytes and scale must be on the device where they are to stay. Copies must be complete before ComfyUI
+moves the model, or computes with it.
 """
 
 

@@ -101,37 +101,50 @@ class Quantizer:
 
     def quantize(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Decide about a layer; return its bytes and weight_scale on the GPU; None keeps it."""
-        refined = self._refined(name, weight)
+        return self._quantized(name, weight, self._refined(name, weight, checked=True))
+
+    def decide(
+        self, name: str, weight: torch.Tensor, device: torch.device
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return a layer's weight to keep, or its bytes and weight_scale. `finish` completes them.
+
+        `device` is where ComfyUI builds the layer. Unless resident, the result is there.
+        """
+        transfer = self._transfer
+        refined = self._refined(name, weight, checked=transfer.device.type == "cpu")
+        parts = self._quantized(name, weight, refined)
+        if parts is None:
+            return transfer.up(weight) if self._resident else weight
+        data, scale, *is_right = parts
+        if self._note is not None:
+            self._note(name, data, scale)
+        if not self._resident:
+            data, scale = (transfer.place_soon(part, device) for part in (data, scale))
+        if is_right:
+            self._unchecked.append(_Refined(name, weight, data, scale, *is_right))
+        return data, scale
+
+    def _quantized(
+        self, name: str, weight: torch.Tensor, refined: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, ...] | None:
+        """Decide about a layer; return what an earlier load made of it, or quantize it."""
         if refined is not None or not self._decider.quantizes(name):
             self.search(name, weight)
             return refined
         self._begin()
         return stored(self._decider, name, self._transfer.up(weight))
 
-    def decide(
-        self, name: str, weight: torch.Tensor, device: torch.device
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return a layer's weight to keep, or its bytes and weight_scale, copied completely.
-
-        `device` is where ComfyUI builds the layer. Unless resident, the result is there.
-        """
-        parts, transfer = self.quantize(name, weight), self._transfer
-        if parts is not None and self._note is not None:
-            self._note(name, *parts)
-        if self._resident:
-            return transfer.up(weight) if parts is None else parts
-        return weight if parts is None else tuple(transfer.place(part, device) for part in parts)
-
     def finish(self) -> Plan:
         """Return the Plan, and release pinned memory and statistics.
 
-        Layers of an earlier load that were damaged are made again where they are.
+        All that was decided about is complete then. Layers of an earlier load that were damaged are
+        made again where they are.
 
         Raises:
             ValueError: the statistics or the Plan belong to another model.
         """
-        self._mend()
         self._transfer.finish()
+        self._mend()
         decider, self._decider = self._decider, None
         return decider.finish()
 
@@ -140,23 +153,20 @@ class Quantizer:
         if self._progress is not None:
             self._progress.update(1)
 
-    def _refined(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+    def _refined(
+        self, name: str, weight: torch.Tensor, *, checked: bool
+    ) -> tuple[torch.Tensor, ...] | None:
         """Return a layer's quantized weight from an earlier load, on the device; else None.
 
-        What stays on the device is checked when all layers are there: asking about each would let
-        the file and the GPU wait for each other 800 times.
+        Copies are checked when all layers are there: asking about each would let the file and the
+        GPU wait for each other 800 times. What is not copied could not be made again in place.
         """
         kept = self._decider.refined
         if kept is None:
             return None
-        read = kept.read_unchecked if self._resident else kept.read
-        found = read(name, self._transfer.up)
+        found = (kept.read if checked else kept.read_unchecked)(name, self._transfer.up)
         expected = weight.shape, self._decider.number_format.dtype
-        if not found or (found[0].shape, found[0].dtype) != expected:
-            return None
-        if self._resident:
-            self._unchecked.append(_Refined(name, weight, *found))
-        return found[:2]
+        return found if found and (found[0].shape, found[0].dtype) == expected else None
 
     def _mend(self) -> None:
         """Make layers again, in place, that came damaged from the file of an earlier load."""
@@ -168,7 +178,7 @@ class Quantizer:
             if is_right:
                 continue
             self._decider.refined.reject(name)
-            made, its_scale = stored(self._decider, name, self._transfer.up(weight))
+            made, its_scale = stored(self._decider, name, weight.to(self._transfer.device))
             data.copy_(made)
             scale.copy_(its_scale)
             if self._note is not None:

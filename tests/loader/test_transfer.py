@@ -39,6 +39,15 @@ class TestPlaced:
         for value, size in enumerate(SIZES, 1):  # and none is a part of the ring
             assert placed[value - 1].equal(made(size, value))
 
+    def test_soon_is_complete_in_the_end(self, transfer):
+        placed = [
+            transfer.place_soon(made(size, value), torch.device("cpu"))
+            for value, size in enumerate(SIZES, 1)
+        ]
+        transfer.finish()
+        for value, (size, one) in enumerate(zip(SIZES, placed, strict=True), 1):
+            assert one.equal(made(size, value))
+
     def test_has_dtype_and_shape(self, transfer):
         weight = torch.randn(8, 4, 3, 3).to(torch.float8_e4m3fn)
         placed = transfer.place(weight, torch.device("cpu"))
@@ -71,6 +80,22 @@ class TestPlaced:
             torch.cuda._sleep(10_000_000)  # the GPU is still at work
             assert transfer.place(up + 1, torch.device("cpu")).equal(made(size, value + 1))
         transfer.finish()
+
+    @pytest.mark.gpu
+    def test_soon_from_a_gpu_between_others(self):
+        """What is placed soon is not overwritten by what is sent up meanwhile."""
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU")
+        transfer = Transfer(torch.device("cuda", 0))
+        pairs = []
+        for value, size in enumerate(SIZES, 1):
+            torch.cuda._sleep(10_000_000)  # the GPU is still at work
+            up = transfer.up(made(size, value))
+            pairs.append((up, transfer.place_soon(up + 1, torch.device("cpu"))))
+        transfer.finish()
+        for value, (size, (up, placed)) in enumerate(zip(SIZES, pairs, strict=True), 1):
+            assert up.cpu().equal(made(size, value))
+            assert placed.equal(made(size, value + 1))
 
     @pytest.mark.gpu
     def test_into_a_part_of_a_gpu_tensor(self):
