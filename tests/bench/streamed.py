@@ -58,8 +58,9 @@ def main() -> None:
         for number in range(1, chosen.count + 1):
             with_it = bool((number - 1) // TURNS % 2)
             latents[with_it].append(samplings[with_it](chosen.steps).cpu())
-            if number in (2 * TURNS, chosen.count // 2, chosen.count):
+            if number == 2 * TURNS or number % 50 == 0 or number == chosen.count:
                 results[f"after {number}"] = measure(latents)
+                print(number, results[f"after {number}"], flush=True)
         ballast.drop()
     common.report(f"samplings with {chosen.free:g} GiB free", chosen, results)
 

@@ -148,6 +148,7 @@ def models(
         quantized = loading.load_checkpoint(str(checkpoint), planner(), only_model=True)[0]
         originals = Models(sixteen_bit, quantized)
         loaded[memory] = originals, Models(*map(inprocess.held, originals))
+        inprocess.unload()
     originals, before = loaded[memory]
     yield Models(*(patcher.clone() for patcher in originals))
     inprocess.unload()
