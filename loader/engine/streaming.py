@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import comfy.model_management as memory
-import comfy.utils
-import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import LowVramPatch, ModelPatcher
 from comfy.patcher_extension import CallbacksMP
+
+from .in_place import PatchesInPlace
 
 LARGEST_STREAMED = 32 << 20
 """Bytes of the largest layer that may be streamed: ComfyUI reserves three times as much for it."""
@@ -48,99 +47,12 @@ class LoadOrder(list):
         return size > LARGEST_STREAMED, -size, self._places[name]
 
 
-class _Backup(NamedTuple):
-    """A weight without its patches, in ComfyUI's form.
-
-    Attributes:
-        weight: on the offload device.
-        inplace_update: whether its values are copied back. Else it takes the patched weight's
-            place, which moves nothing if that leaves the GPU.
-    """
-
-    weight: torch.Tensor
-    inplace_update: bool
-
-
-class _StreamsLargeLayers:
+class _StreamsLargeLayers(PatchesInPlace):
     """What is added to the class of a ModelPatcher."""
-
-    _stays = False
 
     def _load_list(self, *args, for_dynamic: bool = False, **kwargs) -> LoadOrder:
         modules = super()._load_list(*args, for_dynamic=for_dynamic, **kwargs)
         return LoadOrder(map(_without_weights, modules), first_is_kept=for_dynamic)
-
-    def partially_load(
-        self, device_to: torch.device, extra_memory: float = 0, *args, **kwargs
-    ) -> int:
-        """Load more of the model, or load it again with other patches.
-
-        Before it applies other patches, ComfyUI moves the whole model to the host and back. A model
-        that is on the GPU as a whole, and fits there, stays.
-        """
-        model = self.model
-        is_whole = not getattr(model, "model_lowvram", True) and model.device == device_to
-        fits = model.model_loaded_weight_memory + extra_memory > self.model_size()
-        self._stays = stays = is_whole and fits and not self._exchanges_weights()
-        try:
-            return super().partially_load(device_to, extra_memory, *args, **kwargs)
-        except BaseException:
-            self._stays = False
-            if stays:  # ComfyUI takes it off the GPU after errors of `load` alone
-                self.detach()
-            raise
-        finally:
-            self._stays = False
-
-    def _exchanges_weights(self) -> bool:
-        """Whether an object patch has weights, which it may take out of the model or bring into it.
-
-        ComfyUI moves those with the whole model, and with nothing else.
-        """
-        objects = *self.object_patches.values(), *self.object_patches_backup.values()
-        modules = (one for one in objects if isinstance(one, torch.nn.Module))
-        return any(next(one.parameters(), None) is not None for one in modules)
-
-    def unpatch_model(
-        self, device_to: torch.device | None = None, unpatch_weights: bool = True
-    ) -> None:
-        """Take patches off, and move the model unless it stays."""
-        stays, self._stays = self._stays, False
-        if stays and unpatch_weights:
-            device_to = None
-            for key, kept in self.backup.items():  # else the backups take the weights' places
-                self.backup[key] = kept._replace(inplace_update=True)
-        super().unpatch_model(device_to, unpatch_weights)
-
-    def patch_weight_to_device(
-        self,
-        key: str,
-        device_to: torch.device | None = None,
-        inplace_update: bool = False,
-        return_weight: bool = False,
-        **kwargs,
-    ) -> torch.Tensor | None:
-        """Patch a weight; on the GPU, in place. Arguments and result are ComfyUI's.
-
-        The weight goes to the GPU before it is patched. ComfyUI's own way allocates the new weight
-        among the memory that patching takes for a while, and leaves gaps that are too small for the
-        next one. ComfyUI's allocator, cudaMallocAsync, does not join them: with 3 GiB free, 1.7 GiB
-        of weights left too little for a step (`bench small --free 3 --lora`).
-        """
-        weight = comfy.utils.get_attr(self.model, key)
-        is_there = weight.device != self.offload_device
-        place = weight.device if is_there else device_to
-        if key in self.patches and not return_weight and place not in (None, self.offload_device):
-            if key not in self.backup:
-                kept = weight.to(self.offload_device, copy=is_there)
-                self.backup[key] = _Backup(kept, inplace_update=False)
-            if not is_there:
-                with torch.inference_mode(False), torch.no_grad():  # to be used in both modes
-                    comfy.utils.set_attr_param(self.model, key, weight.to(place))
-            inplace_update = True
-        return super().patch_weight_to_device(
-            key, device_to, inplace_update, return_weight, **kwargs
-        )
 
     def patch_hooks(self, *args, **kwargs) -> None:
         self._await_streamed()

@@ -73,7 +73,8 @@ QUANTIZING = Part(
         "ModelPatcher.parent ModelPatcher.partially_load ModelPatcher.patch_hooks "
         "ModelPatcher.backup ModelPatcher.patch_weight_to_device "
         "ModelPatcher.patches ModelPatcher.set_attachments ModelPatcher.set_hook_mode "
-        "ModelPatcher.size ModelPatcher.unpatch_hooks ModelPatcher.unpatch_model",
+        "ModelPatcher.size ModelPatcher.unpatch_hooks ModelPatcher.unpatch_model "
+        "get_key_weight",
         "comfy.ops": "CastWeightBiasOp.bias_function CastWeightBiasOp.comfy_cast_weights "
         "CastWeightBiasOp.weight_function cast_bias_weight disable_weight_init "
         "disable_weight_init.Conv2d disable_weight_init.Linear manual_cast manual_cast.Conv2d "
@@ -87,7 +88,7 @@ QUANTIZING = Part(
         "comfy.supported_models_base": "BASE BASE.custom_operations BASE.get_model "
         "BASE.model_type BASE.quant_config BASE.set_inference_dtype "
         "BASE.supported_inference_dtypes BASE.unet_config",
-        "comfy.utils": "ProgressBar ProgressBar.update get_attr set_attr set_attr_param "
+        "comfy.utils": "ProgressBar ProgressBar.update set_attr set_attr_param "
         "string_to_seed weight_dtype",
         "folder_paths": "get_output_directory is_within_directory",
     },
