@@ -110,11 +110,20 @@ class Originals:
 
 
 def _checksum(data: torch.Tensor) -> torch.Tensor:
-    """Return a checksum of a tensor's bytes, an int64 scalar that is equal on all devices."""
-    data = data.detach().view(torch.uint8).flatten()
-    words = torch.nn.functional.pad(data, (0, -len(data) % 8)).view(torch.int64)
-    places = torch.arange(1, 2 * len(words), 2, device=words.device)  # odd, so no bit is lost
-    return (words * places).sum()
+    """Return a checksum of a tensor's bytes, an int64 scalar that is equal on all devices.
+
+    Each 8 bytes count with an odd factor of their own, so that no bit is lost, and that it finds
+    exchanged bytes too. A factor is the sum of one of the row and one of the column: a CPU adds up
+    rows and columns ten times as fast as it multiplies each number.
+    """
+    words = data.detach().view(torch.uint8).flatten(1)
+    if words.shape[1] % 8 == 0:
+        words = (words.clone() if words.storage_offset() % 8 else words).view(torch.int64)
+    rows, columns = words.shape
+    device, double = words.device, 2 * rows
+    by_row = words.sum(1, dtype=torch.int64) * torch.arange(1, double, 2, device=device)
+    steps = torch.arange(0, double * columns, double, device=device)
+    return by_row.sum() + (words.sum(0, dtype=torch.int64) * steps).sum()
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

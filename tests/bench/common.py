@@ -255,6 +255,16 @@ def unload() -> None:
     comfy.model_management.soft_empty_cache(True)
 
 
+def read_once(path: str) -> None:
+    """Bring a file into the page cache, where ComfyUI with Dynamic VRAM removes what it has read.
+
+    What is loaded next would wait for the disk.
+    """
+    with open(path, "rb", buffering=0) as file:
+        while file.read(16 << 20):
+            pass
+
+
 def report(name: str, chosen: argparse.Namespace, results: dict[str, dict]) -> None:
     """Print a table of results, a row each, and write them as JSON where asked."""
     import torch

@@ -96,6 +96,7 @@ def loading() -> dict[str, dict]:
     found = {name: [] for name in loaders}
     for name in list(loaders) * chosen.rounds:
         common.unload()
+        common.read_once(chosen.checkpoint)
         found[name].append(peak(lambda name=name: step(loaders[name]())))
     if chosen.profile:
         common.unload()

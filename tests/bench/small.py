@@ -74,6 +74,7 @@ def measure(free: float, makers: dict) -> dict[str, dict]:
     rows, models = {}, {}
     for name, make in makers.items():
         common.unload()
+        common.read_once(chosen.checkpoint)
         ballast = Ballast(free)
         profile = profile_of(chosen.profile_load, f"{free:g} {name} load")
         loaded, steps = measured_load(lambda make=make: steps_of(make()), profile)
