@@ -248,7 +248,7 @@ class _Quantizable:
             new = comfy.float.stochastic_rounding(weight, old.dtype, seed=seed or 0)
         if return_weight:
             return new
-        if inplace_update and new.shape == old.shape:  # some patches widen a weight
+        if inplace_update:
             old.data.copy_(new)
         else:
             self._set("weight", new)

@@ -111,17 +111,18 @@ class Quantizer:
         `device` is where ComfyUI builds the layer. Unless resident, the result is there.
         """
         transfer = self._transfer
-        refined = self._refined(name, weight, checked=transfer.device.type == "cpu")
-        parts = self._quantized(name, weight, refined)
+        # Later would be too late for what is mapped from the file, or what ComfyUI may move then.
+        checked = not self._resident and (device.type != "cpu" or transfer.device.type == "cpu")
+        parts = self._quantized(name, weight, self._refined(name, weight, checked=checked))
         if parts is None:
             return transfer.up(weight) if self._resident else weight
-        data, scale, *is_right = parts
+        data, scale, *unchecked = parts
         if self._note is not None:
             self._note(name, data, scale)
         if not self._resident:
             data, scale = (transfer.place_soon(part, device) for part in (data, scale))
-        if is_right:
-            self._unchecked.append(_Refined(name, weight, data, scale, *is_right))
+        if unchecked:
+            self._unchecked.append(_Refined(name, weight, data, scale, *unchecked))
         return data, scale
 
     def _quantized(
@@ -158,8 +159,8 @@ class Quantizer:
     ) -> tuple[torch.Tensor, ...] | None:
         """Return a layer's quantized weight from an earlier load, on the device; else None.
 
-        Copies are checked when all layers are there: asking about each would let the file and the
-        GPU wait for each other 800 times. What is not copied could not be made again in place.
+        Unless `checked`, a third tensor says whether the others are right. It is looked at when all
+        layers are there: asking each would let the file and the GPU wait for each other 800 times.
         """
         kept = self._decider.refined
         if kept is None:

@@ -10,7 +10,7 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import LowVramPatch, ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 
-from .in_place import PatchesInPlace
+from .patching import PatchesOnGpu
 
 LARGEST_STREAMED = 32 << 20
 """Bytes of the largest layer that may be streamed: ComfyUI reserves three times as much for it."""
@@ -47,8 +47,8 @@ class LoadOrder(list):
         return size > LARGEST_STREAMED, -size, self._places[name]
 
 
-class _StreamsLargeLayers(PatchesInPlace):
-    """What is added to the class of a ModelPatcher."""
+class _StreamsLargeLayers(PatchesOnGpu):
+    """Is added to the class of a ModelPatcher, for what it streams."""
 
     def _load_list(self, *args, for_dynamic: bool = False, **kwargs) -> LoadOrder:
         modules = super()._load_list(*args, for_dynamic=for_dynamic, **kwargs)
@@ -110,7 +110,10 @@ def _without_patches(functions: list[Callable]) -> list[Callable]:
 
 
 def stream_large_layers(patcher: ModelPatcher) -> None:
-    """Let a MODEL and its clones stream a few large layers if the GPU cannot hold all of them."""
+    """Let a MODEL and its clones stream a few large layers if the GPU cannot hold all of them.
+
+    Patches (LoRAs) are applied without gaps in the GPU's memory, too (see patching).
+    """
     if not isinstance(patcher, _StreamsLargeLayers):
         _change_class(patcher, patcher)
         patcher.add_callback_with_key(CallbacksMP.ON_CLONE, _KEY, _change_class)

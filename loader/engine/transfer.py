@@ -105,8 +105,8 @@ class Transfer:
         """Return a completed copy on another device; a tensor of that device as it is."""
         if tensor.numel() == 1:  # staging a single number gains nothing
             return tensor.to(device)
-        copied = self.place_soon(tensor, device)
         with self._lock:
+            copied = self._begin_to_place(tensor, device)
             self._ring.settle()
         return copied
 
@@ -115,14 +115,17 @@ class Transfer:
 
         The CPU goes on while the GPU fills pinned memory, and empties that when it is needed again.
         """
+        with self._lock:
+            return self._begin_to_place(tensor, device)
+
+    def _begin_to_place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         if not (self._staged and device.type == "cpu" and tensor.is_contiguous()):
             return tensor.to(device)
         copied = torch.empty_like(tensor, device=device)
-        with self._lock:
-            for source, target in zip(_pieces(tensor), _pieces(copied), strict=True):
-                buffer = self._ring.take(source.numel())
-                buffer.copy_(source, non_blocking=True)
-                self._ring.hand_over(buffer, functools.partial(target.copy_, buffer))
+        for source, target in zip(_pieces(tensor), _pieces(copied), strict=True):
+            buffer = self._ring.take(source.numel())
+            buffer.copy_(source, non_blocking=True)
+            self._ring.hand_over(buffer, functools.partial(target.copy_, buffer))
         return copied
 
     def _send(self, target: torch.Tensor, write: Callable[[torch.Tensor], object]) -> None:
@@ -146,7 +149,7 @@ class _Busy(NamedTuple):
     Attributes:
         start: its first byte.
         end: the byte after its last one.
-        done: when the GPU has ended; None if the copy was the CPU's.
+        done: when the GPU has ended; None where the device is the CPU, in tests.
         then: what is to be done with the part, before it is free again.
     """
 

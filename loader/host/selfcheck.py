@@ -51,7 +51,7 @@ QUANTIZING = Part(
         "comfy.float": "stochastic_rounding",
         "comfy.hooks": "EnumHookMode EnumHookMode.MinVram",
         "comfy.ldm.modules.attention": "FeedForward GEGLU",
-        "comfy.lora": "calculate_weight",
+        "comfy.lora": "calculate_shape calculate_weight",
         "comfy.model_base": "BaseModel.get_dtype BaseModel.manual_cast_dtype "
         "BaseModel.model_config BaseModel.model_sampling BaseModel.model_type "
         "BaseModel.state_dict_for_saving",
@@ -64,14 +64,14 @@ QUANTIZING = Part(
         "supports_cast supports_fp8_compute synchronize throw_exception_if_processing_interrupted "
         "unet_dtype unet_manual_cast unet_offload_device vram_state",
         "comfy.model_patcher": "LowVramPatch ModelPatcher._load_list "
-        "ModelPatcher.add_callback_with_key ModelPatcher.cached_hook_patches "
-        "ModelPatcher.cached_patcher_init ModelPatcher.clone "
+        "ModelPatcher.add_callback_with_key ModelPatcher.backup "
+        "ModelPatcher.cached_hook_patches ModelPatcher.cached_patcher_init ModelPatcher.clone "
         "ModelPatcher.current_hooks ModelPatcher.force_cast_weights ModelPatcher.get_attachment "
         "ModelPatcher.get_clone_model_override ModelPatcher.get_key_patches "
         "ModelPatcher.hook_backup ModelPatcher.is_dynamic ModelPatcher.load "
         "ModelPatcher.load_device ModelPatcher.model_size ModelPatcher.offload_device "
         "ModelPatcher.parent ModelPatcher.partially_load ModelPatcher.patch_hooks "
-        "ModelPatcher.backup ModelPatcher.patch_weight_to_device "
+        "ModelPatcher.patch_weight_to_device "
         "ModelPatcher.patches ModelPatcher.set_attachments ModelPatcher.set_hook_mode "
         "ModelPatcher.size ModelPatcher.unpatch_hooks ModelPatcher.unpatch_model "
         "get_key_weight",

@@ -14,6 +14,11 @@ def data_of(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
+def by_column(data: torch.Tensor) -> torch.Tensor:
+    """Return the same numbers in another order in memory."""
+    return data.transpose(0, 1).contiguous().transpose(0, 1)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 class TestChecksum:
     def test_changes_with_every_bit(self, shape):
@@ -33,6 +38,5 @@ class TestChecksum:
     def test_is_the_same_wherever_the_bytes_are(self, shape, device):
         data = data_of(shape)
         shifted = torch.cat([data.new_zeros(3), data.flatten()])[3:].view(shape)
-        rearranged = data.to(memory_format=torch.channels_last) if data.ndim == 4 else data.t().t()
-        for same in (shifted, rearranged, data.to(device), data.view(torch.int8)):
+        for same in (shifted, by_column(data), data.to(device), data.view(torch.int8)):
             assert _checksum(same).cpu() == _checksum(data)

@@ -1,4 +1,4 @@
-"""What a layer is handed is complete: ComfyUI may move or use a model while it loads."""
+"""What is moved is complete: at once, or for what is placed soon, in the end."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""Patches (LoRAs) on a model that is on the GPU: they are applied there, in place."""
+"""Patches (LoRAs) on a GPU: what fits there stays, and patching leaves no gaps in its memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
+import comfy.lora
 import comfy.utils
 import torch
 from comfy.model_patcher import get_key_weight
+
+from .transfer import moved
 
 
 class _Backup(NamedTuple):
@@ -16,19 +17,18 @@ class _Backup(NamedTuple):
 
     Attributes:
         weight: on the offload device.
-        inplace_update: whether its values are copied back. Else it takes the patched weight's
-            place, which moves nothing if that leaves the GPU.
+        inplace_update: True copies its values into the patched weight, to take the patches off.
+            False puts it in the patched weight's place.
     """
 
     weight: torch.Tensor
     inplace_update: bool
 
 
-class PatchesInPlace:
-    """What is added to the class of a ModelPatcher."""
+class PatchesOnGpu:
+    """Is added to the class of a ModelPatcher, for how it applies patches."""
 
     _stays = False
-    _spare: Mapping[str, _Backup] = MappingProxyType({})  # backups whose values are back in place
 
     def partially_load(
         self, device_to: torch.device, extra_memory: float = 0, *args, **kwargs
@@ -42,7 +42,6 @@ class PatchesInPlace:
         is_whole = not getattr(model, "model_lowvram", True) and model.device == device_to
         fits = model.model_loaded_weight_memory + extra_memory > self.model_size()
         self._stays = stays = is_whole and fits and not self._exchanges_weights()
-        self._spare = dict(self.backup) if stays else {}
         try:
             return super().partially_load(device_to, extra_memory, *args, **kwargs)
         except BaseException:
@@ -51,7 +50,7 @@ class PatchesInPlace:
                 self.detach()
             raise
         finally:
-            self._stays, self._spare = False, {}
+            self._stays = False
 
     def _exchanges_weights(self) -> bool:
         """Whether an object patch has weights, which it may take out of the model or bring into it.
@@ -67,12 +66,7 @@ class PatchesInPlace:
     ) -> None:
         """Take patches off, and move the model unless it stays."""
         stays, self._stays = self._stays, False
-        if stays and unpatch_weights:
-            device_to = None
-            for key, kept in self.backup.items():  # else the backups take the weights' places
-                alike = get_key_weight(self.model, key)[0].shape == kept.weight.shape
-                self.backup[key] = kept._replace(inplace_update=alike)
-        super().unpatch_model(device_to, unpatch_weights)
+        super().unpatch_model(None if stays and unpatch_weights else device_to, unpatch_weights)
 
     def patch_weight_to_device(
         self,
@@ -82,26 +76,34 @@ class PatchesInPlace:
         return_weight: bool = False,
         **kwargs,
     ) -> torch.Tensor | None:
-        """Patch a weight; a layer's in place, on the GPU. Arguments and result are ComfyUI's.
+        """Patch a weight; on a GPU, a layer's has its room first. All arguments are ComfyUI's.
 
-        The weight goes to the GPU before it is patched. ComfyUI's own way allocates the new weight
-        among the memory that patching takes for a while, and leaves gaps that are too small for the
-        next one. ComfyUI's allocator, cudaMallocAsync, does not join them: with 3 GiB free, 1.7 GiB
-        of weights left too little for a step (`bench small --free 3 --lora`).
+        ComfyUI's own way allocates the new weight among the memory that patching takes for a while.
+        The gaps are too small for the next one, and cudaMallocAsync, by which ComfyUI allocates,
+        does not join them: with 3 GiB free, 1.7 GiB of weights left too little for a step (`bench
+        small --free 3 --lora`).
         """
         weight, set_weight, _ = get_key_weight(self.model, key)
-        is_patched = key in self.patches and set_weight is not None and not return_weight
-        is_there = is_patched and weight.device != self.offload_device
-        place = weight.device if is_there else device_to
-        if is_patched and place not in (None, self.offload_device):
-            if key not in self.backup:
-                spare = self._spare.get(key) if is_there else None
-                kept = spare.weight if spare else weight.to(self.offload_device, copy=is_there)
-                self.backup[key] = _Backup(kept, inplace_update=False)
-            if not is_there:
-                with torch.inference_mode(False), torch.no_grad():  # to be used in both modes
-                    comfy.utils.set_attr_param(self.model, key, weight.to(place))
-            inplace_update = True
+        if key in self.patches and set_weight is not None and not return_weight:
+            place = device_to if weight.device == self.offload_device else weight.device
+            if place not in (None, self.offload_device):
+                self._make_room(key, weight, place)
+                shape = comfy.lora.calculate_shape(self.patches[key], weight, key)
+                inplace_update = shape == weight.shape
         return super().patch_weight_to_device(
             key, device_to, inplace_update, return_weight, **kwargs
         )
+
+    def _make_room(self, key: str, weight: torch.Tensor, place: torch.device) -> None:
+        """Back a weight up, and put a copy in its place, to be patched.
+
+        The weight itself never changes: the patches of a merged model may hold it.
+        """
+        with torch.inference_mode(False), torch.no_grad():  # to be used in both modes
+            values = weight.data
+            room = values.clone() if weight.device == place else moved(values, place)
+            if key not in self.backup:
+                is_there = weight.device == self.offload_device
+                kept = weight if is_there else moved(values, self.offload_device)
+                self.backup[key] = _Backup(kept, inplace_update=False)
+            comfy.utils.set_attr_param(self.model, key, room)

@@ -1,4 +1,4 @@
-"""Other patches on a model that is on the GPU: it stays there, and each weight its place."""
+"""Other patches on a model that is on the GPU: it stays there, and patching leaves no gaps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import comfy.utils
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from harness.inprocess import load, patched, predicted, unload
+from comfy.quant_ops import QuantizedTensor
+from harness.inprocess import distance, load, patched, predicted, unload
 from harness.patches import patch_file
 
 
@@ -17,6 +18,12 @@ def place(patcher: ModelPatcher, key: str) -> int:
     """Return where in memory a weight is."""
     weight = comfy.utils.get_attr(patcher.model, key)
     return getattr(weight, "_qdata", weight).data_ptr()
+
+
+def values_of(weight: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a weight's numbers, on the CPU."""
+    weight = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+    return weight.detach().to("cpu", torch.float32, copy=True)
 
 
 class TestOtherPatches:
@@ -41,45 +48,50 @@ class TestOtherPatches:
         assert not predicted(load(models.quantized)).equal(wanted)
         assert models.quantized.offload_device not in moves
 
-    def test_are_applied_in_place(self, models, moves):
+    @pytest.mark.parametrize("start", ["gpu", "host"])
+    def test_find_each_weights_room_taken(self, models, moves, monkeypatch, start):
         """New weights would lie between the memory that patching takes, and gaps remain."""
-        strong, weak = (patched(models.quantized, patch_file("LoRA"), s) for s in (1.0, 0.5))
-        load(models.quantized)
-        before = {key: place(models.quantized, key) for key in strong.patches}
-        kept = []
-        for wanted in (strong, weak, models.quantized):
-            kept.append({key: id(one.weight) for key, one in load(wanted).backup.items()})
-            assert {key: place(models.quantized, key) for key in strong.patches} == before
-        assert kept[0].keys() == before.keys()
-        assert kept[1:] == [kept[0], {}]  # the second LoRA needs no backups of its own
-
-    def test_may_widen_a_weight(self, models, moves):
-        """Neither that nor its way back is in place."""
-        key, wide = "diffusion_model.middle_block.0.in_layers.2.weight", models.quantized.clone()
-        before = comfy.utils.get_attr(load(models.quantized).model, key)
-        more = torch.zeros(len(before) + 16, *before.shape[1:])
-        wide.add_patches({key: ("diff", (more, {"pad_weight": True}))}, 1.0)
-        for wanted, shape in ((wide, more.shape), (models.quantized, before.shape)):
-            assert comfy.utils.get_attr(load(wanted).model, key).shape == shape
-
-    def test_find_weights_on_the_gpu(self, models, legacy, monkeypatch):
-        """They are there before patching takes memory, though the model comes from the host."""
         model, found, calculate = models.quantized, {}, comfy.lora.calculate_weight
-        if model.load_device.type == "cpu":
+        if start == "host" and model.load_device.type == "cpu":
             pytest.skip("needs an NVIDIA GPU")
 
         def noted(patches: list, weight: torch.Tensor, key: str, *args, **kwargs) -> torch.Tensor:
             found[key] = place(model, key)
             return calculate(patches, weight, key, *args, **kwargs)
 
-        unload()
-        monkeypatch.setattr(comfy.lora, "calculate_weight", noted)
+        load(model)
+        if start == "host":
+            unload()
         with_lora = patched(model, patch_file("LoRA"))
-        on_host = {key: place(model, key) for key in with_lora.patches}
+        before = {key: place(model, key) for key in with_lora.patches}
+        monkeypatch.setattr(comfy.lora, "calculate_weight", noted)
         load(with_lora)
-        assert found.keys() == on_host.keys()
-        for key, before in on_host.items():
-            assert place(model, key) == found[key] != before
+        assert found.keys() == before.keys()
+        for key, room in found.items():
+            assert place(model, key) == room != before[key]
+
+    def test_change_no_tensor_that_a_merge_holds(self, models, moves):
+        """A merged model's patches hold the weights of the model that was merged into it."""
+        strong, weak = (patched(models.quantized, patch_file("LoRA"), s) for s in (1.0, 0.5))
+        for before in (models.quantized, strong):
+            lent = load(before).get_key_patches()
+            values = {key: values_of(one[0][0]) for key, one in lent.items()}
+            for later in (strong, weak, models.quantized):
+                load(later)
+            unload()
+            for key, one in lent.items():
+                assert values_of(one[0][0]).equal(values[key])
+
+    def test_may_widen_a_weight(self, models, moves):
+        key, wide = "diffusion_model.middle_block.0.in_layers.2.weight", models.quantized.clone()
+        before = comfy.utils.get_attr(load(models.quantized).model, key)
+        more = torch.zeros(len(before) + 16, *before.shape[1:])
+        wide.add_patches({key: ("diff", (more, {"pad_weight": True}))}, 1.0)
+        widened = values_of(comfy.utils.get_attr(load(wide).model, key))
+        assert distance(widened[: len(before)], values_of(before)) < 0.05
+        assert not widened[len(before) :].any()
+        after = comfy.utils.get_attr(load(models.quantized).model, key)
+        assert values_of(after).equal(values_of(before))
 
     def test_take_it_through_the_host_if_it_does_not_fit(self, models, moves):
         load(patched(models.quantized, patch_file("LoRA")))
