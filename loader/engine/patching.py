@@ -103,7 +103,7 @@ class PatchesOnGpu:
             values = weight.data
             room = values.clone() if weight.device == place else moved(values, place)
             if key not in self.backup:
-                is_there = weight.device == self.offload_device
-                kept = weight if is_there else moved(values, self.offload_device)
+                is_on_host = weight.device == self.offload_device
+                kept = weight if is_on_host else moved(values, self.offload_device)
                 self.backup[key] = _Backup(kept, inplace_update=False)
             comfy.utils.set_attr_param(self.model, key, room)
