@@ -83,10 +83,10 @@ class PatchesOnGpu:
         does not join them: with 3 GiB free, 1.7 GiB of weights left too little for a step (`bench
         small --free 3 --lora`).
         """
-        weight, set_weight, _ = get_key_weight(self.model, key)
-        if key in self.patches and set_weight is not None and not return_weight:
+        if key in self.patches and not return_weight:
+            weight, set_weight, _ = get_key_weight(self.model, key)
             place = device_to if weight.device == self.offload_device else weight.device
-            if place not in (None, self.offload_device):
+            if set_weight is not None and place not in (None, self.offload_device):
                 self._make_room(key, weight, place)
                 shape = comfy.lora.calculate_shape(self.patches[key], weight, key)
                 inplace_update = shape == weight.shape
