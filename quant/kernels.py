@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 
 import torch
 
@@ -48,7 +49,7 @@ def dequantize(quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype)
         dtype: of the result, which has the memory format of `quantized`.
     """
     out = torch.empty_like(quantized, dtype=dtype)
-    _launch(_dequantize, quantized.view(torch.uint8), scale, out)
+    _launch(_dequantize, quantized, scale, out)
     return out
 
 
@@ -101,46 +102,54 @@ def gated_input(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tenso
 def _launch(
     kernel: object, source: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, *sizes: int
 ) -> None:
-    """Run a kernel over all elements; Triton launches on the current device."""
+    """Run a kernel over all elements; Triton launches on the current device.
+
+    This runs for every layer in every step. Triton's search for the compiled kernel would take the
+    CPU longer than everything else, and so would its questions about tensors in place of addresses.
+    """
     if out.is_cuda and out.get_device() != torch.cuda.current_device():
         with torch.cuda.device_of(out):
             return _launch(kernel, source, scale, out, *sizes)
-    arguments = source, scale, out, out.numel(), *sizes
-    compiled = _compiled_for(kernel, arguments)
+    tensors, numbers = (source, scale, out), (out.numel(), *sizes)
+    addresses = source.data_ptr(), scale.data_ptr(), out.data_ptr()
+    programs = (numbers[0] + _BLOCK - 1) // _BLOCK
+    compiled = _compiled_for(kernel, tensors, addresses, numbers)
     if compiled is not None:
-        compiled[((arguments[3] + _BLOCK - 1) // _BLOCK, 1, 1)](*arguments, _BLOCK)
+        compiled[(programs, 1, 1)](*addresses, *numbers, _BLOCK)
     else:
-        _run(kernel, (arguments[3] + _BLOCK - 1) // _BLOCK, arguments)
+        _run(kernel, programs, tensors, numbers)
     return None
 
 
-_Arguments = tuple["torch.Tensor | int", ...]
+_Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _compiled: dict[tuple, object] = {}
 
 
-def _run(kernel: object, programs: int, arguments: _Arguments) -> object:
-    return launch(
-        kernel, (programs,), *arguments, BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False
-    )
+def _run(kernel: object, programs: int, tensors: _Tensors, numbers: tuple[int, ...]) -> object:
+    source, *others = tensors
+    if source.dtype is torch.float8_e4m3fn:  # which Triton refuses before Ada
+        source = source.view(torch.uint8)
+    how = {"BLOCK": _BLOCK, "num_warps": 8, "enable_fp_fusion": False}
+    return launch(kernel, (programs,), source, *others, *numbers, **how)
 
 
-def _compiled_for(kernel: object, arguments: _Arguments) -> object | None:
+def _compiled_for(
+    kernel: object, tensors: _Tensors, addresses: tuple[int, ...], numbers: tuple[int, ...]
+) -> object | None:
     """Return the kernel compiled for such arguments; None to let Triton find it.
 
-    This runs for every layer in every step, and Triton's search for the compiled kernel takes the
-    CPU longer than everything else. Sizes and addresses that are multiples of 16 share a kernel.
+    Sizes and addresses that are multiples of 16 share a kernel.
     """
-    source, scale, out, count, *sizes = arguments
-    if (count | source.data_ptr() | scale.data_ptr() | out.data_ptr()) % 16 or count >= 1 << 31:
+    bits = functools.reduce(operator.or_, numbers, addresses[0] | addresses[1] | addresses[2])
+    if bits % 16 or numbers[0] >= 1 << 31:
         return None
-    if any(size % 16 for size in sizes):
-        return None
+    source, _, out = tensors
     # The dtypes identify the kernel. Its hash takes microseconds, so it is not in the key.
     key = out.device.index, source.dtype, out.dtype
     if key not in _compiled:
-        compiled = _run(kernel, 1, arguments)
+        compiled = _run(kernel, 1, tensors, numbers)
         try:
-            compiled[(1, 1, 1)](*arguments, _BLOCK)
+            compiled[(1, 1, 1)](*addresses, *numbers, _BLOCK)
         except TypeError:  # this version of Triton calls compiled kernels in another way
             compiled = None
         _compiled[key] = compiled

@@ -228,7 +228,7 @@ def _moved(
     tensor: comfy.quant_ops.QuantizedTensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> comfy.quant_ops.QuantizedTensor:
     """Return a tensor's copy on another device."""
-    return _with_parts(tensor, lambda part: moved(part, device), dtype)
+    return with_parts(tensor, lambda part: moved(part, device), dtype)
 
 
 def _room_for(
@@ -239,7 +239,7 @@ def _room_for(
     ComfyUI makes one for each layer that it streams. comfy_kitchen's handler copies the scales, and
     waits for that copy, and so for all that the GPU has yet to do in that stream.
     """
-    return _with_parts(tensor, lambda part: torch.empty_like(part, device=device), dtype)
+    return with_parts(tensor, lambda part: torch.empty_like(part, device=device), dtype)
 
 
 _ON_ANOTHER_DEVICE = {
@@ -249,16 +249,19 @@ _ON_ANOTHER_DEVICE = {
 """Operations for which comfy_kitchen's handlers take the slow way."""
 
 
-def _with_parts(
+def with_parts(
     tensor: comfy.quant_ops.QuantizedTensor,
     change: Callable[[torch.Tensor], torch.Tensor],
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | None = None,
 ) -> comfy.quant_ops.QuantizedTensor:
-    """Return a tensor whose bytes and scales are what a function makes of this one's."""
+    """Return a tensor whose bytes and scales are what a function makes of this one's.
+
+    `dtype` is what it stands for; None takes this one's.
+    """
     before = tensor._params
     scales = {name: change(getattr(before, name)) for name in before._tensor_fields()}
     params = dataclasses.replace(before, orig_dtype=dtype or before.orig_dtype, **scales)
-    return tensor._copy_with(qdata=change(tensor._qdata), params=params, clone_params=False)
+    return type(tensor)(change(tensor._qdata), tensor._layout_cls, params)
 
 
 def _like(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from ...quant import dequantize
 from ...quant.fp8 import is_compiled_without_fp8
 from ..files.layer_formats import EXTRA_KEYS, stored_input_amax, stored_scale
 from .int8_matmul import multiplies_here
-from .layout import hold
+from .layout import hold, with_parts
 from .matmul import multiplied
 from .originals import Originals
 from .transfer import moved
@@ -199,12 +200,41 @@ class _Quantizable:
             return self._product(inputs, self.weight, self._cast_bias(inputs))
         if isinstance(self.weight, QuantizedTensor) and is_compiled_without_fp8():
             return self._product(inputs, self._decoded(inputs), self._cast_bias(inputs))
+        if self._is_only_streamed(inputs):
+            return self._streamed_product(inputs)
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self, inputs, offloadable=True, compute_dtype=inputs.dtype
         )
         outputs = self._product(inputs, weight, bias)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return outputs
+
+    def _is_only_streamed(self, inputs: torch.Tensor) -> bool:
+        """Whether the quantized weight is on another device, and has no patches to be applied."""
+        weight = self.weight
+        if not isinstance(weight, QuantizedTensor) or weight._qdata.device == inputs.device:
+            return False
+        has_more = self.weight_function or self.bias_function or hasattr(self, "_v")
+        return not (has_more or torch.compiler.is_compiling())
+
+    def _streamed_product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Compute with a weight from another device, by ComfyUI's streams.
+
+        This is ComfyUI's general path for such a weight. But that asks a QuantizedTensor for each
+        step, and each answer goes through Python: the bus waits for it.
+        """
+        device = inputs.device
+        how = {"device": device, "non_blocking": memory.device_supports_non_blocking(device)}
+        stream, bias = memory.get_offload_stream(device), self.bias
+        with contextlib.nullcontext() if stream is None else stream.as_context(stream):
+            weight = with_parts(self.weight, lambda part: memory.cast_to(part, **how))
+            bias = None if bias is None else memory.cast_to(bias, **how)
+        memory.sync_stream(device, stream)
+        try:
+            return self._product(inputs, weight, None if bias is None else bias.to(inputs.dtype))
+        finally:  # the copies belong to that stream, and are given back to it
+            if stream is not None:
+                stream.wait_stream(memory.current_stream(device))
 
     def _decoded(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the float weight with its functions, for compilers that refuse FP8 tensors."""

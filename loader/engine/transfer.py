@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import BinaryIO, NamedTuple
 
 import comfy.model_management as memory
@@ -14,6 +17,8 @@ import torch
 
 _PIECE_BYTES = 16 << 20
 _RING_BYTES = 64 << 20
+_READERS = 4  # threads
+_READ_BYTES = 512 << 10  # that are worth a thread's while
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -125,7 +130,7 @@ class Transfer:
         for source, target in zip(_pieces(tensor), _pieces(copied), strict=True):
             buffer = self._ring.take(source.numel())
             buffer.copy_(source, non_blocking=True)
-            self._ring.hand_over(buffer, functools.partial(target.copy_, buffer))
+            self._ring.hand_over(buffer, partial(target.copy_, buffer))
         return copied
 
     def _send(self, target: torch.Tensor, write: Callable[[torch.Tensor], object]) -> None:
@@ -207,13 +212,45 @@ class _Ring:
 
 
 def _read_into(buffer: torch.Tensor, file: BinaryIO) -> None:
-    """Fill a buffer. Some file systems give less at once than is asked for."""
-    left = memoryview(buffer.numpy())
+    """Fill a buffer with the next bytes of a file, large ones by several threads.
+
+    One thread copies 5 GiB/s out of the page cache, and waits for a disk that could do more.
+
+    Raises:
+        OSError: there are fewer, or they cannot be read.
+    """
+    count = buffer.numel()
+    if count < _READERS * _READ_BYTES or not hasattr(os, "preadv"):  # Windows lacks it
+        _fill(buffer, lambda left, _: file.readinto(left))
+        return
+    start, size = file.tell(), -(-count // _READERS)
+    read = partial(os.preadv, file.fileno())
+    parts = [
+        _readers().submit(_fill, part, lambda left, done, at=at: read([left], at + done))
+        for at, part in zip(range(start, start + count, size), buffer.split(size), strict=True)
+    ]
+    wait(parts)  # nobody writes into the buffer any more, even if one fails
+    for part in parts:
+        part.result()
+    file.seek(start + count)
+
+
+def _fill(buffer: torch.Tensor, read: Callable[[memoryview, int], int]) -> None:
+    """Fill a buffer by a function that may read less at once, as some file systems do.
+
+    `read` takes the room that is left and how much is there, and returns how much it has read.
+    """
+    left, done = memoryview(buffer.numpy()), 0
     while left:
-        count = file.readinto(left)
+        count = read(left, done)
         if not count:
             raise OSError("it has become shorter")
-        left = left[count:]
+        left, done = left[count:], done + count
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_READERS, "hswq-read")
 
 
 def _pinned(size: int) -> torch.Tensor:

@@ -26,10 +26,12 @@ class Ballast:
     """Memory that another program might have."""
 
     def __init__(self, free: float) -> None:
-        """Leave so many GiB of the GPU."""
+        """Leave so many GiB of the GPU, with those that torch keeps of what was freed."""
         self._held = None
         if torch.cuda.is_available():
-            left = torch.cuda.mem_get_info()[0] - int(free * 2**30)
+            torch._C._cuda_clearCublasWorkspaces()  # they would keep GiB from being given back
+            memory.soft_empty_cache(True)
+            left = memory.get_free_memory() - int(free * 2**30)
             self._held = torch.empty(max(0, left), dtype=torch.uint8, device="cuda")
 
     def drop(self) -> None:

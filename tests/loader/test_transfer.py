@@ -141,6 +141,21 @@ class TestRead:
         with pytest.raises(OSError, match="shorter"):
             Transfer(torch.device(device)).read(file, 201)
 
+    @pytest.mark.parametrize("at_once", [1 << 30, 1_000_003])
+    def test_many_bytes_are_the_files(self, tmp_path, device, monkeypatch, at_once):
+        """Several threads read them, and each may get less at once than it asks for."""
+        values = torch.randint(256, (39 << 20,), dtype=torch.uint8)
+        (tmp_path / "bytes").write_bytes(values.numpy())
+        whole = os.preadv
+        monkeypatch.setattr(os, "preadv", lambda file, to, at: whole(file, [to[0][:at_once]], at))
+        transfer = Transfer(torch.device(device))
+        with open(tmp_path / "bytes", "rb", buffering=0) as file, torch.inference_mode():
+            file.seek(5)
+            assert transfer.read(file, 33_333_333).cpu().equal(values[5:33_333_338])
+            assert transfer.read(file, 100).cpu().equal(values[33_333_338:33_333_438])
+            with pytest.raises(OSError, match="shorter"):
+                transfer.read(file, 39 << 20)
+
 
 @pytest.mark.gpu
 class TestBuiltOnTheGpu:
