@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import comfy.float
@@ -223,16 +223,16 @@ class _Quantizable:
         This is ComfyUI's general path for such a weight. But that asks a QuantizedTensor for each
         step, and each answer goes through Python: the bus waits for it.
         """
-        device = inputs.device
-        how = {"device": device, "non_blocking": memory.device_supports_non_blocking(device)}
-        stream, bias = memory.get_offload_stream(device), self.bias
-        with contextlib.nullcontext() if stream is None else stream.as_context(stream):
-            weight = with_parts(self.weight, lambda part: memory.cast_to(part, **how))
-            bias = None if bias is None else memory.cast_to(bias, **how)
+        device, bias = inputs.device, self.bias
+        stream = memory.get_offload_stream(device)
+        need_not_wait = memory.device_supports_non_blocking(device)
+        streamed = partial(memory.cast_to, device=device, non_blocking=need_not_wait, stream=stream)
+        weight = with_parts(self.weight, streamed)
+        bias = None if bias is None else streamed(bias)
         memory.sync_stream(device, stream)
         try:
             return self._product(inputs, weight, None if bias is None else bias.to(inputs.dtype))
-        finally:  # the copies belong to that stream, and are given back to it
+        finally:  # the copies are memory of that stream, which takes it back now
             if stream is not None:
                 stream.wait_stream(memory.current_stream(device))
 

@@ -12,7 +12,7 @@ import torch
 
 from ...quant import INT8, Decider, NumberFormat, Plan, stored
 from . import ahead
-from .transfer import transfer_of
+from .transfer import moved, transfer_of
 
 WORK_BYTES = 512 << 20
 """GPU memory to free for searching one layer."""
@@ -115,7 +115,8 @@ class Quantizer:
         checked = not self._resident and (device.type != "cpu" or transfer.device.type == "cpu")
         parts = self._quantized(name, weight, self._refined(name, weight, checked=checked))
         if parts is None:
-            return transfer.up(weight) if self._resident else weight
+            # A model in memory may be on the GPU, where ComfyUI does not know of the new one.
+            return transfer.up(weight) if self._resident else moved(weight, device)
         data, scale, *unchecked = parts
         if self._note is not None:
             self._note(name, data, scale)

@@ -58,10 +58,12 @@ QUANTIZING = Part(
         "comfy.model_detection": "convert_diffusers_mmdit model_config_from_diffusers_unet "
         "model_config_from_unet",
         "comfy.model_management": "LoadedModel LoadedModel.model_load MAX_PINNED_MEMORY "
-        "OOM_EXCEPTION VRAMState VRAMState.LOW_VRAM VRAMState.NO_VRAM current_loaded_models "
-        "extra_reserved_memory free_memory get_free_memory "
+        "OOM_EXCEPTION VRAMState VRAMState.LOW_VRAM VRAMState.NO_VRAM cast_to "
+        "current_loaded_models current_stream device_supports_non_blocking "
+        "extra_reserved_memory free_memory get_free_memory get_offload_stream "
         "get_torch_device get_total_memory lora_compute_dtype minimum_inference_memory module_size "
-        "supports_cast supports_fp8_compute synchronize throw_exception_if_processing_interrupted "
+        "supports_cast supports_fp8_compute sync_stream synchronize "
+        "throw_exception_if_processing_interrupted "
         "unet_dtype unet_manual_cast unet_offload_device vram_state",
         "comfy.model_patcher": "LowVramPatch ModelPatcher._load_list "
         "ModelPatcher.add_callback_with_key ModelPatcher.backup "

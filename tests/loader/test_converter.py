@@ -125,6 +125,15 @@ class TestConverted:
         converted = convert(models.sixteen_bit, plan)
         assert converted.model_size() == models.quantized.model_size()
 
+    @pytest.mark.parametrize("lora", [False, True])
+    def test_has_its_layers_where_comfyui_counts_them(self, models, legacy, plan, lora):
+        """Which is not the GPU, where the 16-bit model is."""
+        theirs = patched(models.sixteen_bit, patch_file("LoRA")) if lora else models.sixteen_bit
+        converted = convert(load(theirs), plan)
+        layers = (converted.model.diffusion_model.get_submodule(name) for name in plan.layers)
+        devices = {part.device for layer in layers for part in parts(layer.weight)}
+        assert devices == {converted.offload_device}
+
     def test_clones_without_dynamic_vram_have_the_same_weights(self, models, plan):
         converted = convert(patched(models.sixteen_bit, patch_file("LoRA")), plan)
         clone = converted.clone(disable_dynamic=True)
