@@ -102,12 +102,13 @@ def gated_input(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tenso
 def _launch(
     kernel: object, source: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, *sizes: int
 ) -> None:
-    """Run a kernel over all elements; Triton launches on the current device.
+    """Run a kernel over all elements; all tensors are on one device.
 
     This runs for every layer in every step. Triton's search for the compiled kernel would take the
-    CPU longer than everything else, and so would its questions about tensors in place of addresses.
+    CPU longer than everything else. Triton would also ask each tensor for its address, and CUDA
+    about that. So it is given addresses, which it does not check.
     """
-    if out.is_cuda and out.get_device() != torch.cuda.current_device():
+    if out.is_cuda and out.get_device() != torch.cuda.current_device():  # where Triton launches
         with torch.cuda.device_of(out):
             return _launch(kernel, source, scale, out, *sizes)
     tensors, numbers = (source, scale, out), (out.numel(), *sizes)

@@ -61,8 +61,8 @@ def _(
 def multiplies_here(layer: torch.nn.Module, inputs: torch.Tensor) -> bool:
     """Whether a layer's own weight can be multiplied in INT8 although others would be cast.
 
-    An INT8 product takes inputs of any dtype, but a weight with a function on it, or on another
-    device, has to be decoded.
+    An INT8 product takes inputs of any dtype. But a weight with a function on it has to be decoded,
+    and one on another device has to be copied first.
     """
     weight = layer.weight
     if layer.weight_function or not isinstance(weight, QuantizedTensor):

@@ -256,7 +256,7 @@ def with_parts(
 ) -> comfy.quant_ops.QuantizedTensor:
     """Return a tensor whose bytes and scales are what a function makes of this one's.
 
-    `dtype` is what it stands for; None takes this one's.
+    It stands for `dtype`; None keeps the tensor's.
     """
     before = tensor._params
     scales = {name: change(getattr(before, name)) for name in before._tensor_fields()}

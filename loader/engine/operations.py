@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 
 import comfy.float
@@ -20,7 +19,7 @@ from .int8_matmul import multiplies_here
 from .layout import hold, with_parts
 from .matmul import multiplied
 from .originals import Originals
-from .transfer import moved
+from .transfer import is_up_from_pageable, moved
 
 Decide = Callable[
     [str, torch.Tensor, torch.device], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
@@ -177,7 +176,8 @@ class _Quantizable:
         if isinstance(value, QuantizedTensor):
             return value
         device = self._device if self.weight is None else self.weight.device
-        if value.device.type != "cpu":
+        if value.device.type != "cpu":  # a weight is where it is to be; the bias follows it
+            value = value if self.weight is None else moved(value, device)
             return value.to(self._dtype)
         # Under Dynamic VRAM (assign), a tensor of the right dtype stays mapped from the file.
         return value.to(device, self._dtype, copy=not assign)
@@ -210,29 +210,37 @@ class _Quantizable:
         return outputs
 
     def _is_only_streamed(self, inputs: torch.Tensor) -> bool:
-        """Whether the quantized weight is on another device, and has no patches to be applied."""
+        """Whether all that is to be done with the weight, before the product, is to copy it here.
+
+        It is quantized then, on another device in memory that is pinned, and has no patches.
+        """
         weight = self.weight
-        if not isinstance(weight, QuantizedTensor) or weight._qdata.device == inputs.device:
+        if not isinstance(weight, QuantizedTensor) or weight.dtype != inputs.dtype:
+            return False
+        data, device = weight._qdata, inputs.device
+        if data.device == device or is_up_from_pageable(data, device):
             return False
         has_more = self.weight_function or self.bias_function or hasattr(self, "_v")
         return not (has_more or torch.compiler.is_compiling())
 
     def _streamed_product(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Compute with a weight from another device, by ComfyUI's streams.
+        """Copy the weight by ComfyUI's streams, and compute with it.
 
-        This is ComfyUI's general path for such a weight. But that asks a QuantizedTensor for each
-        step, and each answer goes through Python: the bus waits for it.
+        ComfyUI's `cast_bias_weight` gives the same, but takes the CPU longer. It calls a
+        QuantizedTensor's operations, and each of them runs in Python.
         """
         device, bias = inputs.device, self.bias
         stream = memory.get_offload_stream(device)
-        need_not_wait = memory.device_supports_non_blocking(device)
-        streamed = partial(memory.cast_to, device=device, non_blocking=need_not_wait, stream=stream)
+        non_blocking = memory.device_supports_non_blocking(device)
+        streamed = functools.partial(
+            memory.cast_to, device=device, non_blocking=non_blocking, stream=stream
+        )
         weight = with_parts(self.weight, streamed)
         bias = None if bias is None else streamed(bias)
         memory.sync_stream(device, stream)
         try:
             return self._product(inputs, weight, None if bias is None else bias.to(inputs.dtype))
-        finally:  # the copies are memory of that stream, which takes it back now
+        finally:  # the copies are memory of that stream, which may use it again after the product
             if stream is not None:
                 stream.wait_stream(memory.current_stream(device))
 

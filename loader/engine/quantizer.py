@@ -115,7 +115,7 @@ class Quantizer:
         checked = not self._resident and (device.type != "cpu" or transfer.device.type == "cpu")
         parts = self._quantized(name, weight, self._refined(name, weight, checked=checked))
         if parts is None:
-            # A model in memory may be on the GPU, where ComfyUI does not know of the new one.
+            # A weight that is converted may be on the GPU, where ComfyUI would not count this one.
             return transfer.up(weight) if self._resident else moved(weight, device)
         data, scale, *unchecked = parts
         if self._note is not None:

@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
 from typing import BinaryIO, NamedTuple
 
 import comfy.model_management as memory
@@ -18,7 +17,7 @@ import torch
 _PIECE_BYTES = 16 << 20
 _RING_BYTES = 64 << 20
 _READERS = 4  # threads
-_READ_BYTES = 512 << 10  # that are worth a thread's while
+_READ_BYTES = 512 << 10  # the fewest that are worth a thread
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -130,7 +129,7 @@ class Transfer:
         for source, target in zip(_pieces(tensor), _pieces(copied), strict=True):
             buffer = self._ring.take(source.numel())
             buffer.copy_(source, non_blocking=True)
-            self._ring.hand_over(buffer, partial(target.copy_, buffer))
+            self._ring.hand_over(buffer, functools.partial(target.copy_, buffer))
         return copied
 
     def _send(self, target: torch.Tensor, write: Callable[[torch.Tensor], object]) -> None:
@@ -221,31 +220,32 @@ def _read_into(buffer: torch.Tensor, file: BinaryIO) -> None:
     """
     count = buffer.numel()
     if count < _READERS * _READ_BYTES or not hasattr(os, "preadv"):  # Windows lacks it
-        _fill(buffer, lambda left, _: file.readinto(left))
+        _fill(buffer, 0, lambda left, _: file.readinto(left))
         return
-    start, size = file.tell(), -(-count // _READERS)
-    read = partial(os.preadv, file.fileno())
-    parts = [
-        _readers().submit(_fill, part, lambda left, done, at=at: read([left], at + done))
-        for at, part in zip(range(start, start + count, size), buffer.split(size), strict=True)
-    ]
-    wait(parts)  # nobody writes into the buffer any more, even if one fails
+    start, size, parts = file.tell(), -(-count // _READERS), []
+    read = functools.partial(os.preadv, file.fileno())
+    try:
+        for at, part in zip(range(start, start + count, size), buffer.split(size), strict=True):
+            parts.append(_readers().submit(_fill, part, at, lambda left, at: read([left], at)))
+    finally:
+        wait(parts)  # nobody writes into the buffer any more, even if one has failed
     for part in parts:
         part.result()
     file.seek(start + count)
 
 
-def _fill(buffer: torch.Tensor, read: Callable[[memoryview, int], int]) -> None:
-    """Fill a buffer by a function that may read less at once, as some file systems do.
+def _fill(buffer: torch.Tensor, at: int, read: Callable[[memoryview, int], int]) -> None:
+    """Fill a buffer with what follows a place in a file.
 
-    `read` takes the room that is left and how much is there, and returns how much it has read.
+    `read` takes the room that is left and the place. It returns how many bytes it has read, which
+    may be fewer, as some file systems do.
     """
-    left, done = memoryview(buffer.numpy()), 0
+    left = memoryview(buffer.numpy())
     while left:
-        count = read(left, done)
+        count = read(left, at)
         if not count:
             raise OSError("it has become shorter")
-        left, done = left[count:], done + count
+        left, at = left[count:], at + count
 
 
 @functools.cache

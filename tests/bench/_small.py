@@ -26,7 +26,7 @@ class Ballast:
     """Memory that another program might have."""
 
     def __init__(self, free: float) -> None:
-        """Leave so many GiB of the GPU, with those that torch keeps of what was freed."""
+        """Leave so many GiB free, counting what torch has reserved and does not use."""
         self._held = None
         if torch.cuda.is_available():
             torch._C._cuda_clearCublasWorkspaces()  # they would keep GiB from being given back

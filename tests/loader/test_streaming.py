@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 
 import comfy.model_management
 import pytest
+import torch
 from comfy.model_patcher import ModelPatcher
 from harness.inprocess import assert_frees_what_is_asked, load, load_partly, unload
+from hswq.loader.engine.adopt import ATTACHMENT
 from hswq.loader.engine.streaming import LARGEST_STREAMED, LoadOrder, stream_large_layers
 
 
@@ -68,6 +71,57 @@ class TestPartlyLoaded:
 
     def test_stock_models_are_left_alone(self, models, memory):
         assert type(models.sixteen_bit._load_list()) is list
+
+
+def linears(patcher: ModelPatcher) -> list[torch.nn.Module]:
+    """Return a MODEL's quantized Linear layers that have a bias."""
+    network = patcher.model.diffusion_model
+    layers = map(network.get_submodule, patcher.get_attachment(ATTACHMENT).quantized)
+    return [one for one in layers if one.weight.ndim == 2 and one.bias is not None]
+
+
+def inputs_of(layer: torch.nn.Module, device: torch.device | str) -> torch.Tensor:
+    return torch.ones(3, layer.weight.shape[1], dtype=layer.weight.dtype, device=device)
+
+
+class TestLayer:
+    @pytest.fixture
+    def layer(self, models):
+        """On the host, as what is streamed."""
+        unload()
+        return linears(models.quantized)[0]
+
+    def test_that_is_only_streamed_takes_the_short_way(self, layer):
+        inputs = inputs_of(layer, "meta")
+        assert layer._is_only_streamed(inputs)
+        assert not layer._is_only_streamed(inputs.to(torch.float64))
+        assert not layer._is_only_streamed(inputs_of(layer, layer.weight.device))
+
+    @pytest.mark.parametrize("function", ["weight_function", "bias_function"])
+    def test_with_a_patch_takes_comfyuis_way(self, layer, monkeypatch, function):
+        monkeypatch.setattr(layer, function, [lambda weight: weight])
+        assert not layer._is_only_streamed(inputs_of(layer, "meta"))
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("late", ["copies", "product"])
+    def test_computes_after_its_copies_and_copies_after_its_product(self, models, legacy, late):
+        """The next layer's copies may get the same memory."""
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU")
+        unload()
+        layers = linears(load_partly(models.quantized, 0.01))
+        layer = next(one for one in layers if one.weight.is_pinned())
+        inputs = inputs_of(layer, models.quantized.load_device)
+        expected, sides = layer(inputs), comfy.model_management.STREAMS[inputs.device]
+        torch.cuda.synchronize()
+        products = [torch.cuda.current_stream()]
+        for stream in sides if late == "copies" else products:
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(1_000_000_000)
+        found = layer(inputs)
+        time.sleep(0.05)
+        assert not any(stream.query() for stream in (products if late == "copies" else sides))
+        assert found.equal(expected)
 
 
 def entries(*sizes: int) -> list[tuple]:
