@@ -48,9 +48,8 @@ environment variables:
 """
 
 # A worker starts its own ComfyUI, which takes 1.5 GB. It takes whole files: their tests share one.
-# A quarter of the time it waits, for servers and pages: so there is one more than cores.
 CORES = os.cpu_count() or 1
-COUNT = min(4, CORES + 1)
+COUNT = min(4, CORES)
 WORKERS = ("-n", str(COUNT), "--dist", "loadfile", "--no-loadscope-reorder")
 
 
@@ -65,7 +64,7 @@ def test(host: Host, arguments: list[str]) -> int:
     set_up_frontend(host)
     chosen = any(not argument.startswith("-") for argument in arguments)
     if not chosen:  # threads of one worker would only wait for those of another
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // COUNT)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(CORES // COUNT))
     return run(host, "-m", "pytest", "--confcutdir=tests", *(() if chosen else WORKERS), *arguments)
 
 
