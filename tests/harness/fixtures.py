@@ -69,8 +69,14 @@ def enough(server: ComfyUIServer, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def recorded(enough: Path, server: ComfyUIServer, client: Client) -> Client:
-    """A user of a server that has recorded enough of the toy to load it in FP8."""
+    """A user of a server that has recorded enough of the toy to load it in FP8.
+
+    As with a panel that was opened, the server keeps on disk what the files hold: whoever asks next
+    writes nothing.
+    """
     shutil.copytree(enough, server.models / "hswq", dirs_exist_ok=True)
+    while client.get_json("/hswq/status")["reading"]:
+        pass
     return client
 
 

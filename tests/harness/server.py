@@ -156,11 +156,9 @@ class ComfyUIServer:
 def snapshot(folder: Path) -> dict[Path, bytes]:
     """Return what is in a folder, to compare it with what was; but for locks and caches.
 
-    Who asks about statistics may write a cache of them. A thread of the server's may just be
-    writing one: its temporary file is none of it.
+    A cache may just be written by a thread of the server's: its temporary file is none of it.
     """
-    caches = "(cache|heads|files)"
-    passing = re.compile(rf".+\.(lock|{caches})|\..+\.{caches}\.[0-9a-f]+\.tmp")
+    passing = re.compile(r".+\.(lock|cache)|\..+\.cache\.[0-9a-f]+\.tmp")
     files = (path for path in folder.rglob("*") if not passing.fullmatch(path.name))
     return {path: path.read_bytes() for path in files if path.is_file()}
 
